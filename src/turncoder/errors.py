@@ -1,0 +1,14 @@
+"""What went wrong, said to the person who can mend it."""
+
+__all__ = ["ConversionError", "UserError"]
+
+
+class UserError(ValueError):
+    """The user's input is wrong: one line that names the flag or key, the value and the remedy.
+
+    The command line prints it as ``error: ...`` without a traceback and exits with code 2.
+    """
+
+
+class ConversionError(UserError):
+    """A model could not be made, or shown to be, fully bidirectional; the message names the layers."""
