@@ -1,0 +1,41 @@
+"""Turn language models into text encoders, and prove what was done.
+
+Importing this package imports neither torch nor transformers: what it offers is loaded when it is first used.
+"""
+
+import importlib
+from typing import Any
+
+from turncoder.errors import ConversionError, UserError
+
+__all__ = [
+    "ConversionError",
+    "MntpConfig",
+    "UserError",
+    "__version__",
+    "attention_map",
+    "make_bidirectional",
+    "train",
+]
+
+_HOMES = {
+    "MntpConfig": "turncoder.config",
+    "attention_map": "turncoder.model.attention",
+    "make_bidirectional": "turncoder.model.attention",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("turncoder")
+    if name == "train":
+        return importlib.import_module("turncoder.train")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'turncoder' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,253 @@
+"""What the keys of LLM2Vec, its word-level fork and Bg2Vec mean here, and what is done otherwise: tables only.
+
+`translate` walks the tables. ``docs/migrate.md`` shows them in prose; a test holds the two together.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from turncoder.errors import UserError
+
+__all__ = ["ALIASES", "DIFFERENCES", "IGNORED", "NOTICE", "OLD_NAMES", "REFUSED", "RENAMED", "Difference", "translate"]
+
+ALIASES = {"output": "output_dir"}
+"""Our own short names, understood without a notice."""
+
+RENAMED = {
+    "torch_dtype": "dtype",
+    "evaluation_strategy": "eval_strategy",
+    "peft_addr": "adapters",
+    "peft_model_name_or_path": "adapters",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "warmup_ratio": "warmup_steps",
+    "no_cuda": "use_cpu",
+    "push_to_hub_model_id": "hub_model_id",
+    "push_to_hub_token": "hub_token",
+}
+"""Old name -> the name it has here (ours, or a TrainingArguments field of today)."""
+
+IGNORED = {
+    "overwrite_output_dir": "only --overwrite deletes a run; the same command again resumes",
+    "save_only_model": "checkpoints always hold what resuming needs",
+    "resume_from_checkpoint": "the newest complete checkpoint is resumed from by itself",
+    "overwrite_cache": "prepared blocks are found again by a fingerprint of text, tokenizer and settings",
+    "streaming": "corpora are always read as a stream, in constant memory",
+    "low_cpu_mem_usage": "transformers loads weights without a second copy by itself",
+    "use_fast_tokenizer": "fast tokenizers are used wherever there is one",
+    "use_auth_token": "log in with `hf auth login` or set HF_TOKEN; tokens are not kept in run records",
+    "token": "log in with `hf auth login` or set HF_TOKEN; tokens are not kept in run records",
+    "model_type": "the architecture is read from the model's config",
+    "include_inputs_for_metrics": "metrics are sums taken on the device; inputs are not needed",
+    "label_names": "labels are made here",
+    "remove_unused_columns": "the data set holds only what is used",
+    "save_safetensors": "weights are always safetensors",
+    "logging_dir": "logs go to metrics.jsonl in the run folder; TENSORBOARD_LOGGING_DIR moves TensorBoard's",
+    "group_by_length": "rows of unequal length are grouped by length by themselves",
+    "half_precision_backend": "transformers has one backend now",
+    "fp16_backend": "transformers has one backend now",
+    "fp16_opt_level": "apex is gone from transformers",
+    "use_ipex": "gone from transformers",
+    "jit_mode_eval": "gone from transformers",
+    "use_mps_device": "an Apple GPU is found by itself",
+    "tpu_num_cores": "gone from transformers",
+    "tpu_metrics_debug": "gone from transformers",
+    "past_index": "gone from transformers",
+    "mp_parameters": "gone from transformers",
+    "ray_scope": "gone from transformers",
+    "include_tokens_per_second": "tokens_per_second is always in metrics.jsonl",
+    "push_to_hub_organization": "gone from transformers; write it into hub_model_id",
+}
+"""Key -> why it has nothing to say here. Noted when it asks for something, then dropped."""
+
+REFUSED = {
+    "push_to_hub": "publishing is not built in yet; drop the key and upload the run's model/ with `hf upload`",
+    "config_overrides": "training a changed architecture from scratch is not MNTP; drop the key",
+    "config_name": "the model's own config.json is used; drop the key, or edit a copy of the model folder",
+    "adafactor": "write optim = 'adafactor'",
+    "torchdynamo": "write torch_compile = true",
+    "fsdp_min_num_params": "write it into fsdp_config",
+    "fsdp_transformer_layer_cls_to_wrap": "write it into fsdp_config",
+    "dispatch_batches": "write it into accelerator_config",
+    "split_batches": "write it into accelerator_config",
+}
+"""Key -> what to do instead, for keys that would change the run and cannot be honoured."""
+
+OLD_NAMES = (*ALIASES, *RENAMED, *IGNORED, *REFUSED)
+
+ASKS_NOTHING = dict.fromkeys(("use_fast_tokenizer", "remove_unused_columns"), (None, True, "True", "true"))
+"""Values of an ignored key that ask for nothing; for the others: None, false and empty."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is done otherwise than LLM2Vec does it.
+
+    Attributes
+    ----------
+    what
+        The subject, a few words: its short form in the notice.
+    theirs, ours
+        What each does.
+    why
+        The reason, one sentence.
+    back
+        How to have LLM2Vec's way: ``--as-llm2vec`` (and a key, if one does it alone), or why there is no way back.
+    """
+
+    what: str
+    theirs: str
+    ours: str
+    why: str
+    back: str
+
+
+DIFFERENCES = (
+    Difference(
+        "documents isolated",
+        "Blocks run across documents and every token sees the whole block.",
+        "Documents in one block do not see each other.",
+        "What a token's vector is must not depend on which text was packed beside it.",
+        "`--as-llm2vec`, or `isolate_documents = false`",
+    ),
+    Difference(
+        "head frozen",
+        "The vocabulary head is trained in full, over all positions, and thrown away.",
+        "The head stays as it is and sees only the positions that are predicted.",
+        "An adapter tuned against a head that nobody keeps has a loss that nobody can reproduce; "
+        "and the head is most of the memory.",
+        "`--as-llm2vec`, or `train_head = true`",
+    ),
+    Difference(
+        "schedule laid out for the steps that are run",
+        "The learning rate decays over `num_train_epochs` and the run is cut at `stop_after_n_steps`.",
+        "The schedule ends where the run ends.",
+        "Cut at 1,000 of 4,689 steps, the learning rate has hardly come down.",
+        "`--as-llm2vec`",
+    ),
+    Difference(
+        "held-out documents by hash",
+        "Without a validation set the first 5 % of the corpus are held out.",
+        "Documents are held out by a hash of their text.",
+        "The head of a corpus is seldom like the rest of it; equal documents fall on the same side.",
+        "`--as-llm2vec`",
+    ),
+    Difference(
+        "empty lines dropped",
+        "An empty line becomes a document of special tokens only.",
+        "Empty documents are dropped and counted.",
+        "A fifth of WikiText's lines are empty: nothing is learnt from them.",
+        "`--as-llm2vec`",
+    ),
+    Difference(
+        "no remainder lost",
+        "The rest of every thousand lines that does not fill a block is dropped.",
+        "Only the very last rest is dropped, and counted.",
+        "Text is not thrown away by how it was batched.",
+        "`--as-llm2vec`",
+    ),
+    Difference(
+        "metric aligned",
+        "Bg2Vec compares the prediction for the next token with this one; LLM2Vec corrected it.",
+        "Loss and accuracy use the same pairs: the state at t-1, the token at t.",
+        "Off by one, accuracy does not rise while the model learns.",
+        "no way back: the number was wrong",
+    ),
+    Difference(
+        "fixed evaluation masks",
+        "Masks are drawn anew at every evaluation.",
+        "Every evaluation masks the same tokens.",
+        "Losses of two evaluations can be compared.",
+        "no way back: only the noise differs",
+    ),
+    Difference(
+        "rows at step 0",
+        "The first evaluation comes after training began.",
+        "The causal and the untrained bidirectional model are evaluated first.",
+        "What training gave is the difference to them.",
+        "`--as-llm2vec`, or `evaluate_step_zero = false`",
+    ),
+    Difference(
+        "adapters in float32",
+        "The precision of adapters follows the model's, or the version of peft.",
+        "What trains is float32, computed under autocast; frozen weights may be bfloat16.",
+        "A step of 5e-5 is lost in bfloat16's eight bits.",
+        "no way back: it would only lose precision",
+    ),
+    Difference(
+        "tokenizer untouched",
+        "The mask token is written into the tokenizer that is saved.",
+        "The mask token is an id in the run's record; the tokenizer is saved byte for byte.",
+        'After LLM2Vec\'s change "snake_case" is tokenised otherwise and loses its underscore.',
+        "no way back: it damages the tokenizer",
+    ),
+    Difference(
+        "nothing reported",
+        "Trackers that are installed are used (`report_to = all`).",
+        "Nothing leaves the machine unless `report_to` says so.",
+        "Nothing phones home.",
+        "`report_to`",
+    ),
+    Difference(
+        "training by default",
+        "`do_train` and `do_eval` are off unless set.",
+        "Both are on unless switched off.",
+        "A training command trains.",
+        "`do_train`, `do_eval`",
+    ),
+)
+"""Every deliberate difference to LLM2Vec's MNTP; one table for the docs, one notice for the user of an old file."""
+
+NOTICE = (
+    f"done otherwise than LLM2Vec: {', '.join(row.what for row in DIFFERENCES if '--as-llm2vec' in row.back)}; "
+    "--as-llm2vec switches these back, docs/migrate.md says why"
+)
+
+SIGNS = frozenset({*RENAMED, *IGNORED, "stop_after_n_steps", "mask_token_type"}) - {"token", "resume_from_checkpoint"}
+"""Keys that give away a file of LLM2Vec or one of its descendants."""
+
+
+def translate(raw: dict[str, Any], origin: str) -> tuple[dict[str, Any], list[str]]:
+    """Give old keys their name of today.
+
+    Parameters
+    ----------
+    raw
+        Keys and values of a file, or of the flags.
+    origin
+        How to name a key in a message: ``"run.json: "`` or ``"--"``.
+
+    Returns
+    -------
+    tuple of dict and list of str
+        The keys of today, and one line for each translation or dropped key.
+
+    Raises
+    ------
+    UserError
+        A key that cannot be honoured, or one given under both of its names.
+    """
+    keys: dict[str, Any] = {}
+    notices = []
+    for name, value in raw.items():
+        asks = value not in ASKS_NOTHING.get(name, (None, False, "", [], "False", "false"))
+        if name in REFUSED:
+            if asks:
+                raise UserError(f"{origin}{name} = {value!r} cannot be honoured: {REFUSED[name]}")
+            continue
+        if name in IGNORED:
+            if asks:
+                notices.append(f"{origin}{name} is ignored: {IGNORED[name]}")
+            continue
+        today = ALIASES.get(name) or RENAMED.get(name, name)
+        if today in keys or (today != name and today in raw):
+            raise UserError(f"{origin}{name} and {origin}{today} are the same key; keep {today}")
+        if name in RENAMED:
+            notices.append(f"{origin}{name} is called {today} now")
+        keys[today] = ",".join(map(str, value)) if today == "report_to" and isinstance(value, list) else value
+    return keys, notices
+
+
+def is_llm2vec(raw: dict[str, Any]) -> bool:
+    """Say whether a file reads like one of LLM2Vec, its fork or Bg2Vec."""
+    return not SIGNS.isdisjoint(raw)

@@ -1,0 +1,329 @@
+"""Files and flags to checked values: a key in a file and a flag take the same path and get the same errors."""
+
+import ast
+import difflib
+import importlib.util
+import json
+import logging
+import re
+import tomllib
+import types
+import typing
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from turncoder import legacy
+from turncoder.errors import UserError
+
+__all__ = ["coerce", "load", "read_file", "read_flags", "set_types", "training_argument_names", "write_toml"]
+
+logger = logging.getLogger(__name__)
+
+Config = TypeVar("Config")
+
+YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+NOTHING = ("none", "null")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A key as it was given: its value, and how to name it in a message."""
+
+    value: Any
+    said: str
+
+
+def load(cls: type[Config], path: Path | None, flags: list[str]) -> Config:
+    """Build ``cls`` from a file and flags; see `turncoder.config.load_config`."""
+    table = read_file(path) if path is not None else {}
+    from_file = _gather(cls, table, f"{path}: ")
+    from_flags = _gather(cls, read_flags(cls, flags), "--")
+    entries = {**_displace(from_file, from_flags), **from_flags}
+    if legacy.is_llm2vec(table) and "as_llm2vec" not in entries:
+        logger.warning("%s", legacy.NOTICE)
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    for name, entry in entries.items():
+        if name in hints:
+            values[name] = coerce(entry.value, hints[name], entry.said)
+        else:
+            training[name] = _literal(entry.value)
+    if training:
+        values["training"] = training
+    for f in fields(cls):  # type: ignore[arg-type]
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in values:
+            raise UserError(f"{f.name} is missing: give --{f.name}, or the key in a config file")
+    return cls(**values)
+
+
+def _displace(from_file: dict[str, Entry], from_flags: dict[str, Entry]) -> dict[str, Entry]:
+    """Drop the file's corpus when a flag names another one: flags win."""
+    sources = {"train_file": ("dataset_name", "dataset_config_name"), "dataset_name": ("train_file",)}
+    kept = dict(from_file)
+    for flag, others in sources.items():
+        if flag in from_flags:
+            names = [name for name in (*others, "validation_file", "dataset_config_name") if name not in from_flags]
+            gone = [name for name in dict.fromkeys(names) if kept.pop(name, None)]
+            if gone:
+                logger.warning("--%s takes the place of the file's %s", flag, ", ".join(gone))
+    return kept
+
+
+def _gather(cls: type, raw: dict[str, Any], origin: str) -> dict[str, Entry]:
+    """Flatten ``training``, translate old names, and refuse what nobody knows."""
+    raw = dict(raw)
+    nested = raw.pop("training", None)
+    if nested is not None and not isinstance(nested, dict):
+        raise UserError(f"{origin}training = {nested!r} must be a table of TrainingArguments fields")
+    for name, value in (nested or {}).items():
+        if name in raw:
+            raise UserError(f"{origin}{name} is given twice, by itself and under training")
+        raw[name] = value
+    translated, notices = legacy.translate(raw, origin)
+    for notice in notices:
+        logger.warning("%s", notice)
+    ours = [f.name for f in fields(cls)]
+    gathered = {}
+    for name, value in translated.items():
+        if name not in ours and not ("training" in ours and name in training_argument_names()):
+            raise UserError(_unknown(name, origin, ours))
+        gathered[name] = Entry(value, f"{origin}{name}")
+    return gathered
+
+
+def _unknown(name: str, origin: str, ours: list[str]) -> str:
+    """Say which key nobody knows, and the nearest one that exists."""
+    known = [*(n for n in ours if n != "training"), *legacy.OLD_NAMES]
+    if "training" in ours:
+        known += training_argument_names()
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    flag = "--" if origin == "--" else ""
+    hint = f"; did you mean {flag}{near[0]}?" if near else "; see --help for the names"
+    return f"{origin}{name} is not a known {'flag' if flag else 'key'}{hint}"
+
+
+@cache
+def training_argument_names() -> tuple[str, ...]:
+    """Names of the fields of transformers' TrainingArguments, read from its source: importing it would import torch."""
+    spec = importlib.util.find_spec("transformers")
+    assert spec is not None and spec.origin is not None
+    source = (Path(spec.origin).parent / "training_args.py").read_text(encoding="utf-8")
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments":
+            names = (n.target.id for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name))
+            return tuple(name for name in names if not name.startswith("_"))
+    raise AssertionError("transformers has no TrainingArguments")
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read a TOML or JSON table.
+
+    Raises
+    ------
+    UserError
+        The file is missing, not UTF-8, broken (line named), or not a table.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save the config as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); give a TOML or JSON config file") from None
+    suffix = path.suffix.lower()
+    if suffix not in (".toml", ".json"):
+        raise UserError(f"{path} is not a config file; its name must end in .toml or .json")
+    try:
+        table = tomllib.loads(text) if suffix == ".toml" else json.loads(plain_json(text), object_pairs_hook=_once)
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path} is not valid {suffix[1:].upper()}: {error}") from None
+    if not isinstance(table, dict):
+        raise UserError(f"{path} holds a {type(table).__name__}; a config file is a table of keys")
+    return table
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise UserError(f"{next(n for n in names if names.count(n) > 1)} is given twice; keep one")
+    return table
+
+
+# A string, or a comment, or a comma with nothing but space and comments between it and a closing bracket. Strings come
+# first, so that neither comments nor commas are seen inside them; what is blanked keeps its line breaks.
+_STRING = r'"(?:[^"\\\n]|\\.)*"'
+_COMMENT = r"//[^\n]*|/\*.*?\*/"
+_JSON_PIECE = re.compile(rf"({_STRING})|({_COMMENT})|(,)(?=(?:\s|{_COMMENT})*[\]}}])", re.DOTALL)
+
+
+def plain_json(text: str) -> str:
+    """Blank out ``//`` and ``/* */`` comments and trailing commas, keeping every line where it is."""
+    return _JSON_PIECE.sub(lambda m: m.group(1) or re.sub(r"[^\n]", " ", m.group(0)), text)
+
+
+def read_flags(cls: type, flags: list[str]) -> dict[str, Any]:
+    """Read ``--name value``, ``--name=value``, ``--name`` and ``--no-name`` into keys; dashes equal underscores.
+
+    Raises
+    ------
+    UserError
+        A value without a flag, or a flag without its value.
+    """
+    hints = typing.get_type_hints(cls)
+    raw: dict[str, Any] = {}
+    queue = list(flags)
+    while queue:
+        flag, equals, value = queue.pop(0).partition("=")
+        if not re.match(r"--[A-Za-z]", flag):
+            raise UserError(f"unexpected {flag + equals + value!r}; flags look like --name value")
+        name = flag[2:].replace("-", "_")
+        if name.startswith("training."):
+            name = name.removeprefix("training.")
+        denied = name.removeprefix("no_")
+        if denied != name and not equals and _is_switch(hints.get(denied)):
+            raw[denied] = False
+            continue
+        if equals:
+            given = [value]
+        elif _many(hints.get(name)):
+            given = []
+            while queue and not queue[0].startswith("--"):
+                given.append(queue.pop(0))
+            raw[legacy.ALIASES.get(name, name)] = given
+            continue
+        elif queue and not re.match(r"--[A-Za-z]", queue[0]) and not _bare(hints.get(name), queue[0]):
+            given = [queue.pop(0)]
+        else:
+            if name in hints and not _is_switch(hints[name]):
+                raise UserError(f"{flag} needs a value")
+            given = ["true"]
+        raw[legacy.ALIASES.get(name, name)] = given if _many(hints.get(name)) else given[0]
+    return raw
+
+
+def _is_switch(hint: Any) -> bool:
+    return hint is bool
+
+
+def _bare(hint: Any, following: str) -> bool:
+    """Say whether a switch stands alone, the next word not being LLM2Vec's ``True`` or ``False``."""
+    return _is_switch(hint) and following.lower() not in YES + NO
+
+
+def _many(hint: Any) -> bool:
+    return hint is not None and any(typing.get_origin(kind) is tuple for kind in _kinds(hint))
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _literal(value: Any) -> Any:
+    """Read a flag's text as the JSON value it looks like: ``--training.adam_beta2 0.95``."""
+    if not isinstance(value, str):
+        return value
+    if value.lower() in ("true", "false", "none", "null"):
+        return {"true": True, "false": False}.get(value.lower())
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def coerce(value: Any, hint: Any, said: str) -> Any:
+    """Give ``value`` the type that ``hint`` asks for; text is read, numbers are never cut.
+
+    Raises
+    ------
+    UserError
+        ``FILE: learning_rate = 'abc' is not a number``.
+    """
+    kinds = _kinds(hint)
+    optional = types.NoneType in kinds
+    if optional and (value is None or (isinstance(value, str) and value.lower() in NOTHING)):
+        return None
+    kind = next(k for k in kinds if k is not types.NoneType)
+    done, result = _as_kind(value, kind)
+    if done:
+        return result
+    raise UserError(f"{said} = {value!r} is not {_wanted(kind)}{', or none' if optional else ''}")
+
+
+def _as_kind(value: Any, kind: Any) -> tuple[bool, Any]:
+    if typing.get_origin(kind) is Literal:
+        return value in typing.get_args(kind), value
+    if typing.get_origin(kind) is tuple:
+        items = list(value) if isinstance(value, list | tuple) else [value]
+        return all(isinstance(item, str) for item in items), tuple(items)
+    if kind is bool:
+        text = str(value).lower()
+        return not isinstance(value, float) and text in YES + NO, text in YES
+    if kind in (int, float):
+        return _as_number(value, kind)
+    return isinstance(value, typing.get_origin(kind) or kind), value
+
+
+def _as_number(value: Any, kind: type) -> tuple[bool, Any]:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return False, value
+    try:
+        number = float(value) if kind is float else int(str(value), 10)
+    except ValueError:
+        try:
+            number = float(value)
+        except ValueError:
+            return False, value
+        return number.is_integer(), int(number) if number.is_integer() else number
+    return number == number and abs(number) != float("inf"), number
+
+
+def _wanted(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return f"one of {', '.join(typing.get_args(kind))}"
+    if typing.get_origin(kind) is tuple:
+        return "a list of names"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, "a table")
+
+
+def set_types(config: Any) -> None:
+    """Give the values of a config built in Python the types and checks that those of a file get, in place.
+
+    Raises
+    ------
+    UserError
+        A value of the wrong type, or not one of the choices.
+    """
+    for name, hint in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(hint) is not typing.ClassVar:
+            object.__setattr__(config, name, coerce(getattr(config, name), hint, name))
+
+
+def write_toml(cls: type, values: dict[str, Any]) -> str:
+    """Write flat values as TOML; a None that is not the default is written ``"none"``, as TOML has no null."""
+    defaults = {f.name: f.default for f in fields(cls)}
+    lines, tables = [], []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            tables += [f"\n[{name}]", *(f"{key} = {_toml(item)}" for key, item in value.items())] if value else []
+        elif value is not None or defaults.get(name) is not None:
+            lines.append(f"{name} = {_toml('none' if value is None else value)}")
+    return "\n".join(lines + tables) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+    return json.dumps("none" if value is None else value, ensure_ascii=False)

@@ -1,0 +1,35 @@
+"""Training: one file per stage, and what the stages share.
+
+``turncoder.train`` is this package and the function that runs a config of any stage: importing a stage binds the
+name to the package, so the package itself can be called.
+"""
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+
+class _Train(types.ModuleType):
+    def __call__(self, config: Any) -> Path:
+        """Run the stage that ``config`` describes, or resume it, and return the run folder.
+
+        Parameters
+        ----------
+        config
+            A `turncoder.MntpConfig`.
+
+        Raises
+        ------
+        UserError
+            The input is wrong: one line that names the key, the value and the remedy.
+        """
+        import turncoder.train.mntp as mntp
+        from turncoder.config import MntpConfig
+
+        if not isinstance(config, MntpConfig):
+            raise TypeError(f"train() takes a MntpConfig, not a {type(config).__name__}")
+        return mntp.train(config)
+
+
+sys.modules[__name__].__class__ = _Train
