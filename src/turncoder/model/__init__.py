@@ -1,0 +1,1 @@
+"""Load a decoder, make its attention look both ways, and prove it."""
