@@ -1,0 +1,128 @@
+"""The model folder: what ``SentenceTransformer(folder)`` and ``AutoModel.from_pretrained(folder)`` load without us.
+
+The layout is the one that old and new sentence-transformers, vLLM and Text Embeddings Inference all read
+(reference: bidirectional.md 5): module types under ``sentence_transformers.models``, both key sets for the pooling,
+``is_causal: false`` in ``config.json``. The tokenizer's files are the original ones, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import sentence_transformers
+import torch
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["save_encoder"]
+
+logger = logging.getLogger("turncoder")
+
+POOLING_MODES = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "max": "pooling_mode_max_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+}
+# Text Embeddings Inference reads this key where transformers ignores it; Gemma's own key of this name means a window too
+SERVER_KEY_TYPES = frozenset({"llama", "mistral", "qwen3"})
+
+
+def save_encoder(
+    backbone: PreTrainedModel,
+    folder: Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    tokenizer_files: list[Path],
+    max_seq_length: int,
+    pooling: str = "mean",
+    record: dict[str, Any] | None = None,
+) -> None:
+    """Save a backbone as a sentence-transformers folder, under a temporary name that is renamed at the end.
+
+    Parameters
+    ----------
+    backbone
+        The merged, bidirectional model without head.
+    folder
+        Where to; an existing folder is replaced.
+    tokenizer
+        For its padding token, which goes into ``sentence_bert_config.json`` when the tokenizer's own files name none.
+    tokenizer_files
+        The original files, copied unchanged.
+    max_seq_length
+        In tokens.
+    pooling
+        A pooling mode of sentence-transformers.
+    record
+        Extra keys for ``turncoder.json``: how MNTP aligned labels and states, the mask token id, the parents.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    backbone.save_pretrained(partial)
+    for file in tokenizer_files:
+        shutil.copyfile(file, partial / file.name)
+    _add_server_key(partial / "config.json")
+    tokenizer_args = {"padding_side": "right"}
+    if tokenizer.pad_token is not None:
+        tokenizer_args["pad_token"] = tokenizer.pad_token
+    _write(
+        partial / "modules.json",
+        [
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        ],
+    )
+    _write(
+        partial / "sentence_bert_config.json",
+        {"max_seq_length": max_seq_length, "do_lower_case": False, "tokenizer_args": tokenizer_args},
+    )
+    width = backbone.config.get_text_config().hidden_size
+    (partial / "1_Pooling").mkdir()
+    _write(
+        partial / "1_Pooling" / "config.json",
+        {
+            "embedding_dimension": width,
+            "word_embedding_dimension": width,
+            "pooling_mode": pooling,
+            **{key: mode == pooling for mode, key in POOLING_MODES.items()},
+            "include_prompt": True,
+        },
+    )
+    versions = {
+        "sentence_transformers": sentence_transformers.__version__,
+        "transformers": transformers.__version__,
+        "pytorch": torch.__version__,
+    }
+    _write(
+        partial / "config_sentence_transformers.json",
+        {
+            "__version__": versions,
+            "model_type": "SentenceTransformer",
+            "prompts": {},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
+    )
+    if record:
+        _write(partial / "turncoder.json", record)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+
+
+def _add_server_key(path: Path) -> None:
+    config = json.loads(path.read_text(encoding="utf8"))
+    if config.get("model_type") in SERVER_KEY_TYPES and config.get("is_causal") is False:
+        config["use_bidirectional_attention"] = True
+        _write(path, config)
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf8")

@@ -1,0 +1,122 @@
+"""LoRA on the backbone: attach one, merge it, and check that the merged model is the same model.
+
+Hu et al. 2021, arXiv 2106.09685. The adapter wraps the backbone only (``task_type`` FEATURE_EXTRACTION), so that it
+loads on plain ``AutoModel``.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from turncoder.errors import UserError
+
+__all__ = ["attach_lora", "choose_targets", "count_parameters", "merge_adapter"]
+
+logger = logging.getLogger("turncoder")
+
+# What LLM2Vec adapts, where the architecture names its projections like Llama
+LLAMA_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def choose_targets(backbone: nn.Module, asked: tuple[str, ...] | None) -> list[str] | str:
+    """Choose the modules to adapt: those asked for, Llama's seven projections, or every linear layer.
+
+    Raises
+    ------
+    UserError
+        A module asked for does not exist.
+    """
+    names = {name.rpartition(".")[2] for name, _ in backbone.named_modules()}
+    if asked:
+        paths = {name for name, _ in backbone.named_modules()}
+        absent = [target for target in asked if target not in names | paths and target != "all-linear"]
+        if absent:
+            raise UserError(
+                f"lora_target_modules: the model has no module {absent[0]}; it has {', '.join(sorted(names))}"
+            )
+        return "all-linear" if asked == ("all-linear",) else list(asked)
+    return list(LLAMA_PROJECTIONS) if names.issuperset(LLAMA_PROJECTIONS) else "all-linear"
+
+
+def attach_lora(
+    backbone: PreTrainedModel, *, r: int, alpha: int | None, dropout: float, targets: tuple[str, ...] | None
+) -> PeftModel:
+    """Wrap ``backbone`` with a new LoRA whose matrices are fp32; everything else is frozen.
+
+    ``alpha`` None means twice ``r``, as in LLM2Vec.
+    """
+    config = LoraConfig(
+        r=r,
+        lora_alpha=2 * r if alpha is None else alpha,
+        lora_dropout=dropout,
+        target_modules=choose_targets(backbone, targets),
+        bias="none",
+        task_type="FEATURE_EXTRACTION",
+    )
+    try:
+        return get_peft_model(backbone, config, autocast_adapter_dtype=True)
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"lora_target_modules: {str(error).splitlines()[0]}") from error
+
+
+def count_parameters(model: nn.Module, *others: nn.Parameter) -> tuple[int, int]:
+    """Count (trainable, all) parameters over the whole model and ``others`` (the head), tied ones once."""
+    parameters = {id(parameter): parameter for parameter in [*model.parameters(), *others]}.values()
+    return (
+        sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        sum(parameter.numel() for parameter in parameters),
+    )
+
+
+@torch.no_grad()
+def merge_adapter(model: PeftModel, probe: dict[str, torch.Tensor]) -> tuple[PreTrainedModel, float]:
+    """Merge the adapter into the weights: layer by layer in fp32, cast last.
+
+    Parameters
+    ----------
+    model
+        The backbone with its adapter; it is used up.
+    probe
+        Inputs of a few real tokens, for the comparison of the states before and after.
+
+    Returns
+    -------
+    merged
+        The plain backbone.
+    cosine
+        The lowest cosine between states of the unmerged and of the merged model.
+
+    Raises
+    ------
+    UserError
+        The merged model is another model (cosine under 0.99), or the adapter changes nothing.
+    """
+    model.eval()
+    before = model(**probe, use_cache=False).last_hidden_state.float()
+    with model.disable_adapter():
+        bare = model(**probe, use_cache=False).last_hidden_state.float()
+    if torch.equal(before, bare):
+        logger.warning("the adapter changes nothing: it was not trained, or its learning rate was 0")
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            weights = [parameter for parameter in layer.get_base_layer().parameters(recurse=False)]
+            dtypes = [weight.dtype for weight in weights]
+            for weight in weights:
+                weight.data = weight.data.float()
+            layer.merge()
+            for weight, dtype in zip(weights, dtypes, strict=True):
+                weight.data = weight.data.to(dtype)
+    merged = model.unload()
+    after = merged(**probe, use_cache=False).last_hidden_state.float()
+    cosine = nn.functional.cosine_similarity(before, after, dim=-1).min().item()
+    if cosine < 0.99:
+        raise UserError(
+            f"the merged model differs from the adapted one (cosine {cosine:.4f}): keep it with save_merged=never"
+        )
+    return merged, cosine

@@ -1,0 +1,139 @@
+"""Load a causal language model from a folder, a hub id or a run folder, or say in one line why that cannot be done."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from turncoder.errors import UserError
+
+__all__ = ["load_causal_lm", "load_model_config", "resolve_model"]
+
+logger = logging.getLogger("turncoder")
+
+FALLBACKS = ("sdpa", "eager")
+
+
+def resolve_model(name: str) -> str:
+    """Return what transformers should open: ``RUN/model`` for a run folder of ours, else ``name`` itself."""
+    if (Path(name) / "run.json").exists() and (Path(name) / "model").is_dir():
+        return str(Path(name) / "model")
+    return name
+
+
+def load_model_config(
+    name: str, *, revision: str = "main", cache_dir: str | None = None, trust_remote_code: bool = False
+) -> PretrainedConfig:
+    """Load a model's configuration.
+
+    Raises
+    ------
+    UserError
+        The folder has no ``config.json``, its architecture is unknown, or the hub id cannot be reached or found.
+    """
+    name = resolve_model(name)
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").exists():
+        raise UserError(f"model_name_or_path: {name} has no config.json: name a folder that holds a model, or a hub id")
+    try:
+        return AutoConfig.from_pretrained(
+            name, revision=revision, cache_dir=cache_dir, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, HFValidationError) as error:
+        raise UserError(_why_not(name, error)) from error
+
+
+def load_causal_lm(
+    name: str,
+    *,
+    revision: str = "main",
+    cache_dir: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: str | None = None,
+    attn_implementation: str | None = "sdpa",
+) -> PreTrainedModel:
+    """Load a causal language model as it was trained: causal, with its head.
+
+    Parameters
+    ----------
+    name
+        A folder, a run folder of ours, or a hub id.
+    dtype
+        ``float32`` (also for None), ``bfloat16``, ``float16``, or ``auto`` for the dtype of the files.
+    attn_implementation
+        The first of this, sdpa and eager that loads is taken, with a notice when it is not the one asked for.
+
+    Returns
+    -------
+    PreTrainedModel
+        In evaluation mode.
+
+    Raises
+    ------
+    UserError
+        No weights, weights that lack parameters of the architecture (the head, for example), or an unknown model.
+    """
+    config = load_model_config(name, revision=revision, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+    name = resolve_model(name)
+    kwargs: dict[str, Any] = {
+        "revision": revision,
+        "cache_dir": cache_dir,
+        "trust_remote_code": trust_remote_code,
+        "dtype": "auto" if dtype == "auto" else getattr(torch, dtype or "float32"),
+        "output_loading_info": True,
+        "use_safetensors": None,
+    }
+    tried: list[str] = []
+    for implementation in dict.fromkeys([attn_implementation or "sdpa", *FALLBACKS]):
+        try:
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                name, config=config, attn_implementation=implementation, **kwargs
+            )
+        except (ImportError, ValueError) as error:  # no such kernel here, or the architecture does not have it
+            if "attention" not in str(error).lower() and "attn" not in str(error).lower():
+                raise UserError(_why_not(name, error)) from error
+            tried.append(implementation)
+            continue
+        except OSError as error:
+            raise UserError(_why_not(name, error)) from error
+        if tried:
+            logger.warning("attn_implementation: %s is not to be had here; %s is used", tried[0], implementation)
+        _check_complete(name, loading)
+        return model.eval()
+    raise UserError(f"attn_implementation: none of {', '.join(tried)} can be used with {name}")
+
+
+def _check_complete(name: str, loading: dict[str, Any]) -> None:
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError(
+            f"model_name_or_path: the weights of {name} lack {', '.join(missing[:3])}{more}: name a complete causal "
+            "language model (a bare backbone has no head to predict tokens with)"
+        )
+    if loading["mismatched_keys"]:
+        raise UserError(f"model_name_or_path: the weights of {name} do not have the shapes that its config.json says")
+
+
+def _why_not(name: str, error: Exception) -> str:
+    folder = Path(name)
+    if folder.is_dir():
+        weights = [file for ending in ("safetensors", "bin") for file in folder.glob(f"*.{ending}*")]
+        if isinstance(error, OSError) and not weights:
+            return f"model_name_or_path: {name} has no weights (*.safetensors): name a folder that holds a whole model"
+        return f"model_name_or_path: {name} cannot be opened: {_first_line(error)}"
+    if folder.exists() or name.startswith((".", "/", "~")):
+        return f"model_name_or_path: there is no model folder {name}"
+    return (
+        f"model_name_or_path: {name} is neither a folder nor a model that the hub gives: {_first_line(error)} "
+        "(check the name, the network, and `hf auth login` for gated models)"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

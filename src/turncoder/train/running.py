@@ -1,0 +1,391 @@
+"""What all stages share: the run folder and its record, resuming, checkpoints that are complete or do not exist.
+
+A run is its record (``run.json``). The same command again resumes from the newest complete checkpoint; a changed
+configuration is refused with the difference. A checkpoint is complete when its marker exists: the marker is written
+last, and older checkpoints are removed only afterwards, so a kill at any moment loses at most the steps since.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from turncoder.config import MAY_CHANGE, MntpConfig, differences, to_dict, to_toml
+from turncoder.errors import UserError
+
+__all__ = ["Run", "RunCallback", "newest_checkpoint", "open_run", "training_arguments", "write_atomically"]
+
+logger = logging.getLogger("turncoder")
+
+MARKER = "complete"
+PACKAGES = ("turncoder", "torch", "transformers", "sentence-transformers", "peft", "accelerate", "datasets", "tokenizers")
+STEP_KEYS = frozenset({"max_steps", "num_train_epochs", "stop_after_n_steps"})
+OPEN_ENDED_SCHEDULES = frozenset({"constant", "constant_with_warmup"})
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` under a temporary name beside ``path``, flush it to disk, and rename it."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+@dataclasses.dataclass
+class Run:
+    """A run folder that has been opened.
+
+    Attributes
+    ----------
+    folder
+        The run folder; see INTERFACE.md for what it holds.
+    record
+        What ``run.json`` says.
+    resume_from
+        The newest complete checkpoint, or None for a run from the start.
+    finished
+        Whether the record says that all steps were done before.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    resume_from: Path | None = None
+    finished: bool = False
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """The file of logged steps, one JSON object a line."""
+        return self.folder / "metrics.jsonl"
+
+    def update(self, **values: Any) -> None:
+        """Put ``values`` into the record and write ``run.json`` (main process only)."""
+        self.record.update(values)
+        if PartialState().is_main_process:
+            write_atomically(self.folder / "run.json", json.dumps(self.record, indent=1, default=str) + "\n")
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one row to ``metrics.jsonl`` (main process only)."""
+        if PartialState().is_main_process:
+            with self.metrics.open("a", encoding="utf8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def logged(self) -> list[dict[str, Any]]:
+        """Return the rows of ``metrics.jsonl``; a line cut off by a kill is dropped."""
+        if not self.metrics.exists():
+            return []
+        rows = []
+        for line in self.metrics.read_text(encoding="utf8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def rewind(self, step: int) -> None:
+        """Drop the rows logged after ``step``: the resumed run logs them again."""
+        if PartialState().is_main_process and self.metrics.exists():
+            kept = [row for row in self.logged() if row["step"] <= step]
+            write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def newest_checkpoint(checkpoints: Path) -> Path | None:
+    """Return the complete checkpoint with the highest step, or None."""
+    complete = [folder for folder in checkpoints.glob("checkpoint-*") if (folder / MARKER).exists()]
+    return max(complete, key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def open_run(config: MntpConfig, stage: str) -> Run:
+    """Create the run folder, or open it again to resume.
+
+    Parameters
+    ----------
+    config
+        The resolved configuration; ``output_dir`` names the folder.
+    stage
+        The command, such as ``mntp``.
+
+    Returns
+    -------
+    Run
+        With ``resume_from`` set when a complete checkpoint exists.
+
+    Raises
+    ------
+    UserError
+        No folder named, a folder that is not a run, a run of another stage, or a configuration that changed.
+    """
+    if not config.output_dir:
+        raise UserError("--output is missing: name the folder that the run should be written to")
+    folder = Path(config.output_dir)
+    state = PartialState()
+    if config.overwrite and state.is_main_process:
+        _remove_run(folder)
+    state.wait_for_everyone()
+    run = Run(folder, _new_record(config, stage))
+    if (folder / "run.json").exists():
+        old = _read_record(folder)
+        _check_same(old, run.record, stage, folder)
+        run.finished = old.get("status") == "done" and not _wants_more(old["config"], run.record["config"])
+        run.resume_from = newest_checkpoint(run.checkpoints)
+        run.record = {**old, "config": run.record["config"], "versions": run.record["versions"]}
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"--output {folder} exists and is not a run folder: name another, or empty it")
+    if run.finished:
+        return run
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.toml", to_toml(config))
+        for partial in run.checkpoints.glob("checkpoint-*"):
+            if not (partial / MARKER).exists():
+                shutil.rmtree(partial)  # cut off by a kill: it never was a checkpoint
+    run.update(status="running")
+    state.wait_for_everyone()
+    return run
+
+
+def _remove_run(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / "run.json").exists():
+            raise UserError(f"--overwrite: {folder} is not a run folder and will not be deleted; remove it yourself")
+        shutil.rmtree(folder)
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "run.json").read_text(encoding="utf8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"--output {folder}: run.json cannot be read ({error}); use --overwrite to start anew") from None
+
+
+def _check_same(old: dict[str, Any], new: dict[str, Any], stage: str, folder: Path) -> None:
+    if old.get("stage") != stage:
+        raise UserError(f"--output {folder} holds a run of '{old.get('stage')}', not of '{stage}': name another folder")
+    open_ended = old["config"].get("lr_scheduler_type") in OPEN_ENDED_SCHEDULES
+    allowed = MAY_CHANGE if open_ended else MAY_CHANGE - STEP_KEYS
+    before = {key: value for key, value in old["config"].items() if key not in allowed}
+    after = {key: value for key, value in new["config"].items() if key not in allowed}
+    changed = differences(before, after)
+    if changed:
+        raise UserError(
+            f"--output {folder} holds a run with another configuration ({'; '.join(changed)}): "
+            "use the old values to resume, --overwrite to start anew, or another folder"
+        )
+
+
+def _wants_more(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    return any(old.get(key) != new.get(key) for key in STEP_KEYS)
+
+
+def _new_record(config: MntpConfig, stage: str) -> dict[str, Any]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "stage": stage,
+        "status": "running",
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "config": json.loads(json.dumps(to_dict(config), default=str)),
+        "seed": config.seed,
+        "versions": {"python": platform.python_version(), **versions},
+        "git": _git_revision(),
+        "wall_time_s": 0.0,
+        "tokens": 0,
+    }
+
+
+def _git_revision() -> str | None:
+    """Return the revision of the user's working directory, where there is one."""
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
+
+
+class RunCallback(TrainerCallback):
+    """Writes metrics, shows progress, and makes checkpoints complete.
+
+    Parameters
+    ----------
+    run
+        The opened run.
+    samples_per_epoch, samples_per_step
+        For the epoch that is logged: batches are drawn from one unrolled sequence of epochs.
+    save_total_limit
+        How many complete checkpoints to keep; None keeps all.
+    """
+
+    def __init__(self, run: Run, samples_per_epoch: int, samples_per_step: int, save_total_limit: int | None) -> None:
+        self.run = run
+        self.epochs_per_step = samples_per_step / samples_per_epoch
+        self.save_total_limit = save_total_limit
+        self.tokens_seen = lambda: 0
+        self.started = self.logged_at = time.perf_counter()
+        self.earlier_tokens = self.logged_tokens = 0
+        self.earlier_seconds = 0.0
+        self.first_step = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clocks; on resuming, forget what was logged after the checkpoint."""
+        self.started = self.logged_at = time.perf_counter()
+        self.run.rewind(state.global_step)
+        self.first_step = state.global_step
+        self.earlier_tokens = int(self.run.record.get("tokens", 0)) if state.global_step else 0
+        self.earlier_seconds = float(self.run.record.get("wall_time_s", 0.0)) if state.global_step else 0.0
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write one row, with the speed since the row before it."""
+        row = {key: value for key, value in (logs or {}).items() if _is_metric(key)}
+        if not row:
+            return
+        row = {"step": state.global_step, **row, "epoch": round(state.global_step * self.epochs_per_step, 4)}
+        now, tokens = time.perf_counter(), self.tokens_seen()
+        if "loss" in row and tokens > self.logged_tokens:
+            row["tokens_per_second"] = round((tokens - self.logged_tokens) / (now - self.logged_at), 1)
+        self.logged_at, self.logged_tokens = now, tokens
+        self.run.log(row)
+        if args.disable_tqdm:  # no terminal: plain lines instead of the Trainer's progress bar
+            left = (state.max_steps - state.global_step) * (now - self.started)
+            left /= max(state.global_step - self.first_step, 1)
+            told = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "step" and _is_number(value))
+            logger.info("step %d/%d  %s  (%s left)", state.global_step, state.max_steps, told, _clock(left))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Mark the checkpoint just written as complete, then remove the ones that are no longer needed."""
+        accelerator_state = PartialState()
+        accelerator_state.wait_for_everyone()
+        if accelerator_state.is_main_process:
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            for file in checkpoint.rglob("*"):
+                if file.is_file():
+                    descriptor = os.open(file, os.O_RDONLY)
+                    os.fsync(descriptor)
+                    os.close(descriptor)
+            write_atomically(checkpoint / MARKER, f"{state.global_step}\n")
+            self.count()
+            self._remove_old(args, state)
+        accelerator_state.wait_for_everyone()
+
+    def count(self) -> None:
+        """Put tokens and seconds so far into the record."""
+        seconds = self.earlier_seconds + time.perf_counter() - self.started
+        self.run.update(tokens=self.earlier_tokens + self.tokens_seen(), wall_time_s=round(seconds, 2))
+
+    def _remove_old(self, args: TrainingArguments, state: TrainerState) -> None:
+        if not self.save_total_limit:
+            return
+        complete = sorted(
+            (folder for folder in Path(args.output_dir).glob("checkpoint-*") if (folder / MARKER).exists()), key=_step
+        )
+        best = Path(state.best_model_checkpoint) if state.best_model_checkpoint else None
+        for folder in complete[: -self.save_total_limit]:
+            if folder != best:
+                (folder / MARKER).unlink()  # first: a folder half removed must not look complete
+                shutil.rmtree(folder)
+
+
+def _is_metric(key: str) -> bool:
+    """Tell metrics from the Trainer's own timings and totals."""
+    timing = ("runtime", "samples_per_second", "steps_per_second", "preparation_time", "total_flos")
+    return not key.startswith("train_") and not key.endswith(timing) and key != "epoch"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _clock(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def training_arguments(config: MntpConfig, run: Run, *, steps: int, steps_per_epoch: int) -> TrainingArguments:
+    """Turn a configuration into the Trainer's arguments.
+
+    Parameters
+    ----------
+    config
+        The resolved configuration; its ``training`` holds any further field.
+    run
+        Checkpoints go into its folder.
+    steps
+        Optimizer steps that the learning-rate schedule is laid out for.
+    steps_per_epoch
+        What the strategy ``epoch`` means in steps: batches come from one unrolled sequence of epochs.
+
+    Raises
+    ------
+    UserError
+        A field that TrainingArguments refuses.
+    """
+    every_epoch = {name: steps_per_epoch for name in ("eval", "save") if getattr(config, f"{name}_strategy") == "epoch"}
+    early = config.early_stopping_patience is not None
+    values: dict[str, Any] = {
+        "output_dir": str(run.checkpoints),
+        "max_steps": steps,
+        "eval_strategy": "steps" if "eval" in every_epoch else config.eval_strategy,
+        "eval_steps": every_epoch.get("eval", config.eval_steps),
+        "save_strategy": "steps" if "save" in every_epoch else config.save_strategy,
+        "save_steps": every_epoch.get("save", config.save_steps),
+        "load_best_model_at_end": early,
+        "metric_for_best_model": "eval_loss" if early or config.save_strategy == "best" else None,
+        "greater_is_better": False if early or config.save_strategy == "best" else None,
+        "bf16": config.bf16 or (config.dtype == "bfloat16" and not config.fp16),
+        "remove_unused_columns": False,
+        "disable_tqdm": not sys.stderr.isatty(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_nan_inf_filter": False,
+        "report_to": config.report_to.split(","),
+        "log_level": "error",
+    }
+    if early and config.eval_strategy == "steps":
+        values |= {"save_strategy": "steps", "save_steps": config.eval_steps or config.logging_steps}
+    same = (
+        "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps learning_rate "
+        "lr_scheduler_type warmup_steps weight_decay max_grad_norm fp16 seed dataloader_num_workers logging_steps"
+    )
+    values |= {name: getattr(config, name) for name in same.split()}
+    try:
+        return TrainingArguments(**{**values, **config.training})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"training: {str(error).splitlines()[0]}") from error

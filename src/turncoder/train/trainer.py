@@ -1,0 +1,152 @@
+"""transformers' Trainer with the loss over gathered rows: the head outside the module tree, and sums for metrics.
+
+Shapes: B batch, L length, D width, V vocabulary, K selected rows.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from turncoder.errors import UserError
+from turncoder.model.heads import Head
+from turncoder.model.isolation import isolation_mask
+from turncoder.objectives.alignment import select_rows
+from turncoder.objectives.vocabulary import cross_entropy, score_rows
+
+__all__ = ["GatheredTrainer", "StopAfter", "summarise"]
+
+HEAD_FILE = "head.safetensors"
+
+
+class GatheredTrainer(Trainer):
+    """transformers' Trainer with the masked rows gathered, the head outside the module tree, and sums for metrics.
+
+    Parameters
+    ----------
+    head
+        The model's own language-model head.
+    isolate
+        Whether documents in one row must not see each other.
+    budget_bytes
+        Size of the largest piece of logits.
+    kwargs
+        As for `transformers.Trainer`.
+    """
+
+    def __init__(self, *, head: Head, isolate: bool, budget_bytes: int, **kwargs: Any) -> None:
+        super().__init__(compute_metrics=summarise, **kwargs)
+        self.head = head
+        self.isolate = isolate
+        self.budget_bytes = budget_bytes
+        self.model_accepts_loss_kwargs = True  # our loss is a sum over the rows of the whole accumulation window
+        self.remove_callback(PrinterCallback)
+        self._tokens = torch.zeros((), dtype=torch.long)
+
+    def tokens_seen(self) -> int:
+        """Count the tokens trained on since this process started, over all processes."""
+        return int(self._tokens) * self.args.world_size
+
+    def rows(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Run the backbone and gather the states that predict the masked tokens.
+
+        Returns
+        -------
+        rows_KD, targets_K, batch_K
+            The state at t-1, the token at t, and the row of the batch it stands in.
+        """
+        mask_BL, documents_BL = inputs["attention_mask"], inputs["document_ids"]
+        kwargs: dict[str, Any] = {"attention_mask": None if bool(mask_BL.all()) else mask_BL}
+        if self.isolate and bool((documents_BL > 0).any()):
+            unwrapped = self.accelerator.unwrap_model(model)
+            kwargs = isolation_mask(unwrapped, documents_BL, next(unwrapped.parameters()).dtype)
+        output = model(input_ids=inputs["input_ids"], use_cache=False, **kwargs)
+        return select_rows(output.last_hidden_state, inputs["labels"])
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Sum the cross-entropy of the masked rows and divide by their true count over window and processes."""
+        with self.accelerator.autocast():
+            rows_KD, targets_K, _ = self.rows(model, inputs)
+            total = cross_entropy(rows_KD, targets_K, self.head, budget_bytes=self.budget_bytes)
+        if model.training:
+            self._tokens = self._tokens.to(targets_K.device) + inputs["attention_mask"].sum()
+        assert num_items_in_batch is not None
+        count = torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
+        return total / count * self.args.world_size  # DDP averages gradients; the loss is a sum over processes
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, torch.Tensor, torch.Tensor]:
+        """Score one batch as sums per row: (loss, right, right among five, masked tokens)."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.accelerator.autocast():
+            rows_KD, targets_K, batch_K = self.rows(model, inputs)
+            scores = score_rows(rows_KD, targets_K, self.head, budget_bytes=self.budget_bytes)
+        columns_K4 = torch.stack([*(score.double() for score in scores), torch.ones_like(scores[0]).double()], dim=1)
+        sums_B4 = columns_K4.new_zeros(len(inputs["input_ids"]), 4).index_add_(0, batch_K, columns_K4)
+        return None, sums_B4, sums_B4[:, 3:]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        return SequentialSampler(self.train_dataset)  # the data set itself is in training order
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save what trains; no tokenizer and no pickle beside it."""
+        folder = Path(output_dir or self.args.output_dir)
+        extra = {"save_embedding_layers": False} if hasattr(self.model, "peft_config") else {}
+        self.model.save_pretrained(folder, state_dict=state_dict, **extra)
+        if self.head.trains:
+            save_file(self.head.state_dict(), folder / HEAD_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.head.trains:
+            self.head.load_state_dict(load_file(Path(resume_from_checkpoint) / HEAD_FILE))
+
+
+def summarise(prediction: EvalPrediction) -> dict[str, float]:
+    """Turn sums per row (loss, right, right among five, masked tokens) into loss, perplexity and accuracies."""
+    loss, right, right5, count = np.asarray(prediction.predictions, dtype=np.float64).sum(axis=0)
+    if count == 0:
+        raise UserError(
+            "the evaluation has no masked token: raise mlm_probability, max_eval_samples or validation_split_percentage"
+        )
+    return {
+        "loss": loss / count,
+        "perplexity": math.exp(min(loss / count, 700.0)),
+        "accuracy": right / count,
+        "top5_accuracy": right5 / count,
+        "masked_tokens": int(count),
+    }
+
+
+class StopAfter(TrainerCallback):
+    """Stop at a step while the schedule is laid out for more: LLM2Vec's way."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask for the stop, and for the checkpoint that goes with it."""
+        if state.global_step >= self.steps:
+            control.should_training_stop = True
+            control.should_save = args.save_strategy != "no"
