@@ -43,6 +43,7 @@ __all__ = ["Text", "open_text", "train"]
 logger = logging.getLogger("turncoder")
 
 MERGED_BYTES = 10 * 2**30  # save_merged=auto keeps merged models up to this size
+HEAD_PREFIX = "vocabulary_head_"
 METRICS = ("loss", "perplexity", "accuracy", "top5_accuracy", "masked_tokens")
 
 
@@ -224,7 +225,9 @@ def _block_size(config: MntpConfig, backbone: PreTrainedModel, tokenizer: PreTra
     if config.max_seq_length is None:
         return min(tokenizer.model_max_length, 1024, limit or 1024)
     if limit and config.max_seq_length > limit:
-        raise UserError(f"max_seq_length = {config.max_seq_length} is more than the model's {limit} positions: lower it")
+        raise UserError(
+            f"max_seq_length = {config.max_seq_length} is more than the model's {limit} positions: lower it"
+        )
     return config.max_seq_length
 
 
@@ -263,8 +266,11 @@ def _choose_trainables(config: MntpConfig, backbone: PreTrainedModel, head: Head
             dropout=config.lora_dropout,
             targets=config.lora_target_modules,
         )
-    if config.train_head:
-        head.unfreeze(backbone)
+    if config.train_head or (config.train_mode == "full" and head.is_tied):
+        head.train()
+        # The Trainer optimizes, clips, synchronises and zeroes what stands in the module tree
+        for name, weight in head.named_parameters().items():
+            model.register_parameter(HEAD_PREFIX + name.replace(".", "_"), weight)
     return model
 
 
@@ -275,7 +281,9 @@ def _build_trainer(config: MntpConfig, run: Run, text: Text, head: Head, model: 
     planned = config.max_steps if config.max_steps > 0 else math.ceil(rows * config.num_train_epochs / per_step)
     steps = min(planned, config.stop_after_n_steps or planned)
     scheduled = planned if config.as_llm2vec else steps
-    record = RunCallback(run, samples_per_epoch=rows, samples_per_step=per_step, save_total_limit=config.save_total_limit)
+    record = RunCallback(
+        run, samples_per_epoch=rows, samples_per_step=per_step, save_total_limit=config.save_total_limit
+    )
     callbacks: list[Any] = [record]
     if scheduled > steps:
         callbacks.append(StopAfter(steps))
@@ -288,8 +296,10 @@ def _build_trainer(config: MntpConfig, run: Run, text: Text, head: Head, model: 
         model=model,
         args=training_arguments(config, run, steps=scheduled, steps_per_epoch=math.ceil(rows / per_step)),
         data_collator=text.collate,
-        train_dataset=MaskedBlocks(text.train, text.masking, seed=config.seed, samples=scheduled * per_step),
-        eval_dataset=MaskedBlocks(text.validation, text.eval_masking),
+        train_dataset=MaskedBlocks(
+            text.train, text.masking, epochs=math.ceil(scheduled * per_step / rows), batch_size=per_step
+        ),
+        eval_dataset=MaskedBlocks(text.validation, text.eval_masking, evaluation=True),
         callbacks=callbacks,
     )
     trainer.record = record
@@ -314,11 +324,11 @@ def _save(
     if not state.is_main_process:
         return
     model = trainer.accelerator.unwrap_model(trainer.model).cpu()
-    trainer.head.detach()
+    for name in [name for name in model._parameters if name.startswith(HEAD_PREFIX)]:
+        del model._parameters[name]
     if isinstance(model, PeftModel):
         partial = run.folder / ".adapter.partial"
-        model.save_pretrained(partial, save_embedding_layers=False)
-        trainer.head.save(partial)
+        trainer.save_adapter(partial)
         shutil.rmtree(run.folder / "adapter", ignore_errors=True)
         partial.replace(run.folder / "adapter")
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())

@@ -33,7 +33,16 @@ __all__ = ["Run", "RunCallback", "newest_checkpoint", "open_run", "training_argu
 logger = logging.getLogger("turncoder")
 
 MARKER = "complete"
-PACKAGES = ("turncoder", "torch", "transformers", "sentence-transformers", "peft", "accelerate", "datasets", "tokenizers")
+PACKAGES = (
+    "turncoder",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+)
 STEP_KEYS = frozenset({"max_steps", "num_train_epochs", "stop_after_n_steps"})
 OPEN_ENDED_SCHEDULES = frozenset({"constant", "constant_with_warmup"})
 
@@ -180,7 +189,9 @@ def _read_record(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / "run.json").read_text(encoding="utf8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"--output {folder}: run.json cannot be read ({error}); use --overwrite to start anew") from None
+        raise UserError(
+            f"--output {folder}: run.json cannot be read ({error}); use --overwrite to start anew"
+        ) from None
 
 
 def _check_same(old: dict[str, Any], new: dict[str, Any], stage: str, folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -19,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 from turncoder.errors import UserError
 from turncoder.model.heads import Head
 from turncoder.model.isolation import isolation_mask
-from turncoder.objectives.alignment import select_rows
+from turncoder.objectives.alignment import select_batch, select_rows
 from turncoder.objectives.vocabulary import cross_entropy, score_rows
 
 __all__ = ["GatheredTrainer", "StopAfter", "summarise"]
@@ -44,7 +45,7 @@ class GatheredTrainer(Trainer):
 
     def __init__(self, *, head: Head, isolate: bool, budget_bytes: int, **kwargs: Any) -> None:
         super().__init__(compute_metrics=summarise, **kwargs)
-        self.head = head
+        self.head = head.to(self.args.device)
         self.isolate = isolate
         self.budget_bytes = budget_bytes
         self.model_accepts_loss_kwargs = True  # our loss is a sum over the rows of the whole accumulation window
@@ -55,13 +56,13 @@ class GatheredTrainer(Trainer):
         """Count the tokens trained on since this process started, over all processes."""
         return int(self._tokens) * self.args.world_size
 
-    def rows(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    def rows(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the backbone and gather the states that predict the masked tokens.
 
         Returns
         -------
-        rows_KD, targets_K, batch_K
-            The state at t-1, the token at t, and the row of the batch it stands in.
+        rows_KD, targets_K
+            The state at t-1 and the token at t, for every label.
         """
         mask_BL, documents_BL = inputs["attention_mask"], inputs["document_ids"]
         kwargs: dict[str, Any] = {"attention_mask": None if bool(mask_BL.all()) else mask_BL}
@@ -80,7 +81,7 @@ class GatheredTrainer(Trainer):
     ) -> torch.Tensor:
         """Sum the cross-entropy of the masked rows and divide by their true count over window and processes."""
         with self.accelerator.autocast():
-            rows_KD, targets_K, _ = self.rows(model, inputs)
+            rows_KD, targets_K = self.rows(model, inputs)
             total = cross_entropy(rows_KD, targets_K, self.head, budget_bytes=self.budget_bytes)
         if model.training:
             self._tokens = self._tokens.to(targets_K.device) + inputs["attention_mask"].sum()
@@ -98,10 +99,12 @@ class GatheredTrainer(Trainer):
         """Score one batch as sums per row: (loss, right, right among five, masked tokens)."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.accelerator.autocast():
-            rows_KD, targets_K, batch_K = self.rows(model, inputs)
+            rows_KD, targets_K = self.rows(model, inputs)
             scores = score_rows(rows_KD, targets_K, self.head, budget_bytes=self.budget_bytes)
         columns_K4 = torch.stack([*(score.double() for score in scores), torch.ones_like(scores[0]).double()], dim=1)
-        sums_B4 = columns_K4.new_zeros(len(inputs["input_ids"]), 4).index_add_(0, batch_K, columns_K4)
+        sums_B4 = columns_K4.new_zeros(len(inputs["input_ids"]), 4).index_add_(
+            0, select_batch(inputs["labels"]), columns_K4
+        )
         return None, sums_B4, sums_B4[:, 3:]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
@@ -110,15 +113,26 @@ class GatheredTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save what trains; no tokenizer and no pickle beside it."""
         folder = Path(output_dir or self.args.output_dir)
-        extra = {"save_embedding_layers": False} if hasattr(self.model, "peft_config") else {}
-        self.model.save_pretrained(folder, state_dict=state_dict, **extra)
-        if self.head.trains:
-            save_file(self.head.state_dict(), folder / HEAD_FILE)
+        if isinstance(self.model, PeftModel):
+            self.save_adapter(folder)
+        else:
+            self.model.save_pretrained(folder, state_dict=state_dict)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Save the adapter, and the head beside it if it was trained: what was tuned together stays together."""
+        self.model.save_pretrained(folder, save_embedding_layers=False)
+        if self.head.trainable and (weights := self.head.named_parameters()):
+            save_file({name: weight.detach() for name, weight in weights.items()}, folder / HEAD_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Load what `_save` saved."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.head.trains:
-            self.head.load_state_dict(load_file(Path(resume_from_checkpoint) / HEAD_FILE))
+        path = Path(resume_from_checkpoint) / HEAD_FILE
+        if path.exists():
+            saved = load_file(path)
+            with torch.no_grad():
+                for name, weight in self.head.named_parameters().items():
+                    weight.copy_(saved[name])
 
 
 def summarise(prediction: EvalPrediction) -> dict[str, float]:
@@ -143,9 +157,7 @@ class StopAfter(TrainerCallback):
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for the stop, and for the checkpoint that goes with it."""
         if state.global_step >= self.steps:
             control.should_training_stop = True

@@ -1,0 +1,277 @@
+"""MNTP from the command line on a real decoder: it learns, resumes exactly, divides exactly, and loads without us."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SMALL = {
+    "max_seq_length": 64,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "max_eval_samples": 16,
+    "lora_dropout": 0.0,
+    "logging_steps": 1,
+    "save_steps": 4,
+    "max_steps": 8,
+    "evaluate_step_zero": False,
+}
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _environment(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURNCODER_CACHE", str(cache))
+
+
+def command(model: Path, text: Path, output: Path, **changes: object) -> list[str]:
+    flags = {**SMALL, "model_name_or_path": model, "train_file": text, "output_dir": output, **changes}
+    words = [f"--{key}={value}" for key, value in flags.items() if not isinstance(value, bool)]
+    words += [f"--{key}" if value else f"--no-{key}" for key, value in flags.items() if isinstance(value, bool)]
+    return [sys.executable, "-m", "turncoder.cli", "mntp", *words]
+
+
+def launch(words: list[str], code: int = 0) -> str:
+    result = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert result.returncode == code, result.stderr[-3000:]
+    return result.stdout + result.stderr
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in metrics(folder) if "loss" in row]
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="session")
+def trained(stories: Path, stories_text: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 60 steps with everything on."""
+    os.environ["TURNCODER_CACHE"] = str(cache)
+    folder = tmp_path_factory.mktemp("runs") / "learns"
+    changes = {"max_steps": 60, "save_steps": 30, "lora_r": 16, "evaluate_step_zero": True, "max_eval_samples": 64}
+    launch(command(stories, stories_text, folder, **changes))
+    return folder
+
+
+def test_loss_falls_and_aligned_accuracy_rises(trained: Path) -> None:
+    rows = metrics(trained)
+    causal = next(row for row in rows if row.get("model") == "causal")
+    untrained = next(row for row in rows if row.get("model") == "bidirectional")
+    last = [row for row in rows if "eval_loss" in row][-1]
+    assert last["step"] == 60
+    assert untrained["eval_loss"] > causal["eval_loss"]  # looking ahead untrained is worse than not looking
+    assert last["eval_loss"] < untrained["eval_loss"] - 1.0
+    assert last["eval_accuracy"] > 1.5 * untrained["eval_accuracy"]
+    assert last["eval_accuracy"] <= last["eval_top5_accuracy"] <= 1
+
+
+def test_run_folder_has_what_the_interface_says(trained: Path) -> None:
+    record = json.loads((trained / "run.json").read_text())
+    assert record["status"] == "done"
+    assert record["stage"] == "mntp"
+    assert record["tokens"] == 60 * 4 * 64
+    assert record["wall_time_s"] > 0
+    assert record["parameters"]["trainable"] < record["parameters"]["total"]
+    assert record["merged_cosine"] > 0.99999
+    assert record["results"]["accuracy"] > 0
+    assert record["data"]["fingerprint"]
+    names = {path.name for path in trained.iterdir()}
+    assert names == {"run.json", "config.toml", "metrics.jsonl", "checkpoints", "adapter", "model"}
+
+
+def test_model_opens_in_plain_sentence_transformers_and_looks_both_ways(trained: Path) -> None:
+    script = """
+import sys, torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel
+folder = sys.argv[1]
+encoder = SentenceTransformer(folder)
+vectors = encoder.encode(["Once upon a time", "The little dog ran home to his mom and they played", "a"])
+alone = encoder.encode(["a"])
+assert abs(vectors[2] - alone[0]).max() < 1e-5
+model = AutoModel.from_pretrained(folder).eval()
+ids = torch.tensor([[1, 300, 301, 302], [1, 300, 301, 40]])
+with torch.no_grad():
+    states = model(ids).last_hidden_state
+assert (states[0, 0] - states[1, 0]).abs().max() > 1e-4
+assert not any(name.startswith("turncoder") for name in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", script, str(trained / "model")], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_tokenizer_files_are_the_original_bytes(trained: Path, stories: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (trained / "model" / name).read_bytes() == (stories / name).read_bytes()
+
+
+def test_adapter_loads_on_plain_automodel_and_equals_the_merged_model(trained: Path, stories: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(stories)
+    config.is_causal = False
+    bare = AutoModel.from_pretrained(stories, config=config, dtype=torch.float32).eval()
+    ids = torch.arange(3, 35)[None]
+    with torch.no_grad():
+        before = bare(ids).last_hidden_state
+        adapted = PeftModel.from_pretrained(bare, trained / "adapter").eval()(ids).last_hidden_state
+        merged = AutoModel.from_pretrained(trained / "model", dtype=torch.float32).eval()(ids).last_hidden_state
+    assert (adapted - before).abs().max() > 1e-2
+    torch.testing.assert_close(adapted, merged, atol=1e-4, rtol=1e-4)
+
+
+def test_same_command_again_does_nothing_and_a_changed_one_is_refused(
+    trained: Path, stories: Path, stories_text: Path
+) -> None:
+    before = (trained / "metrics.jsonl").read_bytes()
+    changes = {"max_steps": 60, "save_steps": 30, "lora_r": 16, "evaluate_step_zero": True, "max_eval_samples": 64}
+    launch(command(stories, stories_text, trained, **changes))
+    assert (trained / "metrics.jsonl").read_bytes() == before
+    said = launch(command(stories, stories_text, trained, **{**changes, "lora_r": 4}), code=2)
+    assert said.count("\n") == 1 and "lora_r" in said and "16" in said and "--overwrite" in said
+
+
+def kill_after_checkpoint(words: list[str], folder: Path, step: int) -> None:
+    """Start a run and kill -9 it as soon as a checkpoint of at least ``step`` is complete."""
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        marked = [int(path.parent.name.split("-")[1]) for path in folder.glob("checkpoints/checkpoint-*/complete")]
+        if max(marked, default=0) >= step:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "model").exists(), "the run ended before it could be killed"
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_gives_identical_weights(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+    changes = {"max_steps": 40, "save_steps": 5, "lora_dropout": 0.1, "save_total_limit": 2}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    launch(command(stories, stories_text, whole, **changes))
+    words = command(stories, stories_text, cut, **changes)
+    kill_after_checkpoint(words, cut, 10)
+    launch(words)
+    assert (whole / "adapter/adapter_model.safetensors").read_bytes() == (
+        cut / "adapter/adapter_model.safetensors"
+    ).read_bytes()
+    assert (whole / "model/model.safetensors").read_bytes() == (cut / "model/model.safetensors").read_bytes()
+    drop = ("tokens_per_second",)
+    assert [{k: v for k, v in row.items() if k not in drop} for row in metrics(whole)] == [
+        {k: v for k, v in row.items() if k not in drop} for row in metrics(cut)
+    ]
+    assert json.loads((cut / "run.json").read_text())["tokens"] == 40 * 4 * 64
+    assert sorted(path.name for path in (cut / "checkpoints").iterdir()) == ["checkpoint-35", "checkpoint-40"]
+
+
+def test_an_unfinished_checkpoint_is_not_resumed_from(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    launch(command(stories, stories_text, whole))
+    shutil.copytree(whole, cut)
+    for gone in ("adapter", "model"):
+        shutil.rmtree(cut / gone)
+    # what a kill in the middle of writing the second checkpoint leaves: no marker, files cut off
+    (cut / "checkpoints/checkpoint-8/complete").unlink()
+    (cut / "checkpoints/checkpoint-8/optimizer.pt").write_bytes(b"cut off")
+    record = json.loads((cut / "run.json").read_text())
+    (cut / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    launch(command(stories, stories_text, cut))
+    assert losses(whole) == losses(cut)
+    for name, tensor in adapter(whole).items():
+        assert torch.equal(tensor, adapter(cut)[name])
+
+
+def test_accumulation_does_not_change_the_result(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+    one, eight = tmp_path / "one", tmp_path / "eight"
+    common = {"max_steps": 4, "save_strategy": "no", "do_eval": False}
+    launch(command(stories, stories_text, one, per_device_train_batch_size=8, **common))
+    launch(
+        command(
+            stories, stories_text, eight, per_device_train_batch_size=1, gradient_accumulation_steps=8, **common
+        )
+    )
+    assert losses(one) == pytest.approx(losses(eight), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    common = {"max_steps": 4, "max_eval_samples": 9, "train_head": False}
+    launch(command(stories, stories_text, one, per_device_train_batch_size=8, **common))
+    words = command(stories, stories_text, two, per_device_train_batch_size=4, **common)
+    distributed = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29731", "-m"]
+    launch([*distributed, *words[2:], "--training.use_cpu", "true"])
+    assert losses(one) == pytest.approx(losses(two), rel=1e-5)
+    assert [row["eval_loss"] for row in metrics(one) if "eval_loss" in row] == pytest.approx(
+        [row["eval_loss"] for row in metrics(two) if "eval_loss" in row], rel=1e-5
+    )
+    assert json.loads((one / "run.json").read_text())["tokens"] == json.loads((two / "run.json").read_text())["tokens"]
+
+
+@pytest.mark.slow
+def test_losses_equal_those_of_the_loop_written_by_hand(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "examples" / "by_hand.py"
+    said = launch([sys.executable, str(script), str(stories), str(stories_text), "12"])
+    by_hand = [float(line.split()[-1]) for line in said.splitlines() if line.startswith("step ")]
+    flags = {"max_seq_length": 128, "per_device_train_batch_size": 8, "max_steps": 12, "isolate_documents": False}
+    launch(command(stories, stories_text, tmp_path / "run", do_eval=False, save_strategy="no", **flags))
+    assert losses(tmp_path / "run") == pytest.approx(by_hand, abs=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train_mode": "full"},
+        {"gradient_checkpointing": True},
+        {"bf16": True},
+        {"dtype": "bfloat16"},
+        {"data_collator_type": "unmasked", "bidirectional": False},
+        {"line_by_line": True},
+        {"early_stopping_patience": 1, "eval_strategy": "steps", "eval_steps": 2},
+        {"as_llm2vec": True, "stop_after_n_steps": 6},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_variants_run_and_learn(stories: Path, stories_text: Path, tmp_path: Path, changes: dict) -> None:
+    launch(command(stories, stories_text, tmp_path / "run", **changes))
+    values = losses(tmp_path / "run")
+    assert len(values) >= 2 and values[-1] < values[0] + 0.5
+    assert (tmp_path / "run/model/model.safetensors").exists()
+    assert (tmp_path / "run/adapter").exists() == (changes.get("train_mode") != "full")
+
+
+def test_gradient_checkpointing_gives_the_same_losses(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+    common = {"max_steps": 3, "save_strategy": "no", "do_eval": False}
+    launch(command(stories, stories_text, tmp_path / "plain", **common))
+    launch(command(stories, stories_text, tmp_path / "checkpointed", gradient_checkpointing=True, **common))
+    assert losses(tmp_path / "plain") == pytest.approx(losses(tmp_path / "checkpointed"), rel=1e-6)
+
+
+def test_a_folder_that_is_no_run_is_not_touched(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    said = launch(command(stories, stories_text, tmp_path), code=2)
+    assert said.startswith("error: ") and str(tmp_path) in said
+    said = launch(command(stories, stories_text, tmp_path, overwrite=True), code=2)
+    assert "will not be deleted" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
