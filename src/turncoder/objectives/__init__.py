@@ -1,0 +1,1 @@
+"""What is minimised: which states predict which tokens, and the cross-entropy over a vocabulary."""
