@@ -1,0 +1,114 @@
+"""The order in which rows are seen: a pure function of (seed, epoch), computed where it is needed and never stored.
+
+A permutation of a billion rows would be 8 GB. This one is a keyed Feistel network (Luby and Rackoff 1988; on a range
+that is no power of two, a value that falls outside is sent through again: Black and Rogaway 2002), evaluated for a
+window of positions at a time.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+__all__ = ["EpochOrder", "permute"]
+
+ROUNDS = 8
+WINDOW = 4096  # positions that are computed together
+GROUPS = 64  # batches in a window of rows that are sorted by length together
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """Scramble 64-bit integers (the finaliser of SplitMix64: Steele, Lea and Flood 2014)."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def permute(positions: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
+    """Send positions through the permutation of [0, size) that (seed, epoch) names.
+
+    Parameters
+    ----------
+    positions
+        Integers in [0, size).
+    size
+        How many rows there are.
+    seed, epoch
+        The key.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64, of the shape of ``positions``; over all positions each row comes exactly once.
+    """
+    half = np.uint64(max(2, (max(size - 1, 1).bit_length() + 1) // 2))
+    low = np.uint64((1 << int(half)) - 1)
+    key = _mix(_mix(np.array([seed % 2**64], dtype=np.uint64)) ^ np.uint64(epoch))
+    keys = _mix(key + np.arange(ROUNDS, dtype=np.uint64))
+    result = np.asarray(positions).astype(np.uint64)
+    outside = np.ones(result.shape, dtype=bool)
+    while outside.any():
+        values = result[outside]
+        left, right = values >> half, values & low
+        for round_key in keys:
+            left, right = right, left ^ (_mix(right ^ round_key) & low)
+        result[outside] = (left << half) | right
+        outside = result >= np.uint64(size)
+    return result.astype(np.int64)
+
+
+class EpochOrder:
+    """Which row stands at a position of an epoch.
+
+    Without ``lengths``: a permutation. With them: the permuted rows are cut into windows of 64 batches, sorted by
+    length inside each, cut into batches, and the batches of a window shuffled, so that a batch holds rows of like
+    length and still every epoch is another one.
+
+    Parameters
+    ----------
+    size
+        Number of rows.
+    seed
+        The run's seed.
+    lengths
+        Tokens of each row [size], or None where all are equal.
+    batch_size
+        Rows that are seen together.
+    """
+
+    def __init__(self, size: int, seed: int, lengths: np.ndarray | None = None, batch_size: int = 8) -> None:
+        self.size = size
+        self.seed = seed
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.window = WINDOW if lengths is None else batch_size * GROUPS
+        self._rows = lru_cache(maxsize=2)(self._compute)
+
+    def __call__(self, epoch: int, position: int) -> int:
+        """Give the row at ``position`` of ``epoch``."""
+        window, place = divmod(position, self.window)
+        return int(self._rows(epoch, window)[place])
+
+    def rows(self, epoch: int) -> np.ndarray:
+        """Give the whole order of an epoch [size], int64: for tests and small data."""
+        windows = range(-(-self.size // self.window))
+        return np.concatenate([self._compute(epoch, window) for window in windows])
+
+    def _compute(self, epoch: int, window: int) -> np.ndarray:
+        positions = np.arange(window * self.window, min(self.size, (window + 1) * self.window))
+        rows = permute(positions, self.size, self.seed, epoch)
+        if self.lengths is None:
+            return rows
+        rows = rows[np.argsort(self.lengths[rows], kind="stable")]
+        whole = len(rows) // self.batch_size  # a batch that is not full stays last, so that the others stay whole
+        shuffled = permute(np.arange(whole), max(whole, 1), self.seed + 1 + window, epoch)
+        batches = [rows[batch * self.batch_size : (batch + 1) * self.batch_size] for batch in shuffled]
+        return np.concatenate([*batches, rows[whole * self.batch_size :]])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_rows"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._rows = lru_cache(maxsize=2)(self._compute)

@@ -1,0 +1,274 @@
+"""A corpus: texts (or rows of token ids) from a file, a folder, a saved dataset or the hub, read as often as needed."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from turncoder.data.files import ENDINGS, Row, choose_column, find_ending, read_arrow, read_file
+from turncoder.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["Corpus", "open_corpora", "open_corpus"]
+
+logger = logging.getLogger("turncoder")
+
+# Datasets that were Python scripts: `datasets` runs none of those any more, and these are their Parquet homes.
+PARQUET_HOMES = {
+    "wikitext": "Salesforce/wikitext",
+    "wikipedia": "wikimedia/wikipedia",
+    "openwebtext": "Skylion007/openwebtext",
+    "c4": "allenai/c4",
+    "ag_news": "fancyzhx/ag_news",
+    "imdb": "stanfordnlp/imdb",
+    "cc_news": "vblagoje/cc_news",
+    "roneneldan/TinyStories": "roneneldan/TinyStories",
+}
+ARROW_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts, or rows of token ids, that can be read again and again in the same order.
+
+    Attributes
+    ----------
+    name
+        What the user calls it: a path or a hub id.
+    read
+        Starts a fresh pass over the rows.
+    digest
+        Computes the fingerprint.
+    tokenised
+        The rows are token ids and not texts.
+    size
+        Bytes on disk, where that says how far a pass has come; None otherwise.
+    """
+
+    name: str
+    read: Callable[[], Iterator[Row]]
+    digest: Callable[[], str]
+    tokenised: bool = False
+    size: int | None = None
+
+    @property
+    def texts(self) -> Iterator[Any]:
+        """A fresh pass over the rows: strings, or integer arrays when :attr:`tokenised`."""
+        return self.read()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.read()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the content, not of names or dates: the same texts give the same one, changed texts another."""
+        return self.digest()
+
+
+def open_corpus(
+    *,
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    file: str | Path | None = None,
+    text_column: str | None = None,
+    split: str = "train",
+    cache_dir: str | None = None,
+    tokenizer: Any = None,
+) -> Corpus:
+    """Open a corpus of any of the shapes that people bring.
+
+    Parameters
+    ----------
+    dataset_name, dataset_config_name
+        A hub id (or the path of a local dataset) and its configuration.
+    file
+        A ``.txt``, ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file (each also ``.gz``), a folder of those, or a
+        ``datasets.save_to_disk`` folder, raw or tokenised (``input_ids`` or ``packed``).
+    text_column
+        Where the text is; None means ``text``, else the first column.
+    split
+        The split of a dataset that has several.
+    cache_dir
+        Where ``datasets`` keeps what it downloads.
+    tokenizer
+        When given, the ids of the first row of a tokenised corpus are checked against it now; all are when packed.
+
+    Raises
+    ------
+    UserError
+        Nothing was named, or both; missing, empty or unreadable data; no such column or split.
+    """
+    if (file is None) == (dataset_name is None):
+        raise UserError("name one of train_file (a file or folder) and dataset_name (a hub id)")
+    path = Path(file if file is not None else str(dataset_name)).expanduser()
+    if file is not None and not path.exists():
+        raise UserError(f"train_file: {file}: no such file or folder")
+    if path.is_dir() and _is_saved(path):
+        corpus = _from_dataset(str(path), _load_saved(path, split), text_column)
+    elif path.is_dir() and (file is not None or _text_files(path)):
+        corpus = _from_files(path, _text_files(path), text_column)
+    elif path.is_file():
+        corpus = _from_files(path, [path], text_column)
+    else:
+        name, dataset = _load_hub(str(dataset_name), dataset_config_name, split, cache_dir)
+        corpus = _from_dataset(name, dataset, text_column)
+    if tokenizer is not None and corpus.tokenised:
+        first = next(iter(corpus), np.empty(0, dtype=np.int64))
+        check_ids(first, len(tokenizer), corpus.name)
+    return corpus
+
+
+def open_corpora(
+    *,
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    train_file: str | Path | None = None,
+    validation_file: str | Path | None = None,
+    text_column: str | None = None,
+    cache_dir: str | None = None,
+) -> tuple[Corpus, Corpus | None]:
+    """Open the training corpus and, where there is one, its validation corpus.
+
+    The validation corpus is ``validation_file``, else the dataset's own ``validation`` split, else None: then packing
+    splits the training corpus.
+
+    Raises
+    ------
+    UserError
+        As :func:`open_corpus`.
+    """
+    shape = {"dataset_config_name": dataset_config_name, "text_column": text_column, "cache_dir": cache_dir}
+    train = open_corpus(dataset_name=dataset_name, file=train_file, **shape)  # type: ignore[arg-type]
+    if validation_file is not None:
+        if not Path(validation_file).expanduser().exists():
+            raise UserError(f"validation_file: {validation_file}: no such file or folder")
+        return train, open_corpus(file=validation_file, split="validation", text_column=text_column)
+    if _has_validation(dataset_name, dataset_config_name, train_file, cache_dir):
+        return train, open_corpus(dataset_name=dataset_name, file=train_file, split="validation", **shape)
+    return train, None
+
+
+def check_ids(token_ids: np.ndarray, vocab_size: int, name: str) -> None:
+    """Refuse token ids outside of a vocabulary.
+
+    Raises
+    ------
+    UserError
+        An id is negative or not below ``vocab_size``.
+    """
+    if token_ids.size and (int(token_ids.min()) < 0 or int(token_ids.max()) >= vocab_size):
+        worst = int(token_ids.min()) if int(token_ids.min()) < 0 else int(token_ids.max())
+        raise UserError(
+            f"{name}: token id {worst} is outside of the tokenizer's {vocab_size} tokens; "
+            "the corpus was tokenised with another tokenizer: give that one (tokenizer_name), or the raw text"
+        )
+
+
+def _text_files(folder: Path) -> list[Path]:
+    found = (path for path in folder.rglob("*") if path.is_file() and find_ending(path))
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def _from_files(path: Path, files: list[Path], text_column: str | None) -> Corpus:
+    if not files:
+        raise UserError(f"{path}: no text in this folder; looked for {', '.join(ENDINGS)}, each also with .gz")
+
+    def read() -> Iterator[Row]:
+        for file in files:
+            yield from read_file(file, text_column)
+
+    def digest() -> str:
+        return _hash_files(files, text_column)
+
+    first = next(read_file(files[0], text_column), "")  # what is wrong with the file is said now and not hours later
+    plain = all(find_ending(file) != ".parquet" and not file.name.endswith(".gz") for file in files)
+    size = sum(file.stat().st_size for file in files) if plain else None
+    return Corpus(str(path), read, digest, isinstance(first, np.ndarray), size)
+
+
+def _hash_files(files: list[Path], text_column: str | None) -> str:
+    whole = hashlib.sha256(repr(text_column).encode())
+    for file in files:
+        with file.open("rb") as stream:
+            whole.update(str(find_ending(file)).encode() + hashlib.file_digest(stream, "sha256").digest())
+    return whole.hexdigest()
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+
+
+def _load_saved(folder: Path, split: str) -> "Dataset":
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except Exception as error:
+        raise UserError(f"{folder}: this saved dataset cannot be opened ({_first_line(error)})") from error
+    if isinstance(saved, datasets.DatasetDict):
+        if split not in saved:
+            raise UserError(f"{folder}: no split {split!r}; it has {', '.join(saved)}")
+        return saved[split]
+    return saved
+
+
+def _load_hub(name: str, config: str | None, split: str, cache_dir: str | None) -> tuple[str, "Dataset"]:
+    import datasets
+
+    home = PARQUET_HOMES.get(name, name)
+    if home != name:
+        logger.warning("dataset_name: %r is read from %r, its home without a script", name, home)
+    try:
+        return home, datasets.load_dataset(home, config, split=split, cache_dir=cache_dir)
+    except Exception as error:
+        raise UserError(
+            f"dataset_name: {name!r} ({config or 'default configuration'}, split {split!r}) cannot be loaded: "
+            f"{_first_line(error)}; check the name and the network, or give a local file as train_file"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _has_validation(name: str | None, config: str | None, file: str | Path | None, cache_dir: str | None) -> bool:
+    path = Path(file if file is not None else str(name)).expanduser()
+    if path.is_dir() and _is_saved(path):
+        import datasets
+
+        saved = datasets.load_from_disk(str(path))
+        return isinstance(saved, datasets.DatasetDict) and "validation" in saved
+    if file is not None or path.exists():
+        return False
+    import datasets
+
+    home = PARQUET_HOMES.get(str(name), str(name))
+    builder = datasets.load_dataset_builder(home, config, cache_dir=cache_dir)
+    return "validation" in (builder.info.splits or {})
+
+
+def _from_dataset(name: str, dataset: "Dataset", text_column: str | None) -> Corpus:
+    if len(dataset) == 0:
+        raise UserError(f"{name}: the dataset has no rows")
+    column = choose_column(dataset.column_names, text_column, name)
+    table = dataset.select_columns([column]).with_format("arrow")
+
+    def read() -> Iterator[Row]:
+        for batch in table.iter(batch_size=ARROW_ROWS):
+            yield from read_arrow(batch.column(0), column, name)
+
+    def digest() -> str:
+        files = [Path(entry["filename"]) for entry in dataset.cache_files]
+        if not files:
+            return hashlib.sha256(f"{dataset._fingerprint} {column}".encode()).hexdigest()
+        return _hash_files(files, column)
+
+    first = next(read(), "")
+    return Corpus(name, read, digest, isinstance(first, np.ndarray))

@@ -1,0 +1,176 @@
+"""A shard of texts becomes token ids: by the tokenizer's own threads in this process, or in several processes."""
+
+import logging
+import multiprocessing
+import os
+import re
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from turncoder.data.corpus import check_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Encoded", "Encoder", "start_workers"]
+
+logger = logging.getLogger("turncoder")
+
+LONGEST = 1 << 20  # characters that are tokenised in one go; memory for a longer text grows without bound
+PROBE = ("The quick brown fox, 1984.", "  two  spaces\tand a tab", "Füße, 눈, снег, 雪 😀", "snake_case <s> </s>", "")
+
+
+class Encoded(NamedTuple):
+    """The tokens of a shard by split, each with the length of each document; and how many documents were empty."""
+
+    train: tuple[np.ndarray, np.ndarray]
+    validation: tuple[np.ndarray, np.ndarray]
+    empty: int
+
+
+class Encoder:
+    """Tokenises lists of texts; travels to other processes.
+
+    Parameters
+    ----------
+    tokenizer
+        Taken as it is: no truncation, no padding, with its special tokens.
+    keep_empty
+        Empty texts are documents too.
+    name
+        Of the corpus, for messages.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", keep_empty: bool, name: str) -> None:
+        self.keep_empty = keep_empty
+        self.name = name
+        self.vocab_size = max(tokenizer.get_vocab().values()) + 1
+        self.dtype = np.dtype("<u2" if self.vocab_size < 2**16 else "<u4")
+        self.backend = _take_backend(tokenizer)
+        self.tokenizer = tokenizer if self.backend is None else None
+        self.prefix, self.suffix = self._find_specials()
+
+    def encode(self, rows: Sequence[Any], share: float, held_out: int) -> Encoded:
+        """Tokenise a shard.
+
+        Parameters
+        ----------
+        rows
+            Texts, or integer arrays that are tokens already.
+        share
+            Percentage of documents, by a hash of their content, that go to validation.
+        held_out
+            The first so many go to validation whatever their hash.
+        """
+        kept = [bool(len(row)) and not (isinstance(row, str) and row.isspace()) for row in rows]
+        empty = kept.count(False)
+        validates = np.fromiter((_hash(row) for row in rows), dtype=np.uint64, count=len(rows)) < share / 100 * 2**32
+        validates[:held_out] = True
+        if not self.keep_empty and empty:
+            rows = [row for row, keep in zip(rows, kept, strict=True) if keep]
+            validates = validates[kept]
+        pieces = self._tokenise(rows)
+        lengths = np.fromiter(map(len, pieces), dtype=np.uint32, count=len(pieces))
+        if pieces and isinstance(pieces[0], np.ndarray):
+            tokens = np.concatenate(pieces)
+            check_ids(tokens, self.vocab_size, self.name)
+            tokens = tokens.astype(self.dtype)
+        else:
+            tokens = np.fromiter(chain.from_iterable(pieces), dtype=self.dtype, count=int(lengths.sum()))
+        if not validates.any():
+            return Encoded((tokens, lengths), (tokens[:0], lengths[:0]), empty)
+        goes = np.repeat(validates, lengths)
+        return Encoded((tokens[~goes], lengths[~validates]), (tokens[goes], lengths[validates]), empty)
+
+    def _tokenise(self, rows: Sequence[Any]) -> Sequence[Any]:
+        if not rows or isinstance(rows[0], np.ndarray):
+            return rows
+        if max(map(len, rows)) <= LONGEST:
+            return self._call(rows)
+        pieces: list[Any] = []
+        for row in rows:
+            pieces.append(self._call([row])[0] if len(row) <= LONGEST else self._tokenise_long(row))
+        return pieces
+
+    def _call(self, texts: Sequence[str], specials: bool = True) -> Sequence[list[int]]:
+        if self.backend is not None:
+            return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=specials)]
+        return self.tokenizer(list(texts), add_special_tokens=specials, verbose=False)["input_ids"]  # type: ignore[misc]
+
+    def _tokenise_long(self, text: str) -> list[int]:
+        """Tokenise a text in pieces that end before white space, so that memory stays bounded."""
+        logger.warning(
+            "%s: a text of %d characters is tokenised in pieces of at most %d", self.name, len(text), LONGEST
+        )
+        tokens = list(self.prefix)
+        start = 0
+        while start < len(text):
+            stop = start + LONGEST
+            if stop < len(text):
+                blanks = [match.start() for match in re.finditer(r"(?<=\S)\s", text[stop - 4096 : stop])]
+                stop = stop - 4096 + blanks[-1] if blanks else stop
+            tokens += self._call([text[start:stop]], specials=False)[0]
+            start = stop
+        return tokens + self.suffix
+
+    def _find_specials(self) -> tuple[list[int], list[int]]:
+        whole, bare = self._call(["a"])[0], self._call(["a"], specials=False)[0]
+        for place in range(len(whole) - len(bare) + 1):
+            if whole[place : place + len(bare)] == bare:
+                return list(whole[:place]), list(whole[place + len(bare) :])
+        return [], []
+
+
+def _hash(row: Any) -> int:
+    """Hash a document to 32 bits, the same in every process and version."""
+    return zlib.crc32(row.encode("utf-8", "surrogatepass") if isinstance(row, str) else row.tobytes())
+
+
+def _take_backend(tokenizer: "PreTrainedTokenizerBase") -> Any:
+    """Take the Rust tokenizer, when it alone gives what calling the tokenizer gives; else None, with a notice."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        from tokenizers import Tokenizer
+
+        expected = [tokenizer(text, verbose=False)["input_ids"] for text in PROBE]
+        backend = Tokenizer.from_str(backend.to_str())  # a copy: calls change truncation and padding of the original
+        backend.no_truncation()
+        backend.no_padding()
+        if [encoding.ids for encoding in backend.encode_batch_fast(PROBE)] == expected:
+            return backend
+    logger.warning("%s has no fast path; texts are tokenised by calling it, which is slower", type(tokenizer).__name__)
+    return None
+
+
+_worker: Encoder | None = None
+
+
+def _adopt(encoder: Encoder, threads: int) -> None:
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    global _worker
+    _worker = encoder
+
+
+def _encode(rows: Sequence[Any], share: float, held_out: int) -> Encoded:
+    assert _worker is not None
+    return _worker.encode(rows, share, held_out)
+
+
+class _Processes(ProcessPoolExecutor):
+    """Processes that hold the encoder, so that only texts travel to them and only tokens back."""
+
+    def submit(self, _method: Any, /, *arguments: Any, **named: Any) -> "Future[Any]":
+        return super().submit(_encode, *arguments, **named)
+
+
+def start_workers(encoder: Encoder, workers: int) -> Executor:
+    """Start processes that share the processor's threads among them."""
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    return _Processes(workers, mp_context=context, initializer=_adopt, initargs=(encoder, threads))

@@ -1,0 +1,342 @@
+"""The tokenizer: load it, check it, choose a padding id and a mask id, and leave its files as they are."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from turncoder.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+__all__ = [
+    "check_vocabulary",
+    "digest_tokenizer",
+    "load_tokenizer",
+    "mask_token_id",
+    "pad_token_id",
+    "special_ids",
+    "tokenizer_files",
+    "train_tokenizer",
+]
+
+logger = logging.getLogger("turncoder")
+
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "*.tiktoken",
+)
+OTHER_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*",
+    "tokenization_*.py",
+)
+# How the makers of models name the tokens that they keep in reserve, the likeliest first.
+RESERVED = (
+    "<mask>",
+    "[MASK]",
+    "<|mask|>",
+    "<unused",
+    "[unused",
+    "<|reserved_special_token_",
+    "<|reserved_",
+    "<SPECIAL_",
+)
+
+
+def load_tokenizer(
+    name: str | Path, *, revision: str = "main", cache_dir: str | None = None, trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
+    """Load a tokenizer from a folder or the hub, what lies on this machine first.
+
+    Nothing about it is changed but the side of padding (right) of this instance.
+
+    Parameters
+    ----------
+    name
+        A folder or a hub id.
+    revision, cache_dir, trust_remote_code
+        As in ``from_pretrained``.
+
+    Raises
+    ------
+    UserError
+        The folder has no tokenizer, or the id cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(name).expanduser()
+    shape: dict[str, Any] = {"cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
+    if folder.exists():
+        tokenizer_files(folder)
+        attempts = [{"local_files_only": True}]
+        name = folder
+    else:
+        shape["revision"] = revision
+        attempts = [{"local_files_only": True}, {}]
+    error: Exception | None = None
+    for attempt in attempts:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(name), **shape, **attempt)
+        except Exception as failure:
+            error = failure
+            continue
+        tokenizer.padding_side = "right"
+        return tokenizer
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise UserError(
+        f"tokenizer_name: {str(name)!r} cannot be loaded ({reason}); give a folder with a tokenizer.json, or a hub id"
+    ) from error
+
+
+def tokenizer_files(
+    name: str | Path, *, revision: str = "main", cache_dir: str | None = None, local_files_only: bool = True
+) -> list[Path]:
+    """Find the tokenizer's original files, to be copied byte for byte.
+
+    Parameters
+    ----------
+    name
+        A folder, or a hub id that has been loaded before (its files are taken from the hub's cache).
+    revision, cache_dir
+        As they were for :func:`load_tokenizer`.
+    local_files_only
+        False downloads what the cache lacks.
+
+    Returns
+    -------
+    list of pathlib.Path
+        Existing files, sorted.
+
+    Raises
+    ------
+    UserError
+        There is no tokenizer.
+    """
+    folder = Path(name).expanduser()
+    if not folder.exists():
+        from huggingface_hub import snapshot_download
+
+        patterns = [*VOCABULARY_FILES, *OTHER_FILES]
+        try:
+            folder = Path(
+                snapshot_download(
+                    str(name),
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    allow_patterns=patterns,
+                    local_files_only=local_files_only,
+                )
+            )
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"tokenizer_name: {str(name)!r} is neither a folder nor in the hub's cache ({reason})"
+            ) from error
+    if not any(path for pattern in VOCABULARY_FILES for path in folder.glob(pattern)):
+        raise UserError(
+            f"tokenizer_name: {name} has no tokenizer (no tokenizer.json, tokenizer.model or vocab file); "
+            "put the model's tokenizer files there, or name them with tokenizer_name"
+        )
+    return sorted({path for pattern in (*VOCABULARY_FILES, *OTHER_FILES) for path in folder.glob(pattern)})
+
+
+def pad_token_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Choose what fills the end of short rows: the pad token, else unknown, else end of text, else 0.
+
+    Nothing attends to it and nothing predicts it, so any id of the vocabulary will do; the tokenizer stays as it is.
+    """
+    choices = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id, 0)
+    return next(int(choice) for choice in choices if choice is not None)
+
+
+def mask_token_id(tokenizer: "PreTrainedTokenizerBase", mask_token_type: str = "blank") -> int:
+    """Find the id that stands for a masked token, without changing the tokenizer.
+
+    Parameters
+    ----------
+    tokenizer
+        As loaded.
+    mask_token_type
+        ``"blank"``: the token ``_``; ``"eos"``: the end-of-text token; ``"mask"``: a reserved token that no text holds;
+        anything else: that very token of the vocabulary. As in LLM2Vec, a mask token that the tokenizer already has
+        comes before the first three.
+
+    Raises
+    ------
+    UserError
+        There is no such token; the message names what there is.
+    """
+    if mask_token_type not in ("blank", "eos", "mask"):
+        return _literal(tokenizer, mask_token_type)
+    if tokenizer.mask_token_id is not None:
+        if mask_token_type == "eos":
+            logger.warning("mask_token_type: the tokenizer has a mask token, %r; it is used", tokenizer.mask_token)
+        return int(tokenizer.mask_token_id)
+    if mask_token_type == "blank":
+        return _blank(tokenizer)
+    if mask_token_type == "eos":
+        if tokenizer.eos_token_id is None:
+            raise UserError(f"mask_token_type 'eos': the tokenizer has no end-of-text token; {_advice(tokenizer)}")
+        return int(tokenizer.eos_token_id)
+    reserved = _reserved(tokenizer)
+    if reserved is None:
+        raise UserError(
+            "mask_token_type 'mask': the tokenizer has no mask token and none in reserve, and the vocabulary is not "
+            f"enlarged behind your back; {_advice(tokenizer)}"
+        )
+    return reserved
+
+
+def _blank(tokenizer: "PreTrainedTokenizerBase") -> int:
+    token = tokenizer.get_vocab().get("_")
+    if token is not None:
+        return int(token)
+    if tokenizer.unk_token_id is not None:  # what LLM2Vec's `tokenizer.mask_token = "_"` comes to here
+        logger.warning(
+            "mask_token_type 'blank': '_' is no token of this vocabulary; %r (id %d) masks, as it does in LLM2Vec",
+            tokenizer.unk_token,
+            tokenizer.unk_token_id,
+        )
+        return int(tokenizer.unk_token_id)
+    raise UserError(f"mask_token_type 'blank': '_' is no token of this vocabulary; {_advice(tokenizer)}")
+
+
+def _literal(tokenizer: "PreTrainedTokenizerBase", token: str) -> int:
+    found = tokenizer.get_vocab().get(token)
+    if found is None:
+        pieces = tokenizer.tokenize(token)
+        raise UserError(
+            f"mask_token_type {token!r} is no token of this vocabulary (it becomes {pieces}); {_advice(tokenizer)}"
+        )
+    return int(found)
+
+
+def _reserved(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    for prefix in RESERVED:
+        for token, number in vocabulary:
+            if token.startswith(prefix):
+                return int(number)
+    return None
+
+
+def _advice(tokenizer: "PreTrainedTokenizerBase") -> str:
+    names = ["blank"] if tokenizer.get_vocab().get("_") is not None or tokenizer.unk_token_id is not None else []
+    names += ["eos"] if tokenizer.eos_token_id is not None else []
+    names += ["mask"] if _reserved(tokenizer) is not None else []
+    return f"choose {', '.join([*names, 'or a token of the vocabulary by its text'])}"
+
+
+def special_ids(tokenizer: "PreTrainedTokenizerBase", mask_id: int, *, as_llm2vec: bool = False) -> tuple[int, ...]:
+    """Say which tokens are never masked: the special ones.
+
+    An ordinary token that masks (``_``) is not one of them, even when a tokenizer saved by LLM2Vec declares it so: real
+    underscores stay maskable. ``as_llm2vec`` keeps LLM2Vec's reading, where the mask token is special.
+
+    Parameters
+    ----------
+    tokenizer
+        As loaded.
+    mask_id
+        From :func:`mask_token_id`.
+    as_llm2vec
+        Count the mask token among the special ones.
+
+    Returns
+    -------
+    tuple of int
+        Sorted ids.
+    """
+    ids = set(tokenizer.all_special_ids)
+    if as_llm2vec:
+        return tuple(sorted(ids | {mask_id}))
+    roles = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    if mask_id not in roles:
+        ids.discard(mask_id)
+    return tuple(sorted(ids))
+
+
+def check_vocabulary(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> None:
+    """Refuse a tokenizer that knows more tokens than the model has embeddings.
+
+    Raises
+    ------
+    UserError
+        It has an id that is not below ``vocab_size``.
+    """
+    vocabulary = tokenizer.get_vocab()
+    token, largest = max(vocabulary.items(), key=lambda item: item[1])
+    if largest >= vocab_size:
+        beyond = sum(number >= vocab_size for number in vocabulary.values())
+        raise UserError(
+            f"tokenizer_name: the tokenizer has {beyond} tokens beyond the model's {vocab_size} embeddings "
+            f"(the last is {token!r}, id {largest}); give the tokenizer that belongs to the model"
+        )
+
+
+def digest_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Hash what decides how a text is tokenised; truncation and padding, which calls change, are left out."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        state = json.loads(backend.to_str())
+        state.update(truncation=None, padding=None)
+    else:
+        import transformers
+
+        settings = {key: str(value) for key, value in sorted(tokenizer.init_kwargs.items())}
+        state = [type(tokenizer).__name__, transformers.__version__, settings, sorted(tokenizer.get_vocab().items())]
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
+    """Train a byte-level BPE tokenizer: any text has tokens, ``_`` is one of them, each document begins with ``<s>``.
+
+    Parameters
+    ----------
+    texts
+        What it learns from; read once.
+    vocab_size
+        Number of tokens, at least 260: the 256 bytes and ``<s>``, ``</s>``, ``<pad>``, ``<mask>``.
+
+    Raises
+    ------
+    UserError
+        ``vocab_size`` is too small.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<s>", "</s>", "<pad>", "<mask>"]
+    if vocab_size < 256 + len(special):
+        raise UserError(f"vocab_size {vocab_size} is too small; byte-level BPE needs at least {256 + len(special)}")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer=trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", backend.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", mask_token="<mask>"
+    )
