@@ -319,7 +319,10 @@ def load_config(cls: type[Config], path: str | Path | None = None, flags: list[s
     UserError
         A file that cannot be read, an unknown key (with the nearest name), a value of the wrong type or out of range.
     """
-    return settings.load(cls, Path(path) if path is not None else None, flags or [])
+    keys, others = settings.read_flags(cls, flags or [])
+    if others:
+        raise UserError(f"unexpected {others[0]!r}; flags look like --name value")
+    return settings.load(cls, Path(path) if path is not None else None, keys)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

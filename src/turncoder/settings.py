@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 from turncoder import legacy
 from turncoder.errors import UserError
 
-__all__ = ["coerce", "load", "read_file", "read_flags", "set_types", "training_argument_names", "write_toml"]
+__all__ = ["coerce", "load", "nearest", "read_file", "read_flags", "set_types", "training_argument_names", "write_toml"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +35,13 @@ class Entry:
     said: str
 
 
-def load(cls: type[Config], path: Path | None, flags: list[str]) -> Config:
-    """Build ``cls`` from a file and flags; see `turncoder.config.load_config`."""
+def load(cls: type[Config], path: Path | None, flags: dict[str, Any]) -> Config:
+    """Build ``cls`` from a file and the keys that `read_flags` gives; see `turncoder.config.load_config`."""
     table = read_file(path) if path is not None else {}
     from_file = _gather(cls, table, f"{path}: ")
-    from_flags = _gather(cls, read_flags(cls, flags), "--")
+    from_flags = _gather(cls, flags, "--")
     entries = {**_displace(from_file, from_flags), **from_flags}
-    if legacy.is_llm2vec(table) and "as_llm2vec" not in entries:
+    if path is not None and path.suffix == ".json" and legacy.is_llm2vec(table) and "as_llm2vec" not in entries:
         logger.warning("%s", legacy.NOTICE)
     hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
@@ -99,10 +99,17 @@ def _unknown(name: str, origin: str, ours: list[str]) -> str:
     known = [*(n for n in ours if n != "training"), *legacy.OLD_NAMES]
     if "training" in ours:
         known += training_argument_names()
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     flag = "--" if origin == "--" else ""
-    hint = f"; did you mean {flag}{near[0]}?" if near else "; see --help for the names"
-    return f"{origin}{name} is not a known {'flag' if flag else 'key'}{hint}"
+    return (
+        f"{origin}{name} is not a known {'flag' if flag else 'key'}"
+        f"{nearest(name, known, flag) or '; see --help for the names'}"
+    )
+
+
+def nearest(name: str, known: list[str], mark: str = "") -> str:
+    """Give ``"; did you mean NAME?"``, or nothing when no known name is near."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {mark}{near[0]}?" if near else ""
 
 
 @cache
@@ -166,53 +173,51 @@ def plain_json(text: str) -> str:
     return _JSON_PIECE.sub(lambda m: m.group(1) or re.sub(r"[^\n]", " ", m.group(0)), text)
 
 
-def read_flags(cls: type, flags: list[str]) -> dict[str, Any]:
-    """Read ``--name value``, ``--name=value``, ``--name`` and ``--no-name`` into keys; dashes equal underscores.
+def read_flags(cls: type, words: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Read ``--name value``, ``--name=value``, ``--name`` and ``--no-name``; dashes equal underscores.
+
+    Returns
+    -------
+    tuple of dict and list of str
+        The flags as keys with the text that was given, and the words that belong to no flag.
 
     Raises
     ------
     UserError
-        A value without a flag, or a flag without its value.
+        A flag without its value.
     """
     hints = typing.get_type_hints(cls)
-    raw: dict[str, Any] = {}
-    queue = list(flags)
+    flags: dict[str, Any] = {}
+    others: list[str] = []
+    queue = list(words)
     while queue:
-        flag, equals, value = queue.pop(0).partition("=")
-        if not re.match(r"--[A-Za-z]", flag):
-            raise UserError(f"unexpected {flag + equals + value!r}; flags look like --name value")
-        name = flag[2:].replace("-", "_")
-        if name.startswith("training."):
-            name = name.removeprefix("training.")
-        denied = name.removeprefix("no_")
-        if denied != name and not equals and _is_switch(hints.get(denied)):
-            raw[denied] = False
+        word = queue.pop(0)
+        if not _is_flag(word):
+            others.append(word)
             continue
-        if equals:
-            given = [value]
-        elif _many(hints.get(name)):
-            given = []
-            while queue and not queue[0].startswith("--"):
-                given.append(queue.pop(0))
-            raw[legacy.ALIASES.get(name, name)] = given
-            continue
-        elif queue and not re.match(r"--[A-Za-z]", queue[0]) and not _bare(hints.get(name), queue[0]):
-            given = [queue.pop(0)]
+        flag, equals, value = word.partition("=")
+        name = flag[2:].replace("-", "_").removeprefix("training.")
+        name = legacy.ALIASES.get(name, name)
+        hint = hints.get(name)
+        if name not in hints and name.startswith("no_") and hints.get(name[3:]) is bool and not equals:
+            flags[name[3:]] = False
+        elif _many(hint):
+            flags[name] = [value] if equals else []
+            while queue and not _is_flag(queue[0]) and not equals:
+                flags[name].append(queue.pop(0))
+        elif equals:
+            flags[name] = value
+        elif queue and not _is_flag(queue[0]) and (hint is not bool or queue[0].lower() in YES + NO):
+            flags[name] = queue.pop(0)
+        elif hint is bool or name not in hints:
+            flags[name] = True
         else:
-            if name in hints and not _is_switch(hints[name]):
-                raise UserError(f"{flag} needs a value")
-            given = ["true"]
-        raw[legacy.ALIASES.get(name, name)] = given if _many(hints.get(name)) else given[0]
-    return raw
+            raise UserError(f"{flag} needs a value")
+    return flags, others
 
 
-def _is_switch(hint: Any) -> bool:
-    return hint is bool
-
-
-def _bare(hint: Any, following: str) -> bool:
-    """Say whether a switch stands alone, the next word not being LLM2Vec's ``True`` or ``False``."""
-    return _is_switch(hint) and following.lower() not in YES + NO
+def _is_flag(word: str) -> bool:
+    return re.match(r"--[A-Za-z]", word) is not None
 
 
 def _many(hint: Any) -> bool:

@@ -1,0 +1,265 @@
+"""The commands, each a few lines: parse, call, print. Nothing heavy is imported before a command needs it."""
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from turncoder import settings
+from turncoder.config import MntpConfig, PrepareConfig
+from turncoder.errors import UserError
+
+__all__ = ["main"]
+
+OUT_OF_MEMORY = (
+    "out of memory: lower per_device_train_batch_size (and raise gradient_accumulation_steps), max_seq_length or "
+    "vocabulary_budget_mb, or set gradient_checkpointing = true"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Convert a model in memory and show, layer by layer, that attention looks both ways."""
+
+    json: bool = False
+    """Print the report as JSON."""
+    allow_partial: bool = False
+    """Accept a model of which only some layers can look ahead."""
+    all_architectures: bool = False
+    """Check every causal architecture of the installed transformers, on tiny random weights (minutes)."""
+    markdown: bool = False
+    """With --all_architectures: print the page docs/architectures.md."""
+    attn_implementation: str = "sdpa"
+    """sdpa, eager, flash_attention_2, ..."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    """Precision of the weights; default: float32."""
+    model_revision: str = "main"
+    """Branch, tag or commit of a hub id."""
+    cache_dir: str | None = None
+    """Where downloads from the hub are kept."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """Versions, devices and kernels: what a bug report needs."""
+
+    json: bool = False
+    """Print as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Compare runs in one table; of two runs, also how their configs differ."""
+
+    json: bool = False
+    """Print the rows as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quickstart:
+    """The whole path on this machine, offline, in minutes: a decoder becomes an encoder and is measured."""
+
+    model: str | None = None
+    """Turn this model instead of a small one trained here: a folder or a hub id."""
+    text: str | None = None
+    """Use this text instead of the prose in the installed Python packages: a file, a folder or a hub id."""
+    output: str = "quickstart"
+    """Folder for everything that is made."""
+
+
+def _mntp(config: MntpConfig, words: list[str], console: Console) -> int:
+    if config.dry_run:
+        from turncoder.plan import plan_mntp, show
+
+        show(plan_mntp(config), console)
+        return 0
+    import turncoder
+
+    run = turncoder.train(config)
+    console.print(f"{run}", highlight=False)
+    return 0
+
+
+def _prepare(config: PrepareConfig, words: list[str], console: Console) -> int:
+    from turncoder.plan import prepare
+
+    for line in prepare(config):
+        console.print(line, highlight=False)
+    return 0
+
+
+def _check(flags: Check, words: list[str], console: Console) -> int:
+    from turncoder import check
+
+    if flags.all_architectures:
+        check.show_architectures(console, as_json=flags.json, markdown=flags.markdown)
+        return 0
+    if len(words) != 1:
+        raise UserError("check needs one MODEL: a folder or a hub id (or --all-architectures)")
+    check.show_model(words[0], flags, console)
+    return 0
+
+
+def _info(flags: Info, words: list[str], console: Console) -> int:
+    from turncoder.info import gather, show
+
+    show(gather(), console, as_json=flags.json)
+    return 0
+
+
+def _report(flags: Report, words: list[str], console: Console) -> int:
+    from turncoder.report import read_runs, show
+
+    if not words:
+        raise UserError("report needs at least one RUN: a run folder")
+    show(read_runs([Path(word) for word in words]), console, as_json=flags.json)
+    return 0
+
+
+def _quickstart(flags: Quickstart, words: list[str], console: Console) -> int:
+    from turncoder import quickstart
+
+    quickstart.run(model=flags.model, text=flags.text, output=Path(flags.output))
+    return 0
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it takes beside flags, its flags, and what it calls."""
+
+    takes: str
+    flags: type
+    run: Callable[[Any, list[str], Console], int]
+
+
+COMMANDS = {
+    "quickstart": Command("", Quickstart, _quickstart),
+    "check": Command("MODEL", Check, _check),
+    "prepare": Command("[CONFIG]", PrepareConfig, _prepare),
+    "mntp": Command("[CONFIG]", MntpConfig, _mntp),
+    "report": Command("RUN...", Report, _report),
+    "info": Command("", Info, _info),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and give its exit code: 0 done, 2 the input is wrong, 130 interrupted; a defect of ours raises.
+
+    Parameters
+    ----------
+    argv
+        Words after ``turncoder``; default: those of this process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    console, notices = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
+    _listen(notices)
+    try:
+        return _dispatch(words, console)
+    except UserError as error:
+        return _refuse(notices, str(error))
+    except KeyboardInterrupt:
+        notices.print("interrupted; the same command again resumes", highlight=False)
+        return 130
+    except BrokenPipeError:  # the reader of our output, head say, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        said = _say(error)
+        if said is None:
+            raise
+        return _refuse(notices, said)
+
+
+def _dispatch(words: list[str], console: Console) -> int:
+    if not words or words[0] in ("--help", "-h", "help"):
+        console.print(_overview(), highlight=False, markup=False)
+        return 0
+    if words[0] == "--version":
+        from turncoder import __version__
+
+        console.print(__version__, highlight=False)
+        return 0
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        near = settings.nearest(name, list(COMMANDS))
+        raise UserError(f"{name} is not a command{near or '; see turncoder --help'}")
+    command = COMMANDS[name]
+    if "--help" in rest or "-h" in rest:
+        _help(name, command)
+    flags, others = settings.read_flags(command.flags, rest)
+    takes_config = command.takes == "[CONFIG]"
+    if len(others) > takes_config and command.takes in ("", "[CONFIG]"):
+        raise UserError(f"{name} does not know what to do with {others[takes_config]!r}; flags look like --name value")
+    path = Path(others[0]) if takes_config and others else None
+    return command.run(settings.load(command.flags, path, flags), others, console)
+
+
+def _overview() -> str:
+    first = {name: (command.flags.__doc__ or "").split("\n")[0] for name, command in COMMANDS.items()}
+    rows = "\n".join(f"  {name + ' ' + COMMANDS[name].takes:20} {line}" for name, line in first.items())
+    return (
+        "turncoder turns language models into text encoders, and proves what was done.\n\n"
+        f"usage: turncoder COMMAND [CONFIG] [--flag value ...]\n\n{rows}\n\n"
+        "turncoder COMMAND --help lists its flags. CONFIG is a TOML or JSON file; flags win over it."
+    )
+
+
+def _help(name: str, command: Command) -> None:
+    """Print the flags of a command with their help and defaults, and leave."""
+    import tyro
+
+    prog = f"turncoder {name} {command.takes}".strip()
+    tyro.cli(command.flags, prog=prog, args=["--help"], use_underscores=True)
+
+
+def _refuse(console: Console, message: str) -> int:
+    console.print(f"error: {' '.join(message.split())}", highlight=False, markup=False)
+    return 2
+
+
+def _say(error: Exception) -> str | None:
+    """Say what the machine ran out of or forbids, or None for a defect of ours."""
+    text = str(error)
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in text
+        or "not enough memory" in text
+    ):
+        return OUT_OF_MEMORY
+    if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "No space left" in text:
+        where = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        return f"the disk is full{where}: free some space, or point --output elsewhere; the same command again resumes"
+    if isinstance(error, PermissionError):
+        return f"{error.filename} may not be read or written: {error.strerror}; choose another path"
+    return None
+
+
+class _Notices(logging.Handler):
+    """Log records as plain lines on stderr."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        mark = "note: " if record.levelno >= logging.WARNING else ""
+        self.console.print(f"{mark}{record.getMessage()}", highlight=False, markup=False)
+
+
+def _listen(console: Console) -> None:
+    """Show what the library reports, once, and keep the libraries below quiet and at home."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    log = logging.getLogger("turncoder")
+    log.handlers = [handler for handler in log.handlers if not isinstance(handler, _Notices)] + [_Notices(console)]
+    log.setLevel(logging.INFO)
+    log.propagate = False
