@@ -1,0 +1,233 @@
+"""From nothing to a sentence encoder in minutes: gather text, train a decoder, turn it, and compare every stage.
+
+Each part keeps its own folder or file under the output folder and is not repeated when that is there.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from turncoder.errors import UserError
+from turncoder.quickstart.prose import Prose, gather_prose, is_held_out, source_roots
+
+__all__ = ["Sizes", "run"]
+
+logger = logging.getLogger("turncoder")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything; the defaults take some five minutes on two cores.
+
+    Attributes
+    ----------
+    words
+        Of training text.
+    vocab_size, width, layers, decoder_steps, decoder_learning_rate
+        Of the decoder that is trained when no model is given.
+    block_size, batch_size
+        Of every training, in tokens and rows.
+    steps, learning_rate, mlm_probability, train_mode, lora_r
+        Of MNTP, and of the control but for the masks.
+    eval_blocks
+        Held-out rows that loss and accuracy are measured on.
+    pairs
+        Pairs that retrieval is measured on, at most.
+    """
+
+    words: int = 600_000
+    vocab_size: int = 4096
+    width: int = 256
+    layers: int = 4
+    decoder_steps: int = 400
+    decoder_learning_rate: float = 2e-3
+    block_size: int = 128
+    batch_size: int = 16
+    steps: int = 150
+    learning_rate: float = 1e-3
+    mlm_probability: float = 0.2
+    train_mode: str = "lora"
+    lora_r: int = 16
+    eval_blocks: int = 128
+    pairs: int = 1000
+
+
+def run(
+    *,
+    model: str | None = None,
+    text: str | Path | None = None,
+    output: str | Path = Path("quickstart"),
+    seed: int = 42,
+    sizes: Sizes | None = None,
+) -> Path:
+    """Do the whole path and print a table of what each step gave; the same call again reuses the parts that are done.
+
+    Parameters
+    ----------
+    model
+        A decoder to turn, as a folder or hub id; without it a small Llama is trained first.
+    text
+        Text to train and to score on, in any shape that training takes; without it docstrings are gathered.
+    output
+        Folder for everything.
+    seed
+        Of every random choice.
+    sizes
+        How much of everything.
+
+    Returns
+    -------
+    Path
+        The folder that ``SentenceTransformer`` loads.
+
+    Raises
+    ------
+    UserError
+        The input is wrong, too small, or ``output`` holds something else.
+    """
+    from turncoder.quickstart.scores import compare, show
+
+    sizes, output = sizes or Sizes(), Path(output)
+    seconds: dict[str, float] = {}
+    _open(output, {"model": model, "text": str(text) if text else None, "seed": seed, "sizes": asdict(sizes)})
+
+    def do(name: str, told: str, part: Callable[[], Any]) -> Any:
+        logger.info("[%d/5] %s", len(seconds) + 1, told)
+        started = time.perf_counter()
+        result = part()
+        seconds[name] = round(time.perf_counter() - started, 1)
+        logger.info("      done in %.0f s", seconds[name])
+        return result
+
+    prose = do("text", f"text from {text or 'the docstrings of this Python'}", lambda: _gather(text, output, sizes))
+    told = f"the decoder: {model}" if model else "a small Llama, trained from scratch"
+    base = do("decoder", told, lambda: model or _train_decoder(prose, output, sizes, seed))
+    told = f"{sizes.steps} steps of masked next token prediction (MNTP) with bidirectional attention"
+    turned = do("mntp", told, lambda: _train(base, output / "mntp", output, sizes, seed, turn=True))
+    told = f"the control: {sizes.steps} steps of causal training on the same text"
+    control = do("control", told, lambda: _train(base, output / "control", output, sizes, seed, turn=False))
+    results = do("scores", "scores", lambda: compare(base, turned, control, prose.held_out, sizes))
+    results["seconds"] = seconds
+    _write(output / "results.json", json.dumps(results, indent=1) + "\n")
+    show(results, base=base, text=text, output=output, folder=turned / "model")
+    return turned / "model"
+
+
+def _open(output: Path, asked: dict[str, Any]) -> None:
+    """Create the output folder, or make sure that it is the same tour that is continued."""
+    record = output / "quickstart.json"
+    if record.exists():
+        before = json.loads(record.read_text(encoding="utf8"))
+        changed = [f"{key} {before.get(key)} -> {value}" for key, value in asked.items() if before.get(key) != value]
+        if changed:
+            raise UserError(
+                f"--output {output} holds a quickstart with other settings ({'; '.join(changed)}): name another"
+            )
+    elif output.exists() and any(output.iterdir()):
+        raise UserError(f"--output {output} exists and is no quickstart: name another folder, or empty it")
+    output.mkdir(parents=True, exist_ok=True)
+    _write(record, json.dumps(asked, indent=1) + "\n")
+
+
+def _gather(text: str | Path | None, output: Path, sizes: Sizes) -> Prose:
+    train, held_out = output / "text" / "train.jsonl", output / "text" / "held_out.jsonl"
+    if not held_out.exists():  # written last
+        prose = _sample(text, sizes.words) if text else gather_prose(source_roots(), words=sizes.words)
+        if not prose.train or not prose.held_out:
+            raise UserError(f"--text {text}: too few texts to hold some out; give at least a few dozen, one per line")
+        train.parent.mkdir(exist_ok=True)
+        for path, texts in ((train, prose.train), (held_out, prose.held_out)):
+            _write(path, "".join(json.dumps({"text": line}) + "\n" for line in texts))
+    texts, others = ([json.loads(line)["text"] for line in path.open(encoding="utf8")] for path in (train, held_out))
+    words = sum(len(line.split()) for line in texts)
+    logger.info("      %s texts, %s words; %s texts held out", f"{len(texts):,}", f"{words:,}", f"{len(others):,}")
+    return Prose(texts, others, words)
+
+
+def _sample(text: str | Path, words: int) -> Prose:
+    """Take the first ``words`` words of the user's texts; a tenth, chosen by content, is held out on top."""
+    from turncoder.data.corpus import open_corpus
+
+    corpus = open_corpus(file=text)
+    if corpus.tokenised:
+        raise UserError(f"--text {text} holds token ids; quickstart needs the texts themselves")
+    prose = Prose()
+    for line in dict.fromkeys(_take(corpus, words)):
+        (prose.held_out if is_held_out(line) else prose.train).append(line)
+    return prose
+
+
+def _take(texts: Any, words: int) -> Any:
+    for text in texts:
+        if text.strip():
+            yield text.strip()
+            words -= len(text.split())
+        if words <= 0:
+            return
+
+
+def _train_decoder(prose: Prose, output: Path, sizes: Sizes, seed: int) -> str:
+    folder = output / "decoder"
+    if not (folder / "config.json").exists():
+        from turncoder.quickstart.decoder import train_decoder
+
+        made = train_decoder(
+            prose.train,
+            prose.held_out,
+            folder,
+            vocab_size=sizes.vocab_size,
+            width=sizes.width,
+            layers=sizes.layers,
+            block_size=sizes.block_size,
+            steps=sizes.decoder_steps,
+            batch_size=sizes.batch_size,
+            learning_rate=sizes.decoder_learning_rate,
+            seed=seed,
+        )
+        logger.info(
+            "      %s parameters, %s tokens at %s a second; held-out loss %.2f nats a token",
+            *(f"{made[key]:,}" for key in ("parameters", "tokens", "tokens_per_second")),
+            made["loss"],
+        )
+    return str(folder)
+
+
+def _train(base: str, folder: Path, output: Path, sizes: Sizes, seed: int, *, turn: bool) -> Path:
+    """Train ``base`` as ``turncoder mntp`` does; without ``turn`` causally, on clean text, as the control."""
+    from turncoder.config import MntpConfig
+    from turncoder.train.mntp import train
+
+    return train(
+        MntpConfig(
+            model_name_or_path=base,
+            train_file=str(output / "text" / "train.jsonl"),
+            validation_file=str(output / "text" / "held_out.jsonl"),
+            output_dir=str(folder),
+            bidirectional=turn,
+            data_collator_type="default" if turn else "unmasked",
+            evaluate_step_zero=turn,
+            max_seq_length=sizes.block_size,
+            mlm_probability=sizes.mlm_probability,
+            train_mode="lora" if sizes.train_mode == "lora" else "full",
+            lora_r=sizes.lora_r,
+            max_steps=sizes.steps,
+            per_device_train_batch_size=sizes.batch_size,
+            per_device_eval_batch_size=sizes.batch_size,
+            learning_rate=sizes.learning_rate,
+            warmup_steps=max(1, sizes.steps // 15),
+            max_eval_samples=sizes.eval_blocks,
+            save_strategy="no",
+            logging_steps=max(1, sizes.steps // 5),
+            seed=seed,
+        )
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf8")
+    partial.replace(path)

@@ -1,0 +1,148 @@
+"""Quickstart: prose gathered and held apart, retrieval scored as by hand, and the whole path at toy sizes."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turncoder.errors import UserError
+from turncoder.quickstart import Sizes, run
+from turncoder.quickstart.prose import gather_prose, read_paragraphs
+from turncoder.quickstart.retrieval import score_bm25, score_ranks, split_pairs
+
+DOCSTRING = """Return the largest of the values in the list.
+
+    The list is read once from the left, and ``None`` counts as
+    :class:`~collections.abc.Missing` in all of the comparisons.
+
+    Parameters
+    ----------
+    values : list of float
+        The values to be compared with each other.
+    key : callable
+    Keywords go here x=1, y={"a": 2}
+
+    >>> largest([1, 2])
+    2
+
+    Example::
+
+        for value in values:
+            print(value)
+
+    See http://example.org for all the details of this.
+    """
+
+
+def test_paragraphs_are_prose_and_nothing_else():
+    assert read_paragraphs(DOCSTRING) == [
+        "Return the largest of the values in the list.",
+        "The list is read once from the left, and None counts as Missing in all of the comparisons.",
+        "The values to be compared with each other.",
+    ]
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> Path:
+    """Forty modules, each with sentences of its own and one that all share; tests, broken files and binary ones too."""
+    root = tmp_path / "packages"
+    for number in range(40):
+        folder = root / f"package{number % 5}"
+        folder.mkdir(parents=True, exist_ok=True)
+        word = "".join("abcdefghij"[int(digit)] * 3 for digit in str(number))
+        (folder / f"module{number}.py").write_text(
+            f'"""All of the modules say that this is the same sentence."""\n'
+            f"class A:\n    def f(self):\n"
+            f'        """Return the {word} of the object that was given to it.\n\n'
+            f'        It is {word} when the object has one, and it is not changed by {word}.\n        """\n'
+        )
+    (root / "tests").mkdir()
+    (root / "tests" / "module.py").write_text('"""This is a test file and it is not to be read at all."""')
+    (root / "broken.py").write_text('"""This is the text of a file that does not parse."""\ndef f(:\n')
+    (root / "binary.py").write_bytes(b'"""\xff\xfe\x00')
+    return root
+
+
+def test_gather_drops_repeats_and_holds_whole_files_out(packages: Path):
+    prose = gather_prose([packages], words=10**6)
+    texts = prose.train + prose.held_out
+    assert sum("same sentence" in text for text in texts) == 1
+    assert not any("test file" in text or "does not parse" in text for text in texts)
+    assert len(set(texts)) == len(texts) >= 40
+    assert prose.train and prose.held_out
+    assert prose.train_words == sum(len(text.split()) for text in prose.train)
+
+
+def test_gather_is_the_same_wherever_it_lies_and_stops_when_it_has_enough(packages: Path, tmp_path: Path):
+    first = gather_prose([packages], words=10**6)
+    packages.rename(tmp_path / "elsewhere")
+    assert gather_prose([tmp_path / "elsewhere"], words=10**6) == first
+    part = gather_prose([tmp_path / "elsewhere"], words=100)
+    assert part.train == first.train[: len(part.train)]
+    assert 100 <= part.train_words < 140
+
+
+def test_no_paragraph_is_both_trained_on_and_held_out(packages: Path):
+    prose = gather_prose([packages], words=10**6)
+    trained = {sentence for text in prose.train for sentence in text.split(". ")}
+    assert not trained & {sentence for text in prose.held_out for sentence in text.split(". ")}
+
+
+def test_pairs_are_unique_and_whole():
+    rest = "It has more than twelve words so that there is something that can be found here."
+    texts = [f"Open the file at the given path. {rest} One.", f"Open the file at the given path. {rest} Two."]
+    texts += [
+        f"Close the file at the given path. {rest} One.",
+        "Too short. " + rest,
+        "It is only one sentence, e.g. This.",
+    ]
+    pairs = split_pairs(texts, limit=10)
+    assert len(set(pairs.queries)) == len(set(pairs.documents)) == len(pairs.queries)
+    assert all(f"{query} {document}" in texts for query, document in zip(pairs.queries, pairs.documents, strict=True))
+
+
+def test_bm25_by_hand():
+    documents = ["the cat sat", "the dog", "a bird in the sky above"]
+    scores_QN = score_bm25(["Cat the"], documents)
+    average = (3 + 2 + 6) / 3
+
+    def term(n: int, length: int) -> float:
+        idf = math.log(1 + (3 - n + 0.5) / (n + 0.5))
+        return idf * 1 * 2.2 / (1 + 1.2 * (1 - 0.75 + 0.75 * length / average))
+
+    expected = [term(1, 3) + term(3, 3), term(3, 2), term(3, 6)]
+    np.testing.assert_allclose(scores_QN, [expected], rtol=1e-12)
+
+
+def test_ranks_by_hand():
+    similarity_QN = np.full((12, 12), 0.5)
+    np.fill_diagonal(similarity_QN, 1.0)
+    similarity_QN[0, 1] = 2.0  # rank 2
+    similarity_QN[1, 0] = 1.0  # a tie: rank 2
+    similarity_QN[2, 2] = 0.0  # rank 12
+    scores = score_ranks(similarity_QN)
+    assert scores["mrr@10"] == pytest.approx((9 + 0.5 + 0.5) / 12)
+    assert scores["recall@1"] == pytest.approx(9 / 12)
+    assert scores["ndcg@10"] == pytest.approx((9 + 2 / math.log2(3)) / 12)
+
+
+@given(st.integers(2, 30))
+def test_constant_scores_earn_nothing_for_the_first_place(count: int):
+    assert score_ranks(np.zeros((count, count)))["recall@1"] == 0.0
+
+
+def test_other_settings_and_other_folders_are_refused(tmp_path: Path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="--output"):
+        run(output=tmp_path / "full")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "quickstart.json").write_text(json.dumps({"model": "other"}))
+    with pytest.raises(UserError, match="other settings"):
+        run(output=tmp_path / "old")
+    with pytest.raises(UserError, match="no such file"):
+        run(text=tmp_path / "absent.txt", output=tmp_path / "new")
