@@ -11,7 +11,16 @@ from typing import Any, ClassVar, Literal, TypeVar
 from turncoder import settings
 from turncoder.errors import UserError
 
-__all__ = ["MAY_CHANGE", "MntpConfig", "PrepareConfig", "differences", "load_config", "to_dict", "to_toml"]
+__all__ = [
+    "MAY_CHANGE",
+    "CorpusKeys",
+    "MntpConfig",
+    "PrepareConfig",
+    "differences",
+    "load_config",
+    "to_dict",
+    "to_toml",
+]
 
 Config = TypeVar("Config")
 
