@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from turncoder.data.corpus import check_ids
+from turncoder.data.tokenizer import take_backend
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,7 +52,7 @@ class Encoder:
         self.name = name
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1
         self.dtype = np.dtype("<u2" if self.vocab_size < 2**16 else "<u4")
-        self.backend = _take_backend(tokenizer)
+        self.backend = _fast_path(tokenizer)
         self.tokenizer = tokenizer if self.backend is None else None
         self.prefix, self.suffix = self._find_specials()
 
@@ -131,18 +132,12 @@ def _hash(row: Any) -> int:
     return zlib.crc32(row.encode("utf-8", "surrogatepass") if isinstance(row, str) else row.tobytes())
 
 
-def _take_backend(tokenizer: "PreTrainedTokenizerBase") -> Any:
+def _fast_path(tokenizer: "PreTrainedTokenizerBase") -> Any:
     """Take the Rust tokenizer, when it alone gives what calling the tokenizer gives; else None, with a notice."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        from tokenizers import Tokenizer
-
-        expected = [tokenizer(text, verbose=False)["input_ids"] for text in PROBE]
-        backend = Tokenizer.from_str(backend.to_str())  # a copy: calls change truncation and padding of the original
-        backend.no_truncation()
-        backend.no_padding()
-        if [encoding.ids for encoding in backend.encode_batch_fast(PROBE)] == expected:
-            return backend
+    expected = [tokenizer(text, verbose=False)["input_ids"] for text in PROBE]
+    backend = take_backend(tokenizer)
+    if backend is not None and [encoding.ids for encoding in backend.encode_batch_fast(PROBE)] == expected:
+        return backend
     logger.warning("%s has no fast path; texts are tokenised by calling it, which is slower", type(tokenizer).__name__)
     return None
 

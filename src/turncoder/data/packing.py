@@ -37,7 +37,7 @@ __all__ = ["Blocks", "default_cache", "prepare_blocks"]
 logger = logging.getLogger("turncoder")
 
 FORMAT = 1
-SHARD_CHARACTERS = 1 << 21
+SHARD_CHARACTERS = 1 << 19
 SHARD_TEXTS = 1 << 15
 NOTICE_SECONDS = 30.0
 
@@ -311,7 +311,7 @@ class _Pass:
 
 
 def _shards(corpus: Corpus, skip: int) -> Iterator[list[Any]]:
-    """Yield lists of rows of about two million characters, from row ``skip`` on."""
+    """Yield lists of rows of about half a million characters, from row ``skip`` on."""
     rows: list[Any] = []
     size = 0
     for row in itertools.islice(corpus, skip, None):

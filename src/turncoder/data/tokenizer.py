@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from turncoder.errors import UserError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "mask_token_id",
     "pad_token_id",
     "special_ids",
+    "take_backend",
     "tokenizer_files",
     "train_tokenizer",
 ]
@@ -289,17 +291,28 @@ def check_vocabulary(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> N
         )
 
 
-def digest_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Hash what decides how a text is tokenised; truncation and padding, which calls change, are left out."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        state = json.loads(backend.to_str())
-        state.update(truncation=None, padding=None)
-    else:
-        import transformers
+def take_backend(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer | None":
+    """Give the Rust tokenizer, without truncation and padding (which calls leave behind), or None if there is none."""
+    from tokenizers import Tokenizer
 
-        settings = {key: str(value) for key, value in sorted(tokenizer.init_kwargs.items())}
-        state = [type(tokenizer).__name__, transformers.__version__, settings, sorted(tokenizer.get_vocab().items())]
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or (backend.truncation is None and backend.padding is None):
+        return backend
+    backend = Tokenizer.from_str(backend.to_str())  # a copy, for the original is its owner's
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def digest_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Hash what decides how a text is tokenised."""
+    backend = take_backend(tokenizer)
+    if backend is not None:
+        return hashlib.sha256(backend.to_str().encode()).hexdigest()
+    import transformers
+
+    settings = {key: str(value) for key, value in sorted(tokenizer.init_kwargs.items())}
+    state = [type(tokenizer).__name__, transformers.__version__, settings, sorted(tokenizer.get_vocab().items())]
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
