@@ -28,6 +28,8 @@ from turncoder.errors import UserError
 __all__ = ["Head", "take_backbone", "take_head"]
 
 PROBE_TOKENS = 4
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
+"""What a forward may raise that was not written for what is asked of it here."""
 
 
 class _CapturedError(Exception):
@@ -42,6 +44,8 @@ class Head:
 
     Attributes
     ----------
+    is_tied
+        Whether the output embedding is a parameter of the backbone.
     is_linear
         Logits are ``cap(scale * (features(rows) @ weight_VD.T + bias_V))``.
     scale, softcap
@@ -51,8 +55,20 @@ class Head:
     """
 
     def __init__(self, model: PreTrainedModel, core: nn.Module, output_type: type, width: int) -> None:
-        self._backbone = take_backbone(model)
         self._model, self._core, self._output_type, self._width = model, core, output_type, width
+        backbone = take_backbone(model)
+        inside, shared = set(backbone.modules()), {id(parameter) for parameter in backbone.parameters()}
+        self._modules = {name: module for name, module in model.named_modules() if module not in inside}
+        # Owners and names, not the parameters: whoever replaces a parameter is followed. Decided once, since a
+        # trainer may register what trains within the backbone.
+        self._own = {
+            f"{path}.{name}".lstrip("."): (module, name)
+            for path, module in self._modules.items()
+            for name, parameter in module.named_parameters(recurse=False)
+            if id(parameter) not in shared
+        }
+        embeddings = model.get_output_embeddings()
+        self.is_tied = embeddings is not None and id(getattr(embeddings, "weight", None)) in shared
         self._keeps_rows = False
         self.is_linear = False
         self.scale: float = 1.0
@@ -78,16 +94,13 @@ class Head:
         bias_V = self._model.get_output_embeddings().bias
         return bias_V if self.trainable or bias_V is None else bias_V.detach()
 
-    @property
-    def is_tied(self) -> bool:
-        """Whether the output weight is a parameter of the backbone."""
-        embeddings = self._model.get_output_embeddings()
-        return embeddings is not None and any(embeddings.weight is other for other in self._backbone.parameters())
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters that belong to the head and not to the backbone, by their names in the causal model."""
+        return {name: getattr(module, attribute) for name, (module, attribute) in self._own.items()}
 
     def parameters(self) -> list[nn.Parameter]:
-        """Parameters that belong to the head and not to the backbone: what an optimizer gets when the head trains."""
-        within = {id(parameter) for parameter in self._backbone.parameters()}
-        return [parameter for parameter in self._model.parameters() if id(parameter) not in within]
+        """Parameters that belong to the head and not to the backbone."""
+        return list(self.named_parameters().values())
 
     def train(self, mode: bool = True) -> Head:
         """Let gradients reach the head's parameters, or freeze them; returns the head."""
@@ -98,18 +111,15 @@ class Head:
 
     def to(self, device: torch.device | str) -> Head:
         """Move what is the head's alone; the backbone moves by itself. Returns the head."""
-        within = set(self._backbone.modules())
-        for module in self._model.modules():
-            if module in within:
-                continue
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(device)
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(device)
+        for module in self._modules.values():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(device))
         return self
 
     def features(self, rows_KD: Tensor) -> Tensor:
-        """What enters the output embedding: the rows themselves, or what the model makes of them."""
+        """Return what enters the output embedding: the rows themselves, or what the model makes of them."""
         if self._keeps_rows or rows_KD.shape[0] == 0:
             return rows_KD
         captured: list[Tensor] = []
@@ -147,30 +157,30 @@ class Head:
     def _measure(self, rows_KD: Tensor) -> None:
         """Find out which of the three kinds this head is."""
         embeddings = self._model.get_output_embeddings()
-        if not isinstance(embeddings, nn.Module) or type(embeddings).forward is not nn.Linear.forward:
+        if not isinstance(embeddings, nn.Linear) or type(embeddings).forward is not nn.Linear.forward:
             return
+        vocabulary, width = embeddings.weight.shape
         try:
             features_KD = self.features(rows_KD)
-            shape = self._behind(torch.zeros(3, embeddings.weight.shape[0], dtype=torch.float64, device=rows_KD.device))
-        except (AssertionError, RuntimeError, TypeError, ValueError, AttributeError):
+            law = self._law(vocabulary, rows_KD.device)
+        except (AssertionError, *FAILURES):
             return
-        if shape.shape != (3, embeddings.weight.shape[0]) or features_KD.shape[1] != embeddings.weight.shape[1]:
-            return
-        law = self._law(embeddings.weight.shape[0], rows_KD.device)
-        if law is not None:
+        if law is not None and features_KD.shape[1] == width:
             self.is_linear, (self.scale, self.softcap) = True, law
-            self._keeps_rows = features_KD.data_ptr() == rows_KD.data_ptr() or torch.equal(features_KD, rows_KD)
+            self._keeps_rows = torch.equal(features_KD, rows_KD)
 
     def _behind(self, raw_KV: Tensor) -> Tensor:
         """Logits that the model makes of given outputs of its output embedding."""
-        weight_VD = self._model.get_output_embeddings().weight
-        rows_KD = torch.zeros(len(raw_KV), self._width, dtype=weight_VD.dtype, device=raw_KV.device)
+        rows_KD = torch.zeros(len(raw_KV), self._width, dtype=self.weight_VD.dtype, device=raw_KV.device)
         return self._run(rows_KD, lambda *_, **__: raw_KV[None])
 
     def _law(self, vocabulary: int, device: torch.device) -> tuple[float, float | None] | None:
         """Scale and soft cap of ``f(raw) = cap(scale * raw)``, if that is what the model does to every entry."""
         raw_KV = torch.stack([torch.full((vocabulary,), raw, dtype=torch.float64) for raw in (0.0, 1e-6, 1e9)])
-        zero_V, small_V, large_V = self._behind(raw_KV.to(device)).double()
+        logits_KV = self._behind(raw_KV.to(device)).double()
+        if logits_KV.shape != raw_KV.shape:
+            return None
+        zero_V, small_V, large_V = logits_KV
         scale, limit = (small_V[0] / 1e-6).item(), large_V[0].item()
         if not (math.isfinite(scale) and math.isfinite(limit) and scale > 0):
             return None
@@ -194,7 +204,7 @@ def take_backbone(model: PreTrainedModel) -> nn.Module:
     children = [child for child in model.children() if isinstance(child, PreTrainedModel)]
     if len(children) != 1:
         raise UserError(
-            f"model: {type(model).__name__} has no backbone apart from its head; load a class with a language-model head"
+            f"model: {type(model).__name__} has no backbone apart from its head; choose another architecture"
         )
     return children[0]
 
@@ -244,7 +254,7 @@ def _prove(model: PreTrainedModel, backbone: nn.Module) -> Head:
     )
     try:
         logits_BLV = _logits_of(model(input_ids=token_ids_BL))
-    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+    except FAILURES as error:
         raise UserError(f"model: {type(model).__name__} does not run on token ids alone ({error})") from error
     finally:
         for hook in hooks:
@@ -267,7 +277,7 @@ def _prove(model: PreTrainedModel, backbone: nn.Module) -> Head:
 def _agrees(head: Head, rows_KD: Tensor, expected_KV: Tensor) -> bool:
     try:
         logits_KV = head(rows_KD).float()
-    except (RuntimeError, TypeError, ValueError, AttributeError):
+    except FAILURES:
         return False
     if logits_KV.shape != expected_KV.shape:
         return False
@@ -280,13 +290,13 @@ def _agrees(head: Head, rows_KD: Tensor, expected_KV: Tensor) -> bool:
 
 
 def _plain_tokens(model: PreTrainedModel) -> Tensor:
-    """A few token ids that no key of the configuration gives a meaning."""
+    """Choose a few token ids that no key of the configuration gives a meaning."""
     config = model.config.get_text_config(decoder=True)
     special: set[int] = set()
     for values in (model.config.to_dict(), config.to_dict()):
         for key, value in values.items():
             if "token" in key:
-                special.update(value if isinstance(value, list) else [value])
+                special.update(entry for entry in (value if isinstance(value, list) else [value]) if type(entry) is int)
     device = next(model.parameters()).device
     plain = [token for token in range(config.vocab_size) if token not in special][-PROBE_TOKENS:]
     return torch.tensor([plain], device=device)

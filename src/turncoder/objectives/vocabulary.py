@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -36,7 +35,7 @@ class VocabularyHead(Protocol):
     bias_V: Tensor | None
 
     def features(self, rows_KD: Tensor) -> Tensor:
-        """What enters the weight: for most models the rows themselves."""
+        """Return what enters the weight: for most models the rows themselves."""
 
     def parameters(self) -> Iterable[Tensor]:
         """Parameters that belong to the head alone."""
