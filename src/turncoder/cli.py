@@ -89,22 +89,49 @@ def _mntp(config: MntpConfig, words: list[str], console: Console) -> int:
 
 
 def _prepare(config: PrepareConfig, words: list[str], console: Console) -> int:
-    from turncoder.plan import prepare
+    from turncoder.data.tokenizer import load_tokenizer
+    from turncoder.model.backbone import load_model_config, resolve_model
+    from turncoder.train.text import choose_block_size, open_blocks
 
-    for line in prepare(config):
-        console.print(line, highlight=False)
+    name = resolve_model(config.model_name_or_path)
+    where: dict[str, Any] = {
+        "revision": config.model_revision,
+        "cache_dir": config.cache_dir,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    tokenizer = load_tokenizer(config.tokenizer_name or name, **where)
+    block_size = choose_block_size(config, load_model_config(name, **where), tokenizer)
+    folder = Path(config.output_dir) if config.output_dir else None
+    train, held_out = open_blocks(config, tokenizer, block_size, folder)
+    for split, blocks in (("train", train), ("validation", held_out)):
+        counts = ", ".join(f"{count:,} {what}" for what, count in blocks.counts.items())
+        console.print(f"{split}: {counts}", highlight=False)
+    console.print(f"{train.file.folder}", highlight=False)
     return 0
 
 
 def _check(flags: Check, words: list[str], console: Console) -> int:
-    from turncoder import check
-
     if flags.all_architectures:
-        check.show_architectures(console, as_json=flags.json, markdown=flags.markdown)
+        from turncoder.model import architectures
+
+        rows = architectures.check_all()
+        console.print(architectures.architectures_markdown(rows), highlight=False, markup=False)
         return 0
     if len(words) != 1:
         raise UserError("check needs one MODEL: a folder or a hub id (or --all-architectures)")
-    check.show_model(words[0], flags, console)
+    from turncoder.model.attention import make_bidirectional
+    from turncoder.model.backbone import load_causal_lm
+
+    model = load_causal_lm(
+        words[0],
+        revision=flags.model_revision,
+        cache_dir=flags.cache_dir,
+        trust_remote_code=flags.trust_remote_code,
+        dtype=flags.dtype,
+        attn_implementation=flags.attn_implementation,
+    )
+    report = make_bidirectional(model, allow_partial=flags.allow_partial)
+    console.print_json(data=report.to_dict()) if flags.json else console.print(str(report))
     return 0
 
 

@@ -138,16 +138,11 @@ class CorpusKeys:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig(CorpusKeys):
-    """Corpus to packed blocks on disk, where ``mntp`` with the same keys finds them."""
-
-    output_dir: str | None = None
-    """Folder for the blocks; default: the cache that training looks into."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class MntpConfig(CorpusKeys):
-    """Masked next token prediction: the training that makes a bidirectional decoder useful."""
+    """Masked next token prediction: the training that makes a bidirectional decoder useful.
+
+    Any other field of transformers' TrainingArguments: --training.NAME VALUE, or a key of the file.
+    """
 
     # model
     adapters: tuple[str, ...] = ()
@@ -309,6 +304,22 @@ class MntpConfig(CorpusKeys):
             raise UserError("lora_target_modules needs train_mode = 'lora', and train_mode = 'full' is set")
         if not (self.do_train or self.do_eval):
             raise UserError("do_train and do_eval are both off; nothing would be done")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(CorpusKeys):
+    """Corpus to packed blocks on disk, where training with the same keys finds them.
+
+    A training config works here too: its other keys are passed over.
+    """
+
+    output_dir: str | None = None
+    """Folder for the blocks (--output); default: the cache that training looks into."""
+
+    PASSED_OVER: ClassVar[frozenset[str]] = frozenset(f.name for f in fields(MntpConfig)) - {
+        f.name for f in fields(CorpusKeys)
+    }
+    """Keys of a training config that say nothing here, its run folder among them."""
 
 
 def load_config(cls: type[Config], path: str | Path | None = None, flags: list[str] | None = None) -> Config:

@@ -182,6 +182,20 @@ DIFFERENCES = (
         "no way back: it damages the tokenizer",
     ),
     Difference(
+        "underscores can be masked",
+        "The mask token `_` counts as special: real underscores are never predicted.",
+        "An underscore in the text is a token like any other.",
+        "Masking with a token does not make it special.",
+        "`--as-llm2vec`",
+    ),
+    Difference(
+        "samples drawn, not the first",
+        "`max_train_samples` and `max_eval_samples` take the first blocks.",
+        "They draw from the whole corpus by `seed`.",
+        "The head of a corpus is seldom like the rest of it.",
+        "`--as-llm2vec`",
+    ),
+    Difference(
         "nothing reported",
         "Trackers that are installed are used (`report_to = all`).",
         "Nothing leaves the machine unless `report_to` says so.",

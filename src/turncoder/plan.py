@@ -10,7 +10,6 @@ import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -21,15 +20,15 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from turncoder.config import MntpConfig, to_toml
 from turncoder.errors import UserError
 from turncoder.model.adapters import attach_lora, count_parameters
-from turncoder.model.backbone import load_model_config, resolve_model
+from turncoder.model.backbone import load_model_config
 from turncoder.preview import Preview, preview_corpus
+from turncoder.train.mntp import count_steps, will_merge
 
-__all__ = ["Plan", "count_activations", "count_steps", "plan_mntp", "show"]
+__all__ = ["Plan", "count_activations", "plan_mntp", "show"]
 
 logger = logging.getLogger("turncoder")
 
 GIB = 2**30
-MERGED_BYTES = 10 * GIB
 HALF = 0.5
 """Share of a matrix product's speed that a training step is taken to reach."""
 
@@ -115,34 +114,6 @@ def _note_unseen(plan: Plan, error: UserError, name: str, lost: str) -> None:
     line = f"{error} -- {lost}"
     if line not in plan.unseen:
         plan.unseen.append(line)
-
-
-def count_steps(config: MntpConfig, rows: int | None, processes: int = 1) -> tuple[int, int]:
-    """Count the optimiser steps that are run, and those the learning-rate schedule is laid out for.
-
-    Parameters
-    ----------
-    config
-        The resolved config.
-    rows
-        Training rows of an epoch; None where that is not known, which ``max_steps`` or ``stop_after_n_steps`` bridge.
-    processes
-        Devices that share the batch.
-
-    Returns
-    -------
-    tuple of int
-        ``(steps, scheduled)``: equal, unless ``as_llm2vec`` keeps LLM2Vec's schedule. 0 is "not known".
-    """
-    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
-    if config.max_steps > 0:
-        planned = config.max_steps
-    elif rows is not None:
-        planned = math.ceil(rows * config.num_train_epochs / per_step)
-    else:
-        planned = config.stop_after_n_steps or 0
-    steps = min(planned, config.stop_after_n_steps or planned)
-    return steps, planned if config.as_llm2vec else steps
 
 
 def _plan_steps(plan: Plan, config: MntpConfig, preview: Preview | None, block_size: int) -> None:
@@ -319,13 +290,6 @@ def _plan_disk(plan: Plan, config: MntpConfig, model: PreTrainedModel, trainable
         merged -= 4 * sum(p.numel() for p in inner if p.requires_grad)
     if will_merge(config, merged):
         plan.disk["model/"] = merged
-
-
-def will_merge(config: MntpConfig, size: int) -> bool:
-    """Say whether ``model/`` is written, given its bytes."""
-    return config.train_mode == "full" or config.save_merged == "always" or (
-        config.save_merged == "auto" and size <= MERGED_BYTES
-    )
 
 
 def list_files(config: MntpConfig) -> list[str]:

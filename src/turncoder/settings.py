@@ -86,8 +86,11 @@ def _gather(cls: type, raw: dict[str, Any], origin: str) -> dict[str, Entry]:
     for notice in notices:
         logger.warning("%s", notice)
     ours = [f.name for f in fields(cls)]
+    passed_over: frozenset[str] = getattr(cls, "PASSED_OVER", frozenset()) if origin != "--" else frozenset()
     gathered = {}
     for name, value in translated.items():
+        if name in passed_over or (passed_over and name not in ours and name in training_argument_names()):
+            continue
         if name not in ours and not ("training" in ours and name in training_argument_names()):
             raise UserError(_unknown(name, origin, ours))
         gathered[name] = Entry(value, f"{origin}{name}")
@@ -162,10 +165,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 # A string, or a comment, or a comma with nothing but space and comments between it and a closing bracket. Strings come
-# first, so that neither comments nor commas are seen inside them; what is blanked keeps its line breaks.
+# first, so that neither comments nor commas are seen inside them; a comment, once begun, ends where it ends (?>).
 _STRING = r'"(?:[^"\\\n]|\\.)*"'
-_COMMENT = r"//[^\n]*|/\*.*?\*/"
-_JSON_PIECE = re.compile(rf"({_STRING})|({_COMMENT})|(,)(?=(?:\s|{_COMMENT})*[\]}}])", re.DOTALL)
+_COMMENT = r"(?>//[^\n]*|/\*.*?\*/)"
+_JSON_PIECE = re.compile(rf"({_STRING})|({_COMMENT})|(,)(?=(?>\s|{_COMMENT})*+[\]}}])", re.DOTALL)
 
 
 def plain_json(text: str) -> str:
@@ -331,4 +334,5 @@ def _toml(value: Any) -> str:
         return f"[{', '.join(_toml(item) for item in value)}]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
-    return json.dumps("none" if value is None else value, ensure_ascii=False)
+    text = json.dumps("none" if value is None else value, ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f")  # the one control character that JSON lets stand and TOML does not

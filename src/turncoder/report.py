@@ -1,0 +1,153 @@
+"""Run folders to one table: what each rung of a run scored, and how two runs differ."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from turncoder.config import differences
+from turncoder.errors import UserError
+
+__all__ = ["read_run", "read_runs", "show", "table"]
+
+SCORES = ("loss", "perplexity", "accuracy", "top5_accuracy")
+HEADINGS = {
+    "run": "run",
+    "model": "model",
+    "step": "step",
+    "loss": "loss",
+    "perplexity": "perplexity",
+    "accuracy": "top-1",
+    "top5_accuracy": "top-5",
+    "tokens": "tokens",
+    "seconds": "time",
+}
+PERCENT = ("accuracy", "top5_accuracy")
+
+
+def read_runs(paths: list[Path]) -> list[dict[str, Any]]:
+    """Read run folders; see `read_run`."""
+    return [read_run(path) for path in paths]
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Read one run folder.
+
+    Returns
+    -------
+    dict
+        ``name``, ``stage``, ``status``, ``config``, and ``rows``: one for each model that was scored (causal,
+        bidirectional untrained, trained), with ``model``, ``step``, ``loss``, ``perplexity``, ``accuracy`` and
+        ``top5_accuracy`` (aligned, in [0, 1]), ``tokens`` and ``seconds``.
+
+    Raises
+    ------
+    UserError
+        The folder is no run, or its record is broken.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; report takes run folders")
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        config = dict(record["config"])
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a run folder: it has no run.json") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'run.json'} is broken ({type(error).__name__}: {error}); run it again") from None
+    logged = _read_metrics(folder / "metrics.jsonl")
+    rows = [_score(row, str(row["model"])) for row in logged if row.get("step") == 0 and "model" in row]
+    trained = _find_trained(record, logged)
+    if trained is not None:
+        rows.append({**trained, "tokens": record.get("tokens"), "seconds": record.get("wall_time_s")})
+    return {
+        "name": str(folder),
+        "stage": record.get("stage"),
+        "status": record.get("status", "unknown"),
+        "config": config,
+        "rows": rows,
+    }
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read the rows; the last may be cut off by a kill, any other broken one is an error."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("not an object")
+        except ValueError:
+            if number == len(lines):
+                break
+            raise UserError(f"{path} line {number} is not a JSON object; repair or remove the line") from None
+        rows.append(row)
+    return rows
+
+
+def _score(row: dict[str, Any], model: str) -> dict[str, Any]:
+    scores = {name: row.get(f"eval_{name}", row.get(name)) for name in SCORES}
+    if scores["perplexity"] is None and scores["loss"] is not None:
+        scores["perplexity"] = math.exp(min(scores["loss"], 700))
+    return {"model": model, "step": row.get("step"), **scores}
+
+
+def _find_trained(record: dict[str, Any], logged: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Take the final results, or the last evaluation of a run that is not done."""
+    config = record["config"]
+    turned = "+" + str(record.get("stage", "")).upper()
+    name = turned if config.get("bidirectional", True) else "+causal training"
+    evaluated = [row for row in logged if "eval_loss" in row and "model" not in row]
+    steps = [row["step"] for row in logged if "step" in row]
+    results = record.get("results")
+    if results:
+        return _score({"step": max(steps, default=None), **results}, name)
+    if evaluated:
+        return _score(evaluated[-1], f"{name} ({record.get('status', 'unknown')})")
+    return None
+
+
+def table(runs: list[dict[str, Any]]) -> Table:
+    """Put the rows of runs into one table."""
+    grid = Table()
+    for name, heading in HEADINGS.items():
+        grid.add_column(heading, justify="left" if name in ("run", "model") else "right")
+    for run in runs:
+        rows = run["rows"] or [{"model": f"no evaluation yet ({run['status']})"}]
+        for number, row in enumerate(rows):
+            shown = run["name"] if number == 0 else ""
+            cells = [shown, *(_tell(name, row.get(name)) for name in list(HEADINGS)[1:])]
+            grid.add_row(*cells, end_section=number == len(rows) - 1)
+    return grid
+
+
+def _tell(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if name in PERCENT:
+        return f"{100 * value:.1f} %"
+    if name in ("tokens", "step"):
+        return f"{value:,}"
+    if name == "seconds":
+        return f"{value / 60:,.1f} min" if value >= 100 else f"{value:.1f} s"
+    return f"{value:.3f}" if name == "loss" else f"{value:,.4g}"
+
+
+def show(runs: list[dict[str, Any]], console: Console, *, as_json: bool = False) -> None:
+    """Print the table; of two runs, also the keys in which their configs differ."""
+    if as_json:
+        console.print_json(data=runs)
+        return
+    console.print(table(runs))
+    if len(runs) == 2:
+        lines = differences(runs[0]["config"], runs[1]["config"], ignore=frozenset({"output_dir"}))
+        console.print("configs: " + ("the same" if not lines else ""), highlight=False)
+        for line in lines:
+            console.print(f"  {line}", highlight=False, markup=False)
