@@ -18,6 +18,8 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from turncoder.data.tokenizer import pad_token_id
+
 __all__ = ["save_encoder"]
 
 logger = logging.getLogger("turncoder")
@@ -30,7 +32,7 @@ POOLING_MODES = {
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
 }
-# Text Embeddings Inference reads this key where transformers ignores it; Gemma's own key of this name means a window too
+# Text Embeddings Inference reads this key where transformers ignores it; on Gemma it means a window too
 SERVER_KEY_TYPES = frozenset({"llama", "mistral", "qwen3"})
 
 
@@ -53,7 +55,7 @@ def save_encoder(
     folder
         Where to; an existing folder is replaced.
     tokenizer
-        For its padding token, which goes into ``sentence_bert_config.json`` when the tokenizer's own files name none.
+        For its padding token, which goes into ``sentence_bert_config.json``: many decoders' tokenizers name none.
     tokenizer_files
         The original files, copied unchanged.
     max_seq_length
@@ -70,9 +72,8 @@ def save_encoder(
     for file in tokenizer_files:
         shutil.copyfile(file, partial / file.name)
     _add_server_key(partial / "config.json")
-    tokenizer_args = {"padding_side": "right"}
-    if tokenizer.pad_token is not None:
-        tokenizer_args["pad_token"] = tokenizer.pad_token
+    pad_token = tokenizer.convert_ids_to_tokens(pad_token_id(tokenizer))
+    tokenizer_args = {"padding_side": "right", "pad_token": pad_token}
     _write(
         partial / "modules.json",
         [

@@ -105,7 +105,7 @@ def merge_adapter(model: PeftModel, probe: dict[str, torch.Tensor]) -> tuple[Pre
         logger.warning("the adapter changes nothing: it was not trained, or its learning rate was 0")
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
-            weights = [parameter for parameter in layer.get_base_layer().parameters(recurse=False)]
+            weights = list(layer.get_base_layer().parameters(recurse=False))
             dtypes = [weight.dtype for weight in weights]
             for weight in weights:
                 weight.data = weight.data.float()

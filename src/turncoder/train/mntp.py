@@ -8,13 +8,11 @@ cross-entropy -> run folder.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import logging
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +23,19 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 
 from turncoder.artifact import save_encoder
 from turncoder.config import MntpConfig
-from turncoder.data.corpus import open_corpus
-from turncoder.data.masking import MaskedBlocks, Masking, collate
-from turncoder.data.packing import Blocks, default_cache, prepare_blocks
-from turncoder.data.tokenizer import check_vocabulary, load_tokenizer, mask_token_id, tokenizer_files
-from turncoder.errors import ConversionError, UserError
+from turncoder.data.masking import MaskedBlocks
+from turncoder.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_files
+from turncoder.errors import ConversionError
 from turncoder.model.adapters import attach_lora, count_parameters, merge_adapter
 from turncoder.model.attention import AttentionReport, make_bidirectional
 from turncoder.model.backbone import load_causal_lm, resolve_model
 from turncoder.model.heads import Head, take_backbone, take_head
-from turncoder.model.isolation import can_isolate
-from turncoder.train.running import Run, RunCallback, open_run, training_arguments
+from turncoder.train.recording import RunCallback
+from turncoder.train.running import Run, checkpoint_step, open_run, training_arguments
+from turncoder.train.text import Text, open_text
 from turncoder.train.trainer import GatheredTrainer, StopAfter
 
-__all__ = ["Text", "open_text", "train"]
+__all__ = ["count_steps", "train", "will_merge"]
 
 logger = logging.getLogger("turncoder")
 
@@ -111,13 +108,31 @@ def _train(config: MntpConfig, run: Run) -> None:
     logger.info("trainable parameters: %s of %s (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
     trainer = build(model)
     if config.do_train:
-        trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
+        _fit(trainer, run)
     if config.do_eval:
-        scores = trainer.evaluate()
-        run.update(results={key: scores[f"eval_{key}"] for key in METRICS})
-    trainer.record.count()
+        run.update(results=_final_scores(trainer, run))
     _save(config, run, trainer, text, tokenizer)
+    run.record.pop("error", None)
     run.update(status="done")
+
+
+def _fit(trainer: GatheredTrainer, run: Run) -> None:
+    """Train, or resume; a run that was cut off after its last step only gets its weights back."""
+    done = run.record.get("trained", {})
+    if run.resume_from and (done.get("planned") == trainer.steps or checkpoint_step(run.resume_from) >= trainer.steps):
+        trainer.restore(run.resume_from)
+        return
+    trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
+    trainer.record.count()
+    run.update(trained={"planned": trainer.steps, "steps": trainer.state.global_step})
+
+
+def _final_scores(trainer: GatheredTrainer, run: Run) -> dict[str, float]:
+    """Evaluate, unless the last step has been evaluated with these very weights."""
+    step = trainer.state.global_step
+    rows = [row for row in run.logged() if row["step"] == step and "eval_loss" in row and "model" not in row]
+    scores = rows[-1] if rows and not trainer.args.load_best_model_at_end else trainer.evaluate()
+    return {key: scores[f"eval_{key}"] for key in METRICS}
 
 
 def _where(config: MntpConfig) -> dict[str, Any]:
@@ -128,125 +143,19 @@ def _where(config: MntpConfig) -> dict[str, Any]:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Text:
-    """The corpus as the trainer takes it.
-
-    Attributes
-    ----------
-    train, validation
-        Rows of token ids.
-    masking, eval_masking
-        How rows are corrupted in training and in evaluation.
-    isolate
-        Whether a row holds several documents that must not see each other.
-    block_size
-        Tokens in a row, at most.
-    pad_token_id, pad_to
-        For rows of unequal length.
-    """
-
-    train: Blocks
-    validation: Blocks
-    masking: Masking
-    eval_masking: Masking
-    isolate: bool
-    block_size: int
-    pad_token_id: int
-    pad_to: int | None
-
-    def collate(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Make a batch; the first token of an isolated document is no label: the state before it is not its own."""
-        batch = collate(features, self.pad_token_id, pad_to=self.pad_to)
-        if self.isolate:
-            documents_BL = batch["document_ids"]
-            batch["labels"][:, 1:][documents_BL[:, 1:] != documents_BL[:, :-1]] = -100
-        return batch
-
-
-def open_text(config: MntpConfig, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Text:
-    """Prepare the corpus for a model: blocks with isolated documents, or one document a row where that is not proven.
-
-    Raises
-    ------
-    UserError
-        The corpus cannot be read, is empty, or leaves nothing to train or to evaluate on.
-    """
-    source = {"text_column": config.text_column, "cache_dir": config.cache_dir, "tokenizer": tokenizer}
-    hub = {"dataset_name": config.dataset_name, "dataset_config_name": config.dataset_config_name}
-    corpus = open_corpus(**hub, file=config.train_file, split="train", **source)
-    validation = open_corpus(file=config.validation_file, **source) if config.validation_file else None
-    block_size = _block_size(config, backbone, tokenizer)
-    with PartialState().main_process_first():
-        train, held_out = prepare_blocks(
-            corpus=corpus,
-            validation=validation,
-            tokenizer=tokenizer,
-            block_size=block_size,
-            folder=default_cache(),
-            validation_percentage=config.validation_split_percentage,
-            line_by_line=config.line_by_line,
-            workers=config.preprocessing_num_workers,
-            as_llm2vec=config.as_llm2vec,
-        )
-    isolate = config.isolate_documents and not config.line_by_line
-    if isolate and (reason := can_isolate(backbone)) is not True:
-        logger.warning("documents cannot be isolated within a row (%s): one document per row, by length", reason)
-        train, held_out, isolate = train.by_document(block_size), held_out.by_document(block_size), False
-    seed = None if config.as_llm2vec else config.seed  # LLM2Vec takes the first ones
-    if config.max_train_samples:
-        train = train.select(config.max_train_samples, seed=seed)
-    if config.max_eval_samples:
-        held_out = held_out.select(config.max_eval_samples, seed=seed)
-    masking = Masking(
-        mlm_probability=config.mlm_probability,
-        mask_token_id=mask_token_id(tokenizer, config.mask_token_type),
-        vocab_size=len(tokenizer),
-        special_ids=tuple(tokenizer.all_special_ids),
-        style=config.data_collator_type,
-        seed=config.seed,
-    )
-    scored_as = "default" if config.data_collator_type == "unmasked" else config.data_collator_type
-    return Text(
-        train=train,
-        validation=held_out,
-        masking=masking,
-        eval_masking=dataclasses.replace(masking, style=scored_as),
-        isolate=isolate,
-        block_size=block_size,
-        pad_token_id=tokenizer.pad_token_id,
-        pad_to=block_size if config.pad_to_max_length else None,
-    )
-
-
-def _block_size(config: MntpConfig, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    text_config = backbone.config.get_text_config()
-    limit = getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "n_positions", None)
-    if config.max_seq_length is None:
-        return min(tokenizer.model_max_length, 1024, limit or 1024)
-    if limit and config.max_seq_length > limit:
-        raise UserError(
-            f"max_seq_length = {config.max_seq_length} is more than the model's {limit} positions: lower it"
-        )
-    return config.max_seq_length
-
-
 def _convert(backbone: PreTrainedModel, config: MntpConfig) -> AttentionReport:
     """Make the backbone bidirectional, in eager attention where the kernel that was asked for does not pass."""
+    asked = backbone.config._attn_implementation
     try:
         return make_bidirectional(backbone, allow_partial=config.allow_partial)
-    except ConversionError:
-        asked = backbone.config._attn_implementation
+    except ConversionError as first:
         if asked == "eager":
             raise
         backbone.set_attn_implementation("eager")
         try:
             report = make_bidirectional(backbone, allow_partial=config.allow_partial)
         except ConversionError:
-            backbone.set_attn_implementation(asked)
-            raise
-        finally:
-            pass
+            raise first from None
         logger.warning("attn_implementation: %s does not pass the proof with this model; eager is used", asked)
         return report
 
@@ -274,13 +183,45 @@ def _choose_trainables(config: MntpConfig, backbone: PreTrainedModel, head: Head
     return model
 
 
+def count_steps(config: MntpConfig, rows: int | None, processes: int = 1) -> tuple[int, int]:
+    """Count the optimizer steps that are run, and those that the learning-rate schedule is laid out for.
+
+    Parameters
+    ----------
+    config
+        The resolved configuration.
+    rows
+        Training rows of an epoch; None where they are not known (``max_steps`` or ``stop_after_n_steps`` decides).
+    processes
+        Devices that share a batch.
+
+    Returns
+    -------
+    tuple of int
+        ``(steps, scheduled)``: equal, unless ``as_llm2vec`` keeps LLM2Vec's schedule. 0 when nothing is known.
+    """
+    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+    if config.max_steps > 0:
+        planned = config.max_steps
+    elif rows is not None:
+        planned = math.ceil(rows * config.num_train_epochs / per_step)
+    else:
+        planned = config.stop_after_n_steps or 0
+    steps = min(planned, config.stop_after_n_steps or planned)
+    return steps, planned if config.as_llm2vec else steps
+
+
+def will_merge(config: MntpConfig, size: int) -> bool:
+    """Tell whether ``model/`` is written, given the bytes of the merged model."""
+    small = config.save_merged == "auto" and size <= MERGED_BYTES
+    return config.train_mode == "full" or config.save_merged == "always" or small
+
+
 def _build_trainer(config: MntpConfig, run: Run, text: Text, head: Head, model: Any) -> GatheredTrainer:
     """Lay out the steps and build the trainer for ``model``."""
     per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * PartialState().num_processes
     rows = len(text.train)
-    planned = config.max_steps if config.max_steps > 0 else math.ceil(rows * config.num_train_epochs / per_step)
-    steps = min(planned, config.stop_after_n_steps or planned)
-    scheduled = planned if config.as_llm2vec else steps
+    steps, scheduled = count_steps(config, rows, PartialState().num_processes)
     record = RunCallback(
         run, samples_per_epoch=rows, samples_per_step=per_step, save_total_limit=config.save_total_limit
     )
@@ -302,7 +243,7 @@ def _build_trainer(config: MntpConfig, run: Run, text: Text, head: Head, model: 
         eval_dataset=MaskedBlocks(text.validation, text.eval_masking, evaluation=True),
         callbacks=callbacks,
     )
-    trainer.record = record
+    trainer.record, trainer.steps = record, steps
     record.tokens_seen = trainer.tokens_seen
     return trainer
 
@@ -332,7 +273,7 @@ def _save(
         shutil.rmtree(run.folder / "adapter", ignore_errors=True)
         partial.replace(run.folder / "adapter")
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        if config.save_merged == "never" or (config.save_merged == "auto" and size > MERGED_BYTES):
+        if not will_merge(config, size):
             logger.warning("model/ is not written (save_merged = %s, %.1f GB)", config.save_merged, size / 1e9)
             return
         token_ids = torch.from_numpy(text.validation[0][0][:64].astype("int64"))[None]
@@ -350,7 +291,9 @@ def _save(
         run.folder / "model",
         tokenizer=tokenizer,
         tokenizer_files=tokenizer_files(
-            config.tokenizer_name or resolve_model(config.model_name_or_path), **_where(config)
+            config.tokenizer_name or resolve_model(config.model_name_or_path),
+            revision=config.model_revision,
+            cache_dir=config.cache_dir,
         ),
         max_seq_length=text.block_size,
         record=record,
@@ -364,6 +307,3 @@ def _parents(name: str) -> list[dict[str, Any]]:
         return [{"name": name}]
     record = json.loads(path.read_text(encoding="utf8"))
     return [{"name": name, "stage": record["stage"], "started": record["started"]}, *record.get("parents", [])]
-
-
-Build = Callable[[Any], GatheredTrainer]

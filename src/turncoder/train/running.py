@@ -17,18 +17,25 @@ import platform
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainingArguments
 
 from turncoder.config import MAY_CHANGE, MntpConfig, differences, to_dict, to_toml
 from turncoder.errors import UserError
 
-__all__ = ["Run", "RunCallback", "newest_checkpoint", "open_run", "training_arguments", "write_atomically"]
+__all__ = [
+    "MARKER",
+    "Run",
+    "checkpoint_step",
+    "complete_checkpoints",
+    "open_run",
+    "training_arguments",
+    "write_atomically",
+]
 
 logger = logging.getLogger("turncoder")
 
@@ -119,13 +126,14 @@ class Run:
             write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
 
-def newest_checkpoint(checkpoints: Path) -> Path | None:
-    """Return the complete checkpoint with the highest step, or None."""
-    complete = [folder for folder in checkpoints.glob("checkpoint-*") if (folder / MARKER).exists()]
-    return max(complete, key=_step, default=None)
+def complete_checkpoints(checkpoints: Path) -> list[Path]:
+    """Return the complete checkpoints, the oldest first."""
+    complete = (folder for folder in checkpoints.glob("checkpoint-*") if (folder / MARKER).exists())
+    return sorted(complete, key=checkpoint_step)
 
 
-def _step(checkpoint: Path) -> int:
+def checkpoint_step(checkpoint: Path) -> int:
+    """Return the step that a checkpoint was written after."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
@@ -161,7 +169,7 @@ def open_run(config: MntpConfig, stage: str) -> Run:
         old = _read_record(folder)
         _check_same(old, run.record, stage, folder)
         run.finished = old.get("status") == "done" and not _wants_more(old["config"], run.record["config"])
-        run.resume_from = newest_checkpoint(run.checkpoints)
+        run.resume_from = next(reversed(complete_checkpoints(run.checkpoints)), None)
         run.record = {**old, "config": run.record["config"], "versions": run.record["versions"]}
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"--output {folder} exists and is not a run folder: name another, or empty it")
@@ -243,111 +251,6 @@ def _git_revision() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() or None
-
-
-class RunCallback(TrainerCallback):
-    """Writes metrics, shows progress, and makes checkpoints complete.
-
-    Parameters
-    ----------
-    run
-        The opened run.
-    samples_per_epoch, samples_per_step
-        For the epoch that is logged: batches are drawn from one unrolled sequence of epochs.
-    save_total_limit
-        How many complete checkpoints to keep; None keeps all.
-    """
-
-    def __init__(self, run: Run, samples_per_epoch: int, samples_per_step: int, save_total_limit: int | None) -> None:
-        self.run = run
-        self.epochs_per_step = samples_per_step / samples_per_epoch
-        self.save_total_limit = save_total_limit
-        self.tokens_seen = lambda: 0
-        self.started = self.logged_at = time.perf_counter()
-        self.earlier_tokens = self.logged_tokens = 0
-        self.earlier_seconds = 0.0
-        self.first_step = 0
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Start the clocks; on resuming, forget what was logged after the checkpoint."""
-        self.started = self.logged_at = time.perf_counter()
-        self.run.rewind(state.global_step)
-        self.first_step = state.global_step
-        self.earlier_tokens = int(self.run.record.get("tokens", 0)) if state.global_step else 0
-        self.earlier_seconds = float(self.run.record.get("wall_time_s", 0.0)) if state.global_step else 0.0
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Write one row, with the speed since the row before it."""
-        row = {key: value for key, value in (logs or {}).items() if _is_metric(key)}
-        if not row:
-            return
-        row = {"step": state.global_step, **row, "epoch": round(state.global_step * self.epochs_per_step, 4)}
-        now, tokens = time.perf_counter(), self.tokens_seen()
-        if "loss" in row and tokens > self.logged_tokens:
-            row["tokens_per_second"] = round((tokens - self.logged_tokens) / (now - self.logged_at), 1)
-        self.logged_at, self.logged_tokens = now, tokens
-        self.run.log(row)
-        if args.disable_tqdm:  # no terminal: plain lines instead of the Trainer's progress bar
-            left = (state.max_steps - state.global_step) * (now - self.started)
-            left /= max(state.global_step - self.first_step, 1)
-            told = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "step" and _is_number(value))
-            logger.info("step %d/%d  %s  (%s left)", state.global_step, state.max_steps, told, _clock(left))
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Mark the checkpoint just written as complete, then remove the ones that are no longer needed."""
-        accelerator_state = PartialState()
-        accelerator_state.wait_for_everyone()
-        if accelerator_state.is_main_process:
-            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            for file in checkpoint.rglob("*"):
-                if file.is_file():
-                    descriptor = os.open(file, os.O_RDONLY)
-                    os.fsync(descriptor)
-                    os.close(descriptor)
-            write_atomically(checkpoint / MARKER, f"{state.global_step}\n")
-            self.count()
-            self._remove_old(args, state)
-        accelerator_state.wait_for_everyone()
-
-    def count(self) -> None:
-        """Put tokens and seconds so far into the record."""
-        seconds = self.earlier_seconds + time.perf_counter() - self.started
-        self.run.update(tokens=self.earlier_tokens + self.tokens_seen(), wall_time_s=round(seconds, 2))
-
-    def _remove_old(self, args: TrainingArguments, state: TrainerState) -> None:
-        if not self.save_total_limit:
-            return
-        complete = sorted(
-            (folder for folder in Path(args.output_dir).glob("checkpoint-*") if (folder / MARKER).exists()), key=_step
-        )
-        best = Path(state.best_model_checkpoint) if state.best_model_checkpoint else None
-        for folder in complete[: -self.save_total_limit]:
-            if folder != best:
-                (folder / MARKER).unlink()  # first: a folder half removed must not look complete
-                shutil.rmtree(folder)
-
-
-def _is_metric(key: str) -> bool:
-    """Tell metrics from the Trainer's own timings and totals."""
-    timing = ("runtime", "samples_per_second", "steps_per_second", "preparation_time", "total_flos")
-    return not key.startswith("train_") and not key.endswith(timing) and key != "epoch"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _clock(seconds: float) -> str:
-    return str(datetime.timedelta(seconds=round(seconds)))
 
 
 def training_arguments(config: MntpConfig, run: Run, *, steps: int, steps_per_epoch: int) -> TrainingArguments:

@@ -14,7 +14,16 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from turncoder.errors import UserError
@@ -22,6 +31,7 @@ from turncoder.model.heads import Head
 from turncoder.model.isolation import isolation_mask
 from turncoder.objectives.alignment import select_batch, select_rows
 from turncoder.objectives.vocabulary import cross_entropy, score_rows
+from turncoder.train.recording import RunCallback
 
 __all__ = ["GatheredTrainer", "StopAfter", "summarise"]
 
@@ -51,6 +61,14 @@ class GatheredTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # our loss is a sum over the rows of the whole accumulation window
         self.remove_callback(PrinterCallback)
         self._tokens = torch.zeros((), dtype=torch.long)
+        self.record: RunCallback
+        self.steps: int
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take the weights that the training which wrote ``checkpoint`` last ended with."""
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        self._load_from_checkpoint(best or str(checkpoint))
 
     def tokens_seen(self) -> int:
         """Count the tokens trained on since this process started, over all processes."""
@@ -108,19 +126,21 @@ class GatheredTrainer(Trainer):
         return None, sums_B4, sums_B4[:, 3:]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        return SequentialSampler(self.train_dataset)  # the data set itself is in training order
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # the data set itself is in training order
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save what trains; no tokenizer and no pickle beside it."""
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
         if isinstance(self.model, PeftModel):
             self.save_adapter(folder)
         else:
+            assert isinstance(self.model, PreTrainedModel)
             self.model.save_pretrained(folder, state_dict=state_dict)
 
     def save_adapter(self, folder: Path) -> None:
         """Save the adapter, and the head beside it if it was trained: what was tuned together stays together."""
-        self.model.save_pretrained(folder, save_embedding_layers=False)
+        assert isinstance(self.model, PeftModel)
+        self.model.save_pretrained(str(folder), save_embedding_layers=False)
         if self.head.trainable and (weights := self.head.named_parameters()):
             save_file({name: weight.detach() for name, weight in weights.items()}, folder / HEAD_FILE)
 

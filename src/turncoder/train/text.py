@@ -1,0 +1,172 @@
+"""The corpus as a trainer takes it: rows of tokens, how they are corrupted, and how they make a batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from turncoder.config import CorpusKeys, MntpConfig
+from turncoder.data.corpus import open_corpora
+from turncoder.data.masking import Masking, collate
+from turncoder.data.packing import Blocks, prepare_blocks
+from turncoder.data.tokenizer import mask_token_id, pad_token_id, special_ids
+from turncoder.errors import UserError
+from turncoder.model.isolation import can_isolate
+
+__all__ = ["Text", "choose_block_size", "choose_masking", "open_blocks", "open_text"]
+
+logger = logging.getLogger("turncoder")
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """The corpus as the trainer takes it.
+
+    Attributes
+    ----------
+    train, validation
+        Rows of token ids.
+    masking, eval_masking
+        How rows are corrupted in training and in evaluation.
+    isolate
+        Whether a row holds several documents that must not see each other.
+    block_size
+        Tokens in a row, at most.
+    pad_token_id, pad_to
+        For rows of unequal length.
+    """
+
+    train: Blocks
+    validation: Blocks
+    masking: Masking
+    eval_masking: Masking
+    isolate: bool
+    block_size: int
+    pad_token_id: int
+    pad_to: int | None
+
+    def collate(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch; the first token of an isolated document is no label: the state before it is not its own."""
+        batch = collate(features, self.pad_token_id, pad_to=self.pad_to)
+        if self.isolate:
+            documents_BL = batch["document_ids"]
+            batch["labels"][:, 1:][documents_BL[:, 1:] != documents_BL[:, :-1]] = -100
+        return batch
+
+
+def open_text(config: MntpConfig, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Text:
+    """Prepare the corpus for a model: blocks with isolated documents, or one document a row where that is not proven.
+
+    Raises
+    ------
+    UserError
+        The corpus cannot be read, is empty, or leaves nothing to train or to evaluate on.
+    """
+    block_size = choose_block_size(config, backbone.config, tokenizer)
+    with PartialState().main_process_first():
+        train, held_out = open_blocks(config, tokenizer, block_size)
+    isolate = config.isolate_documents and train.is_packed
+    if isolate and (reason := can_isolate(backbone)) is not True:
+        logger.warning("documents cannot be isolated within a row (%s): one document per row, by length", reason)
+        train, held_out, isolate = train.by_document(block_size), held_out.by_document(block_size), False
+    seed = None if config.as_llm2vec else config.seed  # LLM2Vec takes the first ones
+    if config.max_train_samples:
+        train = train.select(config.max_train_samples, seed=seed)
+    if config.max_eval_samples:
+        held_out = held_out.select(config.max_eval_samples, seed=seed)
+    masking = choose_masking(config, tokenizer)
+    scored_as = "default" if config.data_collator_type == "unmasked" else config.data_collator_type
+    return Text(
+        train=train,
+        validation=held_out,
+        masking=masking,
+        eval_masking=dataclasses.replace(masking, style=scored_as),
+        isolate=isolate,
+        block_size=block_size,
+        pad_token_id=pad_token_id(tokenizer),
+        pad_to=block_size if config.pad_to_max_length else None,
+    )
+
+
+def open_blocks(
+    config: CorpusKeys, tokenizer: PreTrainedTokenizerBase, block_size: int, folder: Path | None = None
+) -> tuple[Blocks, Blocks]:
+    """Find the rows of tokens that a config describes, or make them: training rows and held-out ones.
+
+    Parameters
+    ----------
+    config
+        Which corpus, and how it is cut.
+    tokenizer
+        As loaded.
+    block_size
+        From `choose_block_size`.
+    folder
+        Where the tokens are kept; None means the cache that every command looks into.
+
+    Raises
+    ------
+    UserError
+        The corpus cannot be read, is empty, or leaves nothing to train or to evaluate on.
+    """
+    corpus, validation = open_corpora(
+        dataset_name=config.dataset_name,
+        dataset_config_name=config.dataset_config_name,
+        train_file=config.train_file,
+        validation_file=config.validation_file,
+        text_column=config.text_column,
+        cache_dir=config.cache_dir,
+    )
+    train, held_out = prepare_blocks(
+        corpus=corpus,
+        validation=validation,
+        tokenizer=tokenizer,
+        block_size=block_size,
+        folder=folder,
+        validation_percentage=config.validation_split_percentage,
+        line_by_line=config.line_by_line,
+        workers=config.preprocessing_num_workers,
+        as_llm2vec=config.as_llm2vec,
+    )
+    assert held_out is not None  # the configuration does not let the percentage be 0
+    return train, held_out
+
+
+def choose_masking(config: MntpConfig, tokenizer: PreTrainedTokenizerBase) -> Masking:
+    """Say how rows are corrupted in training."""
+    mask_id = mask_token_id(tokenizer, config.mask_token_type)
+    return Masking(
+        mlm_probability=config.mlm_probability,
+        mask_token_id=mask_id,
+        vocab_size=len(tokenizer),
+        special_ids=special_ids(tokenizer, mask_id, as_llm2vec=config.as_llm2vec),
+        style=config.data_collator_type,
+        seed=config.seed,
+    )
+
+
+def choose_block_size(
+    config: CorpusKeys, model_config: PretrainedConfig | None, tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """Choose the length of a row: ``max_seq_length``, else what tokenizer and model allow, at most 1024.
+
+    Raises
+    ------
+    UserError
+        ``max_seq_length`` is more than the model's positions.
+    """
+    text_config = model_config.get_text_config() if model_config is not None else None
+    limit = getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "n_positions", None)
+    if config.max_seq_length is None:
+        return min(tokenizer.model_max_length, 1024, limit or 1024)
+    if limit and config.max_seq_length > limit:
+        raise UserError(
+            f"max_seq_length = {config.max_seq_length} is more than the model's {limit} positions: lower it"
+        )
+    return config.max_seq_length
