@@ -142,7 +142,7 @@ def run_bare(text: Path, tokenizer_folder: Path, workers: int, folder: Path) -> 
 
 def run_grouping(text: Path, tokenizer_folder: Path, workers: int, folder: Path) -> dict:
     """Time what turncoder does after the tokenizer: ids to arrays, the split, the files, the row view."""
-    from turncoder.data import encoding, packing
+    from turncoder.data import encoding, tokens
     from turncoder.data.corpus import open_corpus
     from turncoder.data.tokenizer import load_tokenizer
 
@@ -154,7 +154,7 @@ def run_grouping(text: Path, tokenizer_folder: Path, workers: int, folder: Path)
         [known[row] for row in rows] if rows[0] in known else call(self, rows, specials)
     )
     options = {"keep_empty": False, "validation_percentage": 5, "first_validate": False}
-    work = packing._Pass(open_corpus(file=text), None, tokenizer, options, folder / "tokens")
+    work = tokens.TokenPass(open_corpus(file=text), None, tokenizer, options, folder / "tokens")
     start = read_clocks()
     work.run(None)
     return {**since(start), "tokens": sum(map(len, known.values()))}

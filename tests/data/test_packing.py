@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from turncoder.data import encoding, packing
+from turncoder.data import encoding, packing, tokens
 from turncoder.data.corpus import open_corpora, open_corpus
 from turncoder.data.packing import default_cache, prepare_blocks
 from turncoder.data.tokenizer import load_tokenizer
@@ -46,7 +46,7 @@ def read_files(folder):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(packing, "SHARD_CHARACTERS", 4000)
+    monkeypatch.setattr(tokens, "SHARD_CHARACTERS", 4000)
 
 
 def test_tokens_are_those_of_tokenising_again(tmp_path, texts, tokenizer):
@@ -55,7 +55,7 @@ def test_tokens_are_those_of_tokenising_again(tmp_path, texts, tokenizer):
     train, validation = prepare(path, tokenizer, tmp_path / "cache", validation_percentage=0)
     expected = [tokenizer(line)["input_ids"] for line in lines if line.strip()]
     flat = list(itertools.chain(*expected))
-    assert validation is None
+    assert len(validation) == 0
     rows = read_rows(train)
     assert list(itertools.chain(*rows)) == flat
     assert [len(row) for row in rows] == train.lengths().tolist()
@@ -166,7 +166,7 @@ def test_the_second_call_and_another_block_size_read_only(tmp_path, texts, token
     monkeypatch.setenv("TURNCODER_CACHE", str(tmp_path / "cache"))
     first = prepare(path, tokenizer, None)
     assert first[0].file.folder.parent == default_cache() / "tokens" == tmp_path / "cache" / "tokens"
-    monkeypatch.setattr(packing._Pass, "run", None)
+    monkeypatch.setattr(packing.TokenPass, "run", None)
     again = prepare(path, tokenizer, None)
     assert again[0].fingerprint == first[0].fingerprint
     assert prepare(path, tokenizer, None, block_size=16)[0].fingerprint != first[0].fingerprint
@@ -203,12 +203,12 @@ def test_two_calls_at_once_share_the_work(tmp_path, texts, tokenizer):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from turncoder.data import packing
+from turncoder.data import packing, tokens
 from turncoder.data.corpus import open_corpus
 from turncoder.data.tokenizer import load_tokenizer
-packing.SHARD_CHARACTERS = 4000
+tokens.SHARD_CHARACTERS = 4000
 folder, shards, stage = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-write, seen = packing._write_json, 0
+write, seen = tokens._write_json, 0
 def die(path, value):
     global seen
     seen += 1
@@ -217,7 +217,7 @@ def die(path, value):
     write(path, value)
     if seen == shards:
         os.kill(os.getpid(), signal.SIGKILL)
-packing._write_json = die
+tokens._write_json = die
 packing.prepare_blocks(corpus=open_corpus(file=folder / "corpus.txt"), tokenizer=load_tokenizer(folder / "tokenizer"),
                        block_size=32, folder=folder / "killed")
 """
@@ -250,21 +250,21 @@ def test_kill_in_the_middle_then_resume_to_the_same_bytes(
 
 def test_a_full_disk_leaves_whole_shards_and_a_way_on(tmp_path, texts, tokenizer, small_shards, monkeypatch):
     path = write(tmp_path, texts)
-    write_json, calls = packing._write_json, itertools.count(1)
+    write_json, calls = tokens._write_json, itertools.count(1)
 
     def fail(*arguments):
         if next(calls) == 4:
             raise OSError(errno.ENOSPC, "No space left on device")
         write_json(*arguments)
 
-    monkeypatch.setattr(packing, "_write_json", fail)
+    monkeypatch.setattr(tokens, "_write_json", fail)
     with pytest.raises(OSError, match="No space left") as caught:
         prepare(path, tokenizer, tmp_path / "full")
     assert caught.value.errno == errno.ENOSPC
     (partial,) = (tmp_path / "full").glob("*.partial")
     journal = json.loads((partial / "journal.json").read_text())
-    for name, (tokens, documents) in journal["splits"].items():
-        assert (partial / f"{name}.tokens").stat().st_size == tokens * 2
+    for name, (count, documents) in journal["splits"].items():
+        assert (partial / f"{name}.tokens").stat().st_size == count * 2
         assert (partial / f"{name}.ends").stat().st_size == documents * 8
     assert not list(partial.glob("*.new"))
     prepare(path, tokenizer, tmp_path / "full")

@@ -48,8 +48,8 @@ class Corpus:
         Computes the fingerprint.
     tokenised
         The rows are token ids and not texts.
-    size
-        Bytes on disk, where that says how far a pass has come; None otherwise.
+    size, rows
+        Bytes of text or number of rows, where one is known beforehand: how long a pass will take.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Corpus:
     digest: Callable[[], str]
     tokenised: bool = False
     size: int | None = None
+    rows: int | None = None
 
     @property
     def texts(self) -> Iterator[Any]:
@@ -188,7 +189,7 @@ def _from_files(path: Path, files: list[Path], text_column: str | None) -> Corpu
         return _hash_files(files, text_column)
 
     first = next(read_file(files[0], text_column), "")  # what is wrong with the file is said now and not hours later
-    plain = all(find_ending(file) != ".parquet" and not file.name.endswith(".gz") for file in files)
+    plain = all(file.name.lower().endswith(".txt") for file in files)
     size = sum(file.stat().st_size for file in files) if plain else None
     return Corpus(str(path), read, digest, isinstance(first, np.ndarray), size)
 
@@ -250,8 +251,11 @@ def _has_validation(name: str | None, config: str | None, file: str | Path | Non
     import datasets
 
     home = PARQUET_HOMES.get(str(name), str(name))
-    builder = datasets.load_dataset_builder(home, config, cache_dir=cache_dir)
-    return "validation" in (builder.info.splits or {})
+    try:
+        builder = datasets.load_dataset_builder(home, config, cache_dir=cache_dir)
+    except Exception as error:
+        raise UserError(f"dataset_name: {name!r} cannot be loaded: {_first_line(error)}") from error
+    return "validation" in {*(builder.info.splits or {}), *(builder.config.data_files or {})}
 
 
 def _from_dataset(name: str, dataset: "Dataset", text_column: str | None) -> Corpus:
@@ -271,4 +275,4 @@ def _from_dataset(name: str, dataset: "Dataset", text_column: str | None) -> Cor
         return _hash_files(files, column)
 
     first = next(read(), "")
-    return Corpus(name, read, digest, isinstance(first, np.ndarray))
+    return Corpus(name, read, digest, isinstance(first, np.ndarray), rows=len(dataset))

@@ -27,11 +27,12 @@ PROBE = ("The quick brown fox, 1984.", "  two  spaces\tand a tab", "Füße, 눈,
 
 
 class Encoded(NamedTuple):
-    """The tokens of a shard by split, each with the length of each document; and how many documents were empty."""
+    """The tokens of a shard by split, each with the length of each document; the empty documents; the bytes of text."""
 
     train: tuple[np.ndarray, np.ndarray]
     validation: tuple[np.ndarray, np.ndarray]
     empty: int
+    size: int
 
 
 class Encoder:
@@ -70,7 +71,9 @@ class Encoder:
         """
         kept = [bool(len(row)) and not (isinstance(row, str) and row.isspace()) for row in rows]
         empty = kept.count(False)
-        validates = np.fromiter((_hash(row) for row in rows), dtype=np.uint64, count=len(rows)) < share / 100 * 2**32
+        contents = [_content(row) for row in rows]
+        size = sum(map(len, contents)) + len(contents)  # and the newlines
+        validates = np.fromiter(map(zlib.crc32, contents), dtype=np.uint64, count=len(rows)) < share / 100 * 2**32
         validates[:held_out] = True
         if not self.keep_empty and empty:
             rows = [row for row, keep in zip(rows, kept, strict=True) if keep]
@@ -84,9 +87,9 @@ class Encoder:
         else:
             tokens = np.fromiter(chain.from_iterable(pieces), dtype=self.dtype, count=int(lengths.sum()))
         if not validates.any():
-            return Encoded((tokens, lengths), (tokens[:0], lengths[:0]), empty)
+            return Encoded((tokens, lengths), (tokens[:0], lengths[:0]), empty, size)
         goes = np.repeat(validates, lengths)
-        return Encoded((tokens[~goes], lengths[~validates]), (tokens[goes], lengths[validates]), empty)
+        return Encoded((tokens[~goes], lengths[~validates]), (tokens[goes], lengths[validates]), empty, size)
 
     def _tokenise(self, rows: Sequence[Any]) -> Sequence[Any]:
         if not rows or isinstance(rows[0], np.ndarray):
@@ -127,9 +130,9 @@ class Encoder:
         return [], []
 
 
-def _hash(row: Any) -> int:
-    """Hash a document to 32 bits, the same in every process and version."""
-    return zlib.crc32(row.encode("utf-8", "surrogatepass") if isinstance(row, str) else row.tobytes())
+def _content(row: Any) -> bytes:
+    """Give the bytes whose hash says where a document goes: the same in every process and version."""
+    return row.encode("utf-8", "surrogatepass") if isinstance(row, str) else row.tobytes()
 
 
 def _fast_path(tokenizer: "PreTrainedTokenizerBase") -> Any:
