@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from turncoder.data import encoding, packing, tokens
 from turncoder.data.corpus import open_corpora, open_corpus
 from turncoder.data.packing import default_cache, prepare_blocks
-from turncoder.data.tokenizer import load_tokenizer
+from turncoder.data.tokenizer import load_tokenizer, train_tokenizer
 from turncoder.errors import UserError
 
 
@@ -396,3 +396,25 @@ def test_peak_memory_is_flat(tmp_path, texts, tokenizer):
         peaks.append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
     assert (tmp_path / "large.txt").stat().st_size > 9 * (tmp_path / "small.txt").stat().st_size > 9e7
     assert peaks[1] < peaks[0] + 40, peaks
+
+
+def test_a_prepared_folder_is_a_corpus(tmp_path, texts, tokenizer):
+    made = prepare(write(tmp_path, texts), tokenizer, tmp_path / "made")
+    corpus, _ = open_corpora(train_file=tmp_path / "made")
+    assert corpus.tokenised
+    assert [row.tolist() for row in corpus] == read_rows(made[0].by_document(10**6))
+    found = prepare_blocks(corpus=corpus, tokenizer=tokenizer, block_size=32, folder=tmp_path / "unused")
+    assert [blocks.fingerprint for blocks in found] == [blocks.fingerprint for blocks in made]
+    assert not (tmp_path / "unused").exists()
+    other = write(tmp_path, texts[:3], "other.txt")
+    _, held_out = prepare_blocks(
+        corpus=corpus, validation=open_corpus(file=other), tokenizer=tokenizer, block_size=32, folder=tmp_path / "more"
+    )
+    assert held_out.counts["documents"] == 3
+    with pytest.raises(UserError, match="prepared with another tokenizer"):
+        prepare(tmp_path / "made", train_tokenizer(texts, 300), None)
+    with pytest.raises(UserError, match="another as_llm2vec or line_by_line"):
+        prepare(tmp_path / "made", tokenizer, None, as_llm2vec=True)
+    prepare(other, tokenizer, tmp_path / "made", validation_percentage=0)
+    with pytest.raises(UserError, match="2 prepared corpora; name one"):
+        open_corpus(file=tmp_path / "made")

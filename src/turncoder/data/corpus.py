@@ -1,6 +1,7 @@
 """A corpus: texts (or rows of token ids) from a file, a folder, a saved dataset or the hub, read as often as needed."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from turncoder.data.blocks import TokenFile
 from turncoder.data.files import ENDINGS, Row, choose_column, find_ending, read_arrow, read_file
 from turncoder.errors import UserError
 
@@ -49,7 +51,9 @@ class Corpus:
     tokenised
         The rows are token ids and not texts.
     size, rows
-        Bytes of text or number of rows, where one is known beforehand: how long a pass will take.
+        Bytes on disk or number of rows, where one is known beforehand: how long a pass will take.
+    prepared
+        The folder of tokens that :func:`turncoder.data.packing.prepare_blocks` made, if this is one.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Corpus:
     tokenised: bool = False
     size: int | None = None
     rows: int | None = None
+    prepared: Path | None = None
 
     @property
     def texts(self) -> Iterator[Any]:
@@ -91,7 +96,8 @@ def open_corpus(
         A hub id (or the path of a local dataset) and its configuration.
     file
         A ``.txt``, ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file (each also ``.gz``), a folder of those, or a
-        ``datasets.save_to_disk`` folder, raw or tokenised (``input_ids`` or ``packed``).
+        ``datasets.save_to_disk`` folder, raw or tokenised (``input_ids`` or ``packed``), or one that ``turncoder
+        prepare`` made.
     text_column
         Where the text is; None means ``text``, else the first column.
     split
@@ -113,6 +119,8 @@ def open_corpus(
         raise UserError(f"train_file: {file}: no such file or folder")
     if path.is_dir() and _is_saved(path):
         corpus = _from_dataset(str(path), _load_saved(path, split), text_column)
+    elif path.is_dir() and (home := _find_prepared(path)):
+        corpus = _from_prepared(home)
     elif path.is_dir() and (file is not None or _text_files(path)):
         corpus = _from_files(path, _text_files(path), text_column)
     elif path.is_file():
@@ -189,7 +197,7 @@ def _from_files(path: Path, files: list[Path], text_column: str | None) -> Corpu
         return _hash_files(files, text_column)
 
     first = next(read_file(files[0], text_column), "")  # what is wrong with the file is said now and not hours later
-    plain = all(file.name.lower().endswith(".txt") for file in files)
+    plain = all(find_ending(file) != ".parquet" and not file.name.lower().endswith(".gz") for file in files)
     size = sum(file.stat().st_size for file in files) if plain else None
     return Corpus(str(path), read, digest, isinstance(first, np.ndarray), size)
 
@@ -200,6 +208,29 @@ def _hash_files(files: list[Path], text_column: str | None) -> str:
         with file.open("rb") as stream:
             whole.update(str(find_ending(file)).encode() + hashlib.file_digest(stream, "sha256").digest())
     return whole.hexdigest()
+
+
+def _find_prepared(folder: Path) -> Path | None:
+    """Find the prepared tokens in ``folder``: it holds them itself, or one folder in it does."""
+    homes = [path.parent for pattern in ("train.tokens", "*/train.tokens") for path in folder.glob(pattern)]
+    homes = [home for home in homes if (home / "manifest.json").exists()]
+    if len(homes) > 1:
+        raise UserError(f"{folder}: {len(homes)} prepared corpora; name one: {', '.join(home.name for home in homes)}")
+    return homes[0] if homes else None
+
+
+def _from_prepared(home: Path) -> Corpus:
+    manifest = json.loads((home / "manifest.json").read_text())
+    tokens, documents = manifest["splits"]["train"]
+    file = TokenFile(home, "train", manifest["dtype"], tokens, documents, manifest["fingerprint"])
+
+    def read() -> Iterator[Row]:
+        start = 0
+        for end in file.ends:
+            yield file.tokens[start : int(end)].astype(np.int64)
+            start = int(end)
+
+    return Corpus(str(home), read, lambda: str(manifest["fingerprint"]), True, rows=documents, prepared=home)
 
 
 def _is_saved(folder: Path) -> bool:

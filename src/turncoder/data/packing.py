@@ -88,14 +88,62 @@ def prepare_blocks(
         raise UserError(f"max_seq_length {block_size} is too short; a row needs at least 2 tokens")
     if validation is None and not 0 <= validation_percentage < 100:
         raise UserError(f"validation_split_percentage {validation_percentage} is not in [0, 100)")
+    keep_empty = as_llm2vec and not line_by_line
+    if corpus.prepared is not None:
+        home, manifest = corpus.prepared, _check_prepared(corpus.prepared, tokenizer, keep_empty)
+        if validation is None and validation_percentage and not manifest["splits"]["validation"][1]:
+            raise UserError(
+                f"{corpus.name} was prepared without validation text; give a validation_file, "
+                "or set validation_split_percentage to 0 with do_eval false"
+            )
+    else:
+        home, manifest = _prepare(
+            corpus, validation, tokenizer, folder, validation_percentage, workers, keep_empty, as_llm2vec
+        )
+    layout: Layout = "packed"
+    if manifest["tokenised"] or (line_by_line and not as_llm2vec):
+        layout = "pieces"
+    elif as_llm2vec:
+        layout = "truncated" if line_by_line else "llm2vec"
+    train, held_out = (
+        Blocks(TokenFile(home, name, manifest["dtype"], tokens, documents, manifest["fingerprint"]), block_size, layout)
+        for name, (tokens, documents) in manifest["splits"].items()
+    )
+    if corpus.prepared is not None and validation is not None:
+        held_out, _ = prepare_blocks(
+            corpus=validation,
+            tokenizer=tokenizer,
+            block_size=block_size,
+            folder=folder,
+            validation_percentage=0,
+            line_by_line=line_by_line,
+            workers=workers,
+            as_llm2vec=as_llm2vec,
+        )
+    _report(manifest, train, held_out)
+    return train, held_out
+
+
+def _prepare(
+    corpus: Corpus,
+    validation: Corpus | None,
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path | None,
+    percentage: float,
+    workers: int | None,
+    keep_empty: bool,
+    as_llm2vec: bool,
+) -> tuple[Path, dict[str, Any]]:
+    """Find the folder that holds these tokens, or fill it; give it and its manifest."""
     options = {
         "format": FORMAT,
         "corpus": corpus.fingerprint,
         "validation": None if validation is None else validation.fingerprint,
-        "validation_percentage": None if validation is not None else float(validation_percentage),
+        "validation_percentage": None if validation is not None else float(percentage),
         "tokenizer": digest_tokenizer(tokenizer),
         "tokenizers": version("tokenizers"),
-        "keep_empty": as_llm2vec and not line_by_line,
+        "tokenised": corpus.tokenised,
+        "keep_empty": keep_empty,
         "first_validate": as_llm2vec and validation is None,
     }
     fingerprint = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
@@ -105,19 +153,22 @@ def prepare_blocks(
         root.mkdir(parents=True, exist_ok=True)
         with _lock(root / f"{fingerprint[:20]}.lock"):
             if not (home / "manifest.json").exists():
-                TokenPass(corpus, validation, tokenizer, options, home).run(workers)
+                TokenPass(corpus, validation, tokenizer, {**options, "fingerprint": fingerprint}, home).run(workers)
+    return home, json.loads((home / "manifest.json").read_text())
+
+
+def _check_prepared(home: Path, tokenizer: "PreTrainedTokenizerBase", keep_empty: bool) -> dict[str, Any]:
+    """Read the manifest of a folder that was named as the corpus; refuse it where it does not fit the run."""
     manifest = json.loads((home / "manifest.json").read_text())
-    layout: Layout = "packed"
-    if corpus.tokenised or (line_by_line and not as_llm2vec):
-        layout = "pieces"
-    elif as_llm2vec:
-        layout = "truncated" if line_by_line else "llm2vec"
-    train, held_out = (
-        Blocks(TokenFile(home, name, manifest["dtype"], tokens, documents, fingerprint), block_size, layout)
-        for name, (tokens, documents) in manifest["splits"].items()
-    )
-    _report(manifest, train, held_out)
-    return train, held_out
+    if manifest["tokenizer"] != digest_tokenizer(tokenizer):
+        raise UserError(
+            f"train_file: {home} was prepared with another tokenizer; give that one (tokenizer_name), or the text"
+        )
+    if manifest["keep_empty"] != keep_empty:
+        raise UserError(
+            f"train_file: {home} was prepared with another as_llm2vec or line_by_line; use the same, or the text"
+        )
+    return manifest
 
 
 def _lock(path: Path) -> Any:
