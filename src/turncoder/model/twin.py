@@ -67,6 +67,9 @@ SIZE_OF = {name: size for size, names in SIZES.items() for name in names.split()
 RECOMPUTED = {"full_attn_idxs", "moe_layers", "mlp_only_layers", "ple_layer_ids", "rope_parameters", "dtype"}
 
 # What `tiny_model` gives to a default configuration that lacks a kind of layer or does not stand alone.
+WINDOWED: dict[str, Any] = {"sliding_window": 4096}
+QWEN_WINDOWED = {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 1}
+BOTH_WINDOWED = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]} | WINDOWED
 MIXED = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
 INDEXER = {
     "indexer_n_heads": 4,
@@ -76,14 +79,28 @@ INDEXER = {
     "indexer_compress_ratio": 4,
 }
 KINDS: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": BOTH_WINDOWED,
     "deepseek_v2": {"num_experts_per_tok": 2},
-    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "doge": WINDOWED,
+    "dots1": BOTH_WINDOWED | {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "granitemoehybrid": MIXED,
+    "laguna": BOTH_WINDOWED,
     "lfm2": MIXED | {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": MIXED | {"layer_types": ["conv", "full_attention"]},
+    "mellum": BOTH_WINDOWED,
+    "ministral3": WINDOWED,
+    "mixtral": WINDOWED,
+    "phi3": WINDOWED,
+    "phimoe": WINDOWED,
+    "qwen2": QWEN_WINDOWED,
+    "qwen2_moe": QWEN_WINDOWED,
+    "qwen3": QWEN_WINDOWED,
+    "qwen3_moe": QWEN_WINDOWED,
     "qwen4_exp": {"text_config": INDEXER},
     "qwen4_exp_text": INDEXER,
     "reformer": {"is_decoder": True},
+    "smollm3": QWEN_WINDOWED | {"layer_types": None},
+    "starcoder2": WINDOWED,
     "xmod": {"default_language": "en_XX"},
 }
 
@@ -94,6 +111,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "cohere_compass_text": {"rope_parameters": {"full_attention": PLAIN_ROPE, "sliding_attention": PLAIN_ROPE}},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
+    "deepseek_v4": {"compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4}},
     "dots3_note_text": {
         "swa_num_attention_heads": HEADS,
         "swa_num_key_value_heads": HEADS,
@@ -108,7 +126,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "hrm_text": {"num_hidden_layers": 8, "num_layers_per_stack": 1},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
-    "longcat_flash": {"qk_head_dim": None},
+    "longcat_flash": {"qk_head_dim": None, "head_dim": 8},
     "mamba2": {"expand": 1},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"], "num_buckets": 4},
@@ -157,7 +175,11 @@ def tiny_model(model_type: str, attn_implementation: str | None = None) -> PreTr
 
 
 def build_twin(
-    config: PreTrainedConfig, model_class: type[PreTrainedModel], width: int = 64, window: int = 4
+    config: PreTrainedConfig,
+    model_class: type[PreTrainedModel],
+    width: int = 64,
+    window: int = 4,
+    attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """Build a small random model with the class, layer types and attention implementation of another, in eval mode.
 
@@ -171,7 +193,10 @@ def build_twin(
         Width of the hidden states; four heads, and a layer or two of every type.
     window
         Tokens that a sliding window or chunk holds, where the original has one.
+    attn_implementation
+        That of the original by default.
     """
+    attn_implementation = attn_implementation or config._attn_implementation
     if model_class.config_class and not isinstance(
         config, model_class.config_class
     ):  # the text model of a multimodal wrapper
@@ -179,7 +204,7 @@ def build_twin(
     small = shrink(config, width=width, window=window)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = model_class._from_config(small, attn_implementation=config._attn_implementation, dtype=torch.float32)
+        model = model_class._from_config(small, attn_implementation=attn_implementation, dtype=torch.float32)
         redraw_weights(model)
     return model.eval()
 
@@ -207,7 +232,10 @@ def shrink(config: PreTrainedConfig, *, width: int, window: int) -> PreTrainedCo
     if "use_cache" in given:  # an encoder keeps none, and some classes cannot build one for mixed layers
         values["use_cache"] = False
     values.update(EXCEPTIONS.get(config.model_type, {}))
-    return type(config)(**values)
+    small = type(config)(**values)
+    if given.get("is_causal") is not None:  # no field of its own
+        small.is_causal = given["is_causal"]
+    return small
 
 
 def layer_count(values: dict[str, Any]) -> int:
@@ -219,7 +247,7 @@ def layer_count(values: dict[str, Any]) -> int:
 def kept_layers(values: dict[str, Any]) -> list[int]:
     """Return the numbers of the first layers that together have every value of every per-layer list, two at least."""
     count = layer_count(values)
-    lists = [value for value in values.values() if isinstance(value, list) and len(value) == count]
+    lists = [v for k, v in values.items() if isinstance(v, list) and len(v) == count and k not in RECOMPUTED]
     kept: list[int] = []
     for index in range(count):
         if any(entries[index] not in [entries[other] for other in kept] for entries in lists):
