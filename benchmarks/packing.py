@@ -25,7 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 import numpy as np
-from machine import write_results
+from machine import RESULTS, write_results
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 BLOCK = 512
@@ -148,7 +148,9 @@ def run_grouping(text: Path, tokenizer_folder: Path, workers: int, folder: Path)
 
     tokenizer = load_tokenizer(tokenizer_folder)
     texts = [line for line in text.read_text(encoding="utf-8").split("\n") if line]
-    known = dict(zip(texts, tokenizer(texts)["input_ids"], strict=True))
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts)
+    known = {line: encoding.ids for line, encoding in zip(texts, encodings, strict=True)}
+    del encodings
     call = encoding.Encoder._call
     encoding.Encoder._call = lambda self, rows, specials=True: (  # the tokenizer costs nothing here
         [known[row] for row in rows] if rows[0] in known else call(self, rows, specials)
@@ -246,25 +248,26 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--memory", type=float, nargs="*", default=[10, 100, 1000])
     parser.add_argument("--text", type=Path, default=SHARED / "data/wiki_paragraphs_en/wiki_en.txt")
-    parser.add_argument("--dry", action="store_true", help="write no results")
+    parser.add_argument("--part", choices=["speed", "memory"], action="append", help="default: both")
     options = parser.parse_args()
     if options.route:
         run_route(*options.route)
         return
     tokenizers = [SHARED / "tokenizers" / name for name in ("gpt2", "mistral-7b-v1")]
+    known = json.loads((RESULTS / "packing.json").read_text()) if (RESULTS / "packing.json").exists() else {}
+    results = {key: value for key, value in known.items() if key in ("speed", "memory")}
+    parts = options.part or ["speed", "memory"]
     with tempfile.TemporaryDirectory() as folder:
-        text = Path(folder) / "text.txt"
-        write_text(text, options.text, options.megabytes)
-        speed = [
-            compare(tokenizer, text, workers, options.repeats)
-            for tokenizer in tokenizers
-            for workers in options.workers
-        ]
-        memory = measure_memory(tokenizers[1], options.text, options.memory, Path(folder))
-    results = {"megabytes": options.megabytes, "repeats": options.repeats, "block_size": BLOCK}
-    results |= {"speed": speed, "memory": memory, "masking": measure_masking()}
-    if not options.dry:
-        write_results("packing", results)
+        if "speed" in parts:
+            text = Path(folder) / "text.txt"
+            write_text(text, options.text, options.megabytes)
+            rows = [compare(name, text, count, options.repeats) for name in tokenizers for count in options.workers]
+            shape = {"megabytes": options.megabytes, "repeats": options.repeats, "block_size": BLOCK}
+            results["speed"] = {**shape, "rows": rows, "masking": measure_masking()}
+            write_results("packing", results)
+        if "memory" in parts:
+            results["memory"] = measure_memory(tokenizers[1], options.text, options.memory, Path(folder))
+            write_results("packing", results)
 
 
 if __name__ == "__main__":
