@@ -62,6 +62,28 @@ def test_folder_is_read_in_the_order_of_names_and_ignores_other_files(tmp_path):
     assert list(open_corpus(file=tmp_path)) == ["1", "2", "3"]
 
 
+def test_a_folder_with_a_test_file_says_that_it_is_read_too(tmp_path, caplog):
+    write(tmp_path, ".txt", ["1"]).rename(tmp_path / "train.txt")
+    write(tmp_path, ".txt", ["2"]).rename(tmp_path / "test-1.txt")
+    assert list(open_corpus(file=tmp_path)) == ["2", "1"]
+    assert "all 2 files are one corpus, test-1.txt too" in caplog.text
+
+
+def test_a_local_copy_of_a_hub_dataset_keeps_its_splits(tmp_path):
+    (tmp_path / "copy").mkdir()
+    for name, texts in (("train", ["1", "2"]), ("validation", ["3"])):
+        write(tmp_path / "copy", ".jsonl", texts).rename(tmp_path / "copy" / f"{name}.jsonl")
+    train, validation = open_corpora(dataset_name=str(tmp_path / "copy"), cache_dir=str(tmp_path / "cache"))
+    assert list(train) == ["1", "2"]
+    assert list(validation) == ["3"]
+
+
+def test_categories_are_texts(tmp_path):
+    table = pa.table({"text": pa.array(["a", "b", "a"]).dictionary_encode()})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert list(open_corpus(file=tmp_path / "a.parquet")) == ["a", "b", "a"]
+
+
 @pytest.mark.parametrize("ending", files.ENDINGS[1:])
 def test_text_column_is_named_or_text_or_the_first(tmp_path, ending, caplog):
     path = write(tmp_path, ending, column="body")

@@ -248,19 +248,20 @@ def test_kill_in_the_middle_then_resume_to_the_same_bytes(
     assert not list((tmp_path / "killed").glob("*.partial"))
 
 
-def test_a_full_disk_leaves_whole_shards_and_a_way_on(tmp_path, texts, tokenizer, small_shards, monkeypatch):
+@pytest.mark.parametrize("trouble", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_full_disk_and_ctrl_c_leave_whole_shards(tmp_path, texts, tokenizer, small_shards, monkeypatch, trouble):
     path = write(tmp_path, texts)
     write_json, calls = tokens._write_json, itertools.count(1)
 
     def fail(*arguments):
         if next(calls) == 4:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise trouble
         write_json(*arguments)
 
     monkeypatch.setattr(tokens, "_write_json", fail)
-    with pytest.raises(OSError, match="No space left") as caught:
+    with pytest.raises(type(trouble)) as caught:
         prepare(path, tokenizer, tmp_path / "full")
-    assert caught.value.errno == errno.ENOSPC
+    assert caught.value is trouble
     (partial,) = (tmp_path / "full").glob("*.partial")
     journal = json.loads((partial / "journal.json").read_text())
     for name, (count, documents) in journal["splits"].items():
@@ -306,6 +307,12 @@ def test_what_nothing_can_be_trained_on_is_refused(tmp_path, tokenizer, lines, o
         prepare(path, tokenizer, tmp_path / "cache", **options)
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "cache").glob("*.partial")), "nothing half-written"
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, texts, tokenizer):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="set TURNCODER_CACHE"):
+        prepare(write(tmp_path, texts), tokenizer, tmp_path / "file" / "cache")
 
 
 def test_an_error_late_in_the_file_leaves_nothing_that_looks_whole(tmp_path, tokenizer):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,9 +32,9 @@ PARQUET_HOMES = {
     "ag_news": "fancyzhx/ag_news",
     "imdb": "stanfordnlp/imdb",
     "cc_news": "vblagoje/cc_news",
-    "roneneldan/TinyStories": "roneneldan/TinyStories",
 }
 ARROW_ROWS = 256
+HELD_OUT = re.compile(r"(?<![a-z])(test|valid|validation|dev|eval)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def open_corpus(
         corpus = _from_dataset(str(path), _load_saved(path, split), text_column)
     elif path.is_dir() and (home := _find_prepared(path)):
         corpus = _from_prepared(home)
-    elif path.is_dir() and (file is not None or _text_files(path)):
+    elif path.is_dir() and file is not None:
         corpus = _from_files(path, _text_files(path), text_column)
     elif path.is_file():
         corpus = _from_files(path, [path], text_column)
@@ -188,6 +189,11 @@ def _text_files(folder: Path) -> list[Path]:
 def _from_files(path: Path, files: list[Path], text_column: str | None) -> Corpus:
     if not files:
         raise UserError(f"{path}: no text in this folder; looked for {', '.join(ENDINGS)}, each also with .gz")
+    apart = [file.name for file in files if len(files) > 1 and HELD_OUT.search(file.name)]
+    if apart:
+        logger.warning(
+            "%s: all %d files are one corpus, %s too; to keep it apart, name files", path, len(files), apart[0]
+        )
 
     def read() -> Iterator[Row]:
         for file in files:
@@ -251,10 +257,14 @@ def _load_saved(folder: Path, split: str) -> "Dataset":
     return saved
 
 
+def _find_home(name: str) -> str:
+    return name if Path(name).exists() else PARQUET_HOMES.get(name, name)
+
+
 def _load_hub(name: str, config: str | None, split: str, cache_dir: str | None) -> tuple[str, "Dataset"]:
     import datasets
 
-    home = PARQUET_HOMES.get(name, name)
+    home = _find_home(name)
     if home != name:
         logger.warning("dataset_name: %r is read from %r, its home without a script", name, home)
     try:
@@ -277,11 +287,11 @@ def _has_validation(name: str | None, config: str | None, file: str | Path | Non
 
         saved = datasets.load_from_disk(str(path))
         return isinstance(saved, datasets.DatasetDict) and "validation" in saved
-    if file is not None or path.exists():
+    if file is not None or path.is_file() or (path.is_dir() and _find_prepared(path)):
         return False
     import datasets
 
-    home = PARQUET_HOMES.get(str(name), str(name))
+    home = _find_home(str(name))
     try:
         builder = datasets.load_dataset_builder(home, config, cache_dir=cache_dir)
     except Exception as error:

@@ -295,8 +295,11 @@ def read_arrow(values: "pa.Array | pa.ChunkedArray", column: str, where: str) ->
         for chunk in values.chunks:
             yield from read_arrow(chunk, column, where)
         return
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
     kind = values.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
+    strings = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    if any(fits(kind) for fits in strings):
         yield from (text or "" for text in values.to_pylist())
     elif (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)) and (
         pa.types.is_integer(kind.value_type)

@@ -150,7 +150,10 @@ def _prepare(
     root = default_cache() / "tokens" if folder is None else Path(folder)
     home = root / fingerprint[:20]
     if not (home / "manifest.json").exists():
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{root}: tokens cannot be kept there ({error.strerror}); set TURNCODER_CACHE") from error
         with _lock(root / f"{fingerprint[:20]}.lock"):
             if not (home / "manifest.json").exists():
                 TokenPass(corpus, validation, tokenizer, {**options, "fingerprint": fingerprint}, home).run(workers)
