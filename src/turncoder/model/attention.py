@@ -73,7 +73,7 @@ class LayerView:
 
     @property
     def direction(self) -> str:
-        """ "both ways", "back only", back further than ahead, ahead only, or no other token."""
+        """Where it looks: both ways, back only, back further than ahead, ahead only, or at no other token."""
         if self.looks_ahead and self.looks_back:
             return "back further than ahead" if self.causal_parts else "both ways"
         if self.looks_ahead or self.looks_back:

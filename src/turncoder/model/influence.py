@@ -27,7 +27,9 @@ def backbone_of(model: Any) -> PreTrainedModel:
     """Return a model without its adapters' wrapper and without its head."""
     if hasattr(model, "get_base_model"):  # peft
         model = model.get_base_model()
-    return getattr(model, "base_model", model)
+    base = getattr(model, "base_model", model)
+    inner = getattr(base, "model", None)  # where the class gives its prefix another name than its attribute
+    return inner if base is model and isinstance(inner, PreTrainedModel) else base
 
 
 def test_tokens(model: PreTrainedModel, length: int, seed: int = 0) -> torch.Tensor:

@@ -136,9 +136,7 @@ def own_sources() -> str:
     """Return the sources of the modules that make the proof."""
     folder = Path(__file__).parent
     return "".join(
-        (folder / f"{name}.py").read_text()
-        for name in ("twin", "influence", "conversion", "proof", "isolation")
-        if (folder / f"{name}.py").exists()
+        (folder / f"{name}.py").read_text() for name in ("twin", "influence", "conversion", "proof", "isolation")
     )
 
 
@@ -149,25 +147,32 @@ def build_small(model: PreTrainedModel, attn_implementation: str | None = None) 
     if backbone.config._attn_implementation not in ("eager", "sdpa", None):
         parameter = next(backbone.parameters())
         half = parameter.dtype if parameter.dtype != torch.float32 else torch.bfloat16
-        small.to(device=parameter.device)
+        nn.Module.to(small, parameter.device)
         if "flash" in backbone.config._attn_implementation:
-            small.to(dtype=half)
+            nn.Module.to(small, half)
     return small
 
 
 def examine(model: PreTrainedModel) -> Proof:
     """Convert the twin with as few repairs as it takes, and measure it."""
     try:
-        before = measure(build_small(model))
-    except Exception as error:
+        small = build_small(model)
+    except Exception as error:  # whatever a class raises is the finding
         return dataclasses.replace(NOTHING, error=first_line(error))
+    try:
+        with causal_masks(small):
+            before = measure(small)
+    except Exception:  # a saved conversion whose repairs are missing
+        before = NOTHING
     found = attempt(model, (), before)
     if not found.converted or not found.right_padding:
         helped = attempt(model, REPAIRS, before)
         if rank(helped) > rank(found):
             tried = (attempt(model, (repair,), before) for repair in REPAIRS)
             found = next((one for one in tried if rank(one) == rank(helped)), helped)
-    state = "bidirectional" if before.converted else "causal"
+    if found.error:
+        return found
+    state = before.before or ("bidirectional" if before.converted else "causal")
     return dataclasses.replace(found, before=state, window_before=before.window, reopens=reopen(model, found))
 
 
