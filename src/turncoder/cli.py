@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from turncoder.errors import UserError
 
 __all__ = ["main"]
 
+HUB_SECONDS = 5
 OUT_OF_MEMORY = (
     "out of memory: lower per_device_train_batch_size (and raise gradient_accumulation_steps), max_seq_length or "
     "vocabulary_budget_mb, or set gradient_checkpointing = true"
@@ -76,6 +78,7 @@ class Quickstart:
 
 
 def _mntp(config: MntpConfig, words: list[str], console: Console) -> int:
+    _look_for_hub(config.model_name_or_path, config.tokenizer_name, config.dataset_name)
     if config.dry_run:
         from turncoder.plan import plan_mntp, show
 
@@ -89,6 +92,7 @@ def _mntp(config: MntpConfig, words: list[str], console: Console) -> int:
 
 
 def _prepare(config: PrepareConfig, words: list[str], console: Console) -> int:
+    _look_for_hub(config.model_name_or_path, config.tokenizer_name, config.dataset_name)
     from turncoder.data.tokenizer import load_tokenizer
     from turncoder.model.backbone import load_model_config, resolve_model
     from turncoder.train.text import choose_block_size, open_blocks
@@ -119,6 +123,7 @@ def _check(flags: Check, words: list[str], console: Console) -> int:
         return 0
     if len(words) != 1:
         raise UserError("check needs one MODEL: a folder or a hub id (or --all-architectures)")
+    _look_for_hub(words[0])
     from turncoder.model.attention import make_bidirectional
     from turncoder.model.backbone import load_causal_lm
 
@@ -131,7 +136,19 @@ def _check(flags: Check, words: list[str], console: Console) -> int:
         attn_implementation=flags.attn_implementation,
     )
     report = make_bidirectional(model, allow_partial=flags.allow_partial)
-    console.print_json(data=report.to_dict()) if flags.json else console.print(str(report))
+    if flags.json:
+        console.print_json(data=report.to_dict())
+        return 0
+    console.print(report.table())
+    facts = {
+        "layers": report.summary,
+        "attention": report.implementation,
+        "made so by": ", ".join(report.how) or "nothing: it was so",
+        "left padding": report.left_padding,
+        "a saved copy reopens": report.reopens,
+    }
+    for name, fact in facts.items():
+        console.print(f"{name}: {fact}", highlight=False, markup=False)
     return 0
 
 
@@ -152,10 +169,32 @@ def _report(flags: Report, words: list[str], console: Console) -> int:
 
 
 def _quickstart(flags: Quickstart, words: list[str], console: Console) -> int:
+    _look_for_hub(flags.model, flags.text)
     from turncoder import quickstart
 
     quickstart.run(model=flags.model, text=flags.text, output=Path(flags.output))
     return 0
+
+
+def _look_for_hub(*names: str | None) -> None:
+    """Go offline at once where a hub id is asked for and the hub is out of reach, instead of after minutes of retries.
+
+    What is in the hub's cache on this machine is still found. Must come before transformers is imported.
+    """
+    ids = [name for name in names if name and not Path(name).exists() and not name.startswith((".", "/", "~"))]
+    if os.environ.get("HF_HUB_OFFLINE") or not ids:
+        return
+    import urllib.error
+    import urllib.request
+
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_SECONDS).close()
+    except urllib.error.HTTPError:  # it answers
+        return
+    except (OSError, ValueError):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        logging.getLogger("turncoder").warning("%s cannot be reached: only what is on this machine is used", endpoint)
 
 
 @dataclass(frozen=True)
@@ -286,7 +325,12 @@ def _listen(console: Console) -> None:
     """Show what the library reports, once, and keep the libraries below quiet and at home."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # for the authors of libraries, not for users
     log = logging.getLogger("turncoder")
     log.handlers = [handler for handler in log.handlers if not isinstance(handler, _Notices)] + [_Notices(console)]
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,6 +10,7 @@ import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -18,11 +19,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from turncoder.config import MntpConfig, to_toml
+from turncoder.data.tokenizer import load_tokenizer
 from turncoder.errors import UserError
 from turncoder.model.adapters import attach_lora, count_parameters
-from turncoder.model.backbone import load_model_config
+from turncoder.model.backbone import load_model_config, resolve_model
 from turncoder.preview import Preview, preview_corpus
 from turncoder.train.mntp import count_steps, will_merge
+from turncoder.train.text import choose_block_size
 
 __all__ = ["Plan", "count_activations", "plan_mntp", "show"]
 
@@ -80,40 +83,42 @@ def plan_mntp(config: MntpConfig) -> Plan:
         A path that is wrong. A hub id that cannot be reached is no error: it is named in ``unseen``.
     """
     plan = Plan(to_toml(config))
-    model_config = None
+    name = resolve_model(config.model_name_or_path)
+    where: dict[str, Any] = {
+        "revision": config.model_revision,
+        "cache_dir": config.cache_dir,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    model_config, tokenizer, preview = None, None, None
+    block_size = config.max_seq_length or 1024
     try:
-        model_config = load_model_config(
-            config.model_name_or_path,
-            revision=config.model_revision,
-            cache_dir=config.cache_dir,
-            trust_remote_code=config.trust_remote_code,
-        )
+        model_config = load_model_config(name, **where)
     except UserError as error:
-        _note_unseen(plan, error, config.model_name_or_path, "parameters, memory, time and disk are not planned")
-    preview = None
+        _note_unseen(plan, error, name, "parameters, memory, time and disk are not planned")
     try:
-        preview = preview_corpus(config, model_config)
+        tokenizer = load_tokenizer(config.tokenizer_name or name, **where)
     except UserError as error:
-        where = config.train_file or config.tokenizer_name or config.model_name_or_path
-        _note_unseen(plan, error, where, "samples and epochs are not shown")
-    block_size = preview.block_size if preview else config.max_seq_length or 1024
+        _note_unseen(plan, error, config.tokenizer_name or name, "samples and epochs are not shown")
+    if tokenizer is not None:
+        block_size = choose_block_size(config, model_config, tokenizer)
+        try:
+            preview = preview_corpus(config, tokenizer, block_size)
+        except UserError as error:
+            _note_unseen(plan, error, config.dataset_name, "samples and epochs are not shown")
     _plan_steps(plan, config, preview, block_size)
     if preview:
         plan.samples = preview.samples
     if model_config is not None:
-        model = build_unstored(model_config, config)
-        _plan_model(plan, config, model, block_size)
+        _plan_model(plan, config, build_unstored(model_config, config), block_size)
     plan.files = list_files(config)
     return plan
 
 
-def _note_unseen(plan: Plan, error: UserError, name: str, lost: str) -> None:
+def _note_unseen(plan: Plan, error: UserError, name: str | None, lost: str) -> None:
     """Keep what the hub did not give as a line of the plan; a local path that is wrong stays an error."""
-    if Path(name).exists() or name.startswith((".", "/", "~")):
+    if name is None or Path(name).exists() or name.startswith((".", "/", "~")):
         raise error
-    line = f"{error} -- {lost}"
-    if line not in plan.unseen:
-        plan.unseen.append(line)
+    plan.unseen.append(f"{error} -- {lost}")
 
 
 def _plan_steps(plan: Plan, config: MntpConfig, preview: Preview | None, block_size: int) -> None:
@@ -317,9 +322,9 @@ def show(plan: Plan, console: Console) -> None:
     for name, count in plan.parameters.items():
         rows.append((f"{name} parameters", f"{count:,}"))
     for title, parts in (("memory", plan.memory), ("disk", plan.disk)):
-        rows += [(f"{title}: {name}", f"{size / GIB:,.2f} GiB") for name, size in parts.items()]
+        rows += [(f"{title}: {name}", tell_bytes(size)) for name, size in parts.items()]
         if parts:
-            rows.append((f"{title} in all", f"{sum(parts.values()) / GIB:,.2f} GiB"))
+            rows.append((f"{title} in all", tell_bytes(sum(parts.values()))))
     rows += [(name.replace("_", " "), f"{number:,}") for name, number in plan.steps.items()]
     rows.append(("time", tell_time(plan.seconds) if plan.seconds is not None else "not known"))
     table = Table(show_header=False)
@@ -329,6 +334,11 @@ def show(plan: Plan, console: Console) -> None:
     for title, lines in (("would write", plan.files), ("rests on", plan.assumptions), ("not seen", plan.unseen)):
         for line in lines:
             console.print(f"{title}: {line}", highlight=False, markup=False)
+
+
+def tell_bytes(size: float) -> str:
+    """Say a size for people: ``"13.6 GiB"``."""
+    return f"{size / GIB:,.1f} GiB" if size >= GIB else f"{size / 2**20:,.1f} MiB"
 
 
 def tell_time(seconds: float) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from turncoder.config import MntpConfig
 from turncoder.data.blocks import Blocks
@@ -18,10 +18,8 @@ from turncoder.data.corpus import PARQUET_HOMES, Corpus, open_corpora
 from turncoder.data.files import choose_column
 from turncoder.data.masking import MaskedBlocks
 from turncoder.data.packing import prepare_blocks
-from turncoder.data.tokenizer import load_tokenizer
 from turncoder.errors import UserError
-from turncoder.model.backbone import resolve_model
-from turncoder.train.text import choose_block_size, choose_masking
+from turncoder.train.text import choose_masking
 
 __all__ = ["Preview", "preview_corpus"]
 
@@ -41,8 +39,6 @@ class Preview:
         The first rows as the model would see them; ``[mask->token]`` where something is to be predicted.
     rows, tokens
         Of the training set; None where they cannot be told without reading all of it.
-    block_size
-        Tokens in a row, at most.
     assumption
         How ``rows`` was told, when it was not counted.
     """
@@ -50,32 +46,26 @@ class Preview:
     samples: list[str]
     rows: int | None
     tokens: int | None
-    block_size: int
     assumption: str | None
 
 
-def preview_corpus(config: MntpConfig, model_config: PretrainedConfig | None) -> Preview:
+def preview_corpus(config: MntpConfig, tokenizer: PreTrainedTokenizerBase, block_size: int) -> Preview:
     """Look at the first megabyte of the corpus; nothing is kept.
 
     Parameters
     ----------
     config
         The resolved config.
-    model_config
-        The model's, for the length of a row; None where it could not be seen.
+    tokenizer
+        As loaded.
+    block_size
+        Tokens in a row, at most.
 
     Raises
     ------
     UserError
-        The tokenizer or the corpus cannot be read.
+        The corpus cannot be read.
     """
-    tokenizer = load_tokenizer(
-        config.tokenizer_name or resolve_model(config.model_name_or_path),
-        revision=config.model_revision,
-        cache_dir=config.cache_dir,
-        trust_remote_code=config.trust_remote_code,
-    )
-    block_size = choose_block_size(config, model_config, tokenizer)
     corpus, validation = _open(config)
     texts = list(itertools.islice(_first(corpus), GLANCE_TEXTS))
     whole = len(texts) < GLANCE_TEXTS and sum(map(_size, texts)) < GLANCE_BYTES
@@ -95,12 +85,12 @@ def preview_corpus(config: MntpConfig, model_config: PretrainedConfig | None) ->
         rows, tokens = len(train), train.num_tokens
         train.file.__dict__.clear()  # lets go of the memory maps before their folder goes
     if whole:
-        return Preview(samples, rows, tokens, block_size, None)
+        return Preview(samples, rows, tokens, None)
     if corpus.size is None:
-        return Preview(samples, None, None, block_size, "the corpus is large enough for all steps")
+        return Preview(samples, None, None, "the corpus is large enough for all steps")
     share = corpus.size / sum(map(_size, texts)) * (1 if validation else 1 - config.validation_split_percentage / 100)
     told = f"rows: from the first {len(texts):,} texts and the {corpus.size / 1e6:,.1f} MB of the files"
-    return Preview(samples, round(rows * share), round(tokens * share), block_size, told)
+    return Preview(samples, round(rows * share), round(tokens * share), told)
 
 
 def _open(config: MntpConfig) -> tuple[Corpus, Corpus | None]:
@@ -172,22 +162,23 @@ def _render_row(item: dict[str, np.ndarray], tokenizer: PreTrainedTokenizerBase)
     """Write a row: plain text where nothing is predicted, ``[put in->to be predicted]`` where a token is."""
     written: list[str] = []
     plain: list[int] = []
-
-    def flush() -> None:
-        if plain:
-            written.append(str(tokenizer.decode(plain)))
-            plain.clear()
-
     inputs, labels, documents = (item[name][:SHOWN_TOKENS].tolist() for name in ("input_ids", "labels", "document_ids"))
     for place, (put, label) in enumerate(zip(inputs, labels, strict=True)):
-        if place and documents[place] != documents[place - 1]:
-            flush()
-            written.append(" || ")
+        border = place and documents[place] != documents[place - 1]
+        if border or label >= 0:
+            written.append(_read(plain, tokenizer))
+            plain = []
+        written += [" || "] if border else []
         if label < 0:
             plain.append(put)
-            continue
-        flush()
-        written.append(f"[{tokenizer.convert_ids_to_tokens(put)}->{tokenizer.convert_ids_to_tokens(label)}]")
-    flush()
+        else:
+            written.append(f"[{_read([put], tokenizer)}->{_read([label], tokenizer)}]")
+    written.append(_read(plain, tokenizer))
     more = len(item["input_ids"]) - len(inputs)
     return "".join(written).replace("\n", "\\n") + (f" ... ({more} more tokens)" if more > 0 else "")
+
+
+def _read(token_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Decode tokens as they stand inside a text: SentencePiece drops the space of a first word."""
+    before = tokenizer.encode(".", add_special_tokens=False)
+    return str(tokenizer.decode([*before, *token_ids]))[len(str(tokenizer.decode(before))) :]

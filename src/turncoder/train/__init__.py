@@ -24,11 +24,12 @@ class _Train(types.ModuleType):
         UserError
             The input is wrong: one line that names the key, the value and the remedy.
         """
-        import turncoder.train.mntp as mntp
         from turncoder.config import MntpConfig
 
         if not isinstance(config, MntpConfig):
             raise TypeError(f"train() takes a MntpConfig, not a {type(config).__name__}")
+        import turncoder.train.mntp as mntp
+
         return mntp.train(config)
 
 

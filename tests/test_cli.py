@@ -1,0 +1,195 @@
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import turncoder
+from turncoder import cli, settings
+from turncoder.cli import COMMANDS, main
+from turncoder.config import MntpConfig
+
+
+@pytest.fixture
+def command(capsys):
+    """Run a command in this process: exit code, stdout, stderr."""
+
+    def run(*words):
+        code = main([str(word) for word in words])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["mntp", "--help"], ["check", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(words):
+    done = python(
+        "import sys, time\n"
+        "from turncoder.cli import main\n"
+        f"try: main({words!r})\nexcept SystemExit as left: assert not left.code\n"
+        "print(sorted({'torch', 'transformers', 'datasets', 'numpy'} & sys.modules.keys()), file=sys.stderr)\n"
+        "print(time.process_time(), file=sys.stderr)"  # the processor's, so that a busy machine does not count
+    )
+    heavy, seconds = done.stderr.splitlines()[-2:]
+    assert heavy == "[]"
+    assert float(seconds) < 0.5
+    assert done.stdout
+
+
+def test_importing_turncoder_imports_nothing_heavy():
+    names = "turncoder, turncoder.config, turncoder.legacy, turncoder.errors, turncoder.settings"
+    code = f"import sys, {names}; turncoder.MntpConfig; print(sorted({{'torch', 'transformers'}} & sys.modules.keys()))"
+    assert python(code).stdout.strip() == "[]"
+
+
+def test_what_turncoder_offers():
+    assert set(turncoder.__all__) <= set(dir(turncoder))
+    assert turncoder.MntpConfig is MntpConfig
+    assert turncoder.__version__
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = turncoder.nothing
+    with pytest.raises(TypeError, match="MntpConfig"):
+        turncoder.train({"model_name_or_path": "m"})
+
+
+def test_help_lists_every_command_and_every_key(command, capsys):
+    _, out, _ = command("--help")
+    assert all(f"  {name}" in out for name in COMMANDS)
+    with pytest.raises(SystemExit) as left:
+        main(["mntp", "--help"])
+    assert not left.value.code
+    out = capsys.readouterr().out
+    assert all(
+        f"--{name}" in out for name in ("model_name_or_path", "no_do_eval", "lora_r", "training.NAME", "dry_run")
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["mntpp"], ["mntpp", "did you mean mntp?"]),
+        (["simcse"], ["simcse is not a command"]),
+        (["mntp", "--learning_rat", "1"], ["--learning_rat", "did you mean --learning_rate?"]),
+        (["mntp", "--learning_rate", "abc"], ["--learning_rate = 'abc'"]),
+        (["mntp"], ["model_name_or_path is missing"]),
+        (["mntp", "gone.json"], ["gone.json"]),
+        (["mntp", "a.json", "b.json"], ["'b.json'"]),
+        (["check"], ["MODEL"]),
+        (["check", "a", "b"], ["MODEL"]),
+        (["check", "./gone"], ["./gone"]),
+        (["report"], ["RUN"]),
+        (["report", "./gone"], ["gone is not a folder"]),
+        (["info", "word"], ["'word'"]),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(command, words, parts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert all(part in err for part in parts), err
+
+
+def test_no_traceback_from_the_installed_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "turncoder.cli", "mntp", "--lora_r", "x"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --lora_r = 'x' is not a whole number\n"
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "parts"),
+    [
+        (KeyboardInterrupt(), 130, ["interrupted", "resumes"]),
+        (MemoryError(), 2, ["per_device_train_batch_size", "vocabulary_budget_mb", "gradient_checkpointing"]),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, ["out of memory"]),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 2, ["disk is full", "/x/y"]),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), 2, ["disk is full"]),
+        (PermissionError(errno.EACCES, "Permission denied", "/x/y"), 2, ["/x/y", "Permission denied"]),
+    ],
+)
+def test_what_the_machine_does_to_a_run(command, monkeypatch, raised, code, parts):
+    def fail(config):
+        raise raised
+
+    monkeypatch.setattr(type(turncoder.train), "__call__", lambda self, config: fail(config))
+    got, _, err = command("mntp", "--model_name_or_path", ".", "--train_file", "t.txt", "--output", "o")
+    assert got == code
+    assert err.count("\n") == 1
+    assert all(part in err for part in parts), err
+
+
+def test_a_cuda_device_that_is_out_of_memory_names_the_keys_to_lower():
+    import torch
+
+    assert "max_seq_length" in str(cli._say(torch.OutOfMemoryError("CUDA out of memory")))
+
+
+def test_a_defect_of_ours_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(type(turncoder.train), "__call__", lambda self, config: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["mntp", "--model_name_or_path", ".", "--train_file", "t.txt"])
+
+
+def test_info(command):
+    code, out, _ = command("info")
+    assert code == 0
+    assert all(part in out for part in ("torch", "transformers", "peft", "cpu", "sdpa", "python"))
+    code, out, _ = command("info", "--json")
+    assert json.loads(out)["versions"]["turncoder"] == turncoder.__version__
+
+
+def test_flags_of_the_small_commands_have_help():
+    for name, command in COMMANDS.items():
+        assert command.flags.__doc__, name
+        assert settings.read_flags(command.flags, ["--json"] if "json" in command.flags.__annotations__ else [])
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_hub_ids_without_the_hub_fail_fast(monkeypatch, caplog, reachable):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    asked = []
+
+    def urlopen(request, timeout):
+        asked.append(request.full_url)
+        if not reachable:
+            raise OSError("no route")
+        return io.BytesIO()
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    cli._look_for_hub(".", None)
+    assert not asked
+    cli._look_for_hub(".", "someone/something")
+    assert len(asked) == 1
+    assert os.environ.get("HF_HUB_OFFLINE") == (None if reachable else "1")
+
+
+def test_check(command, stories):
+    code, out, _ = command("check", stories)
+    assert code == 0
+    assert "5 of 5 layers look both ways" in out
+    code, out, _ = command("check", stories, "--json")
+    assert code == 0
+    assert len(json.loads(out)["layers"]) == 5
+
+
+def test_prepare_finds_what_it_made(command, stories, stories_text, tmp_path, monkeypatch):
+    monkeypatch.setenv("TURNCODER_CACHE", str(tmp_path))
+    words = ("prepare", "--model_name_or_path", stories, "--train_file", stories_text, "--max_seq_length", "128")
+    code, out, _ = command(*words)
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].startswith("train: ")
+    assert lines[1].startswith("validation: ")
+    assert lines[2].startswith(str(tmp_path))
+    assert command(*words)[1] == out
