@@ -252,6 +252,13 @@ def measure_masking() -> dict:
     return {"microseconds_per_row_of_512": round(statistics.median(times) * 1000, 1)}
 
 
+def keep(part: str, values: object) -> None:
+    """Put one part into the results, beside the other."""
+    path = RESULTS / "packing.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    write_results("packing", {key: known[key] for key in ("speed", "memory") if key in known} | {part: values})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--route", nargs=5, help=argparse.SUPPRESS)
@@ -266,8 +273,6 @@ def main() -> None:
         run_route(*options.route)
         return
     tokenizers = [SHARED / "tokenizers" / name for name in ("gpt2", "mistral-7b-v1")]
-    known = json.loads((RESULTS / "packing.json").read_text()) if (RESULTS / "packing.json").exists() else {}
-    results = {key: value for key, value in known.items() if key in ("speed", "memory")}
     parts = options.part or ["speed", "memory"]
     with tempfile.TemporaryDirectory() as folder:
         if "speed" in parts:
@@ -275,11 +280,9 @@ def main() -> None:
             write_text(text, options.text, options.megabytes)
             rows = [compare(name, text, count, options.repeats) for name in tokenizers for count in options.workers]
             shape = {"megabytes": options.megabytes, "repeats": options.repeats, "block_size": BLOCK}
-            results["speed"] = {**shape, "rows": rows, "masking": measure_masking()}
-            write_results("packing", results)
+            keep("speed", {**shape, "rows": rows, "masking": measure_masking()})
         if "memory" in parts:
-            results["memory"] = measure_memory(tokenizers[1], options.text, options.memory, Path(folder))
-            write_results("packing", results)
+            keep("memory", measure_memory(tokenizers[1], options.text, options.memory, Path(folder)))
 
 
 if __name__ == "__main__":
