@@ -37,7 +37,8 @@ lint: $(STAMP)
 	$(BIN)/codespell
 
 docs: $(STAMP)
-	$(BIN)/turncoder check --all-architectures --write docs/architectures.md
+	$(BIN)/turncoder check --all-architectures --markdown > docs/architectures.md.partial
+	mv docs/architectures.md.partial docs/architectures.md
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -15,6 +16,7 @@ from turncoder.errors import UserError
 __all__ = ["load_causal_lm", "load_model_config", "resolve_model"]
 
 logger = logging.getLogger("turncoder")
+transformers.utils.logging.disable_progress_bar()  # a bar per shard of weights is noise in a log
 
 FALLBACKS = ("sdpa", "eager")
 

@@ -118,10 +118,11 @@ def _train(config: MntpConfig, run: Run) -> None:
 
 def _fit(trainer: GatheredTrainer, run: Run) -> None:
     """Train, or resume; a run that was cut off after its last step only gets its weights back."""
-    done = run.record.get("trained", {})
-    if run.resume_from and (done.get("planned") == trainer.steps or checkpoint_step(run.resume_from) >= trainer.steps):
-        trainer.restore(run.resume_from)
-        return
+    if run.resume_from:
+        done, step = run.record.get("trained", {}), checkpoint_step(run.resume_from)
+        if step >= trainer.steps or done == {"planned": trainer.steps, "steps": step}:
+            trainer.restore(run.resume_from)
+            return
     trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
     trainer.record.count()
     run.update(trained={"planned": trainer.steps, "steps": trainer.state.global_step})
