@@ -1,7 +1,11 @@
 """Quickstart: prose gathered and held apart, retrieval scored as by hand, and the whole path at toy sizes."""
 
+import asyncio
+import email
 import json
+import logging
 import math
+import unittest
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +150,53 @@ def test_other_settings_and_other_folders_are_refused(tmp_path: Path):
         run(output=tmp_path / "old")
     with pytest.raises(UserError, match="no such file"):
         run(text=tmp_path / "absent.txt", output=tmp_path / "new")
+    with pytest.raises(UserError, match="model"):
+        run(model=str(tmp_path / "absent"), output=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+TINY = Sizes(
+    words=8000,
+    vocab_size=600,
+    width=128,
+    layers=1,
+    decoder_steps=6,
+    block_size=64,
+    batch_size=4,
+    steps=4,
+    eval_blocks=8,
+    pairs=40,
+)
+
+
+@pytest.fixture(scope="module")
+def library_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Docstrings of a few packages of the standard library, a text a line."""
+    path = tmp_path_factory.mktemp("text") / "library.txt"
+    folders = [Path(package.__file__).parent for package in (asyncio, email, logging, unittest)]
+    prose = gather_prose(folders, words=10**6)
+    path.write_text("".join(f"{text}\n" for text in prose.train + prose.held_out))
+    return path
+
+
+def test_the_whole_path_reuses_what_is_done_and_repeats_its_numbers(library_text: Path, tmp_path: Path, capsys):
+    folder = run(text=library_text, output=tmp_path / "a", sizes=TINY)
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[-1] == f"SentenceTransformer({str(folder)!r})"
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    rows = {row["name"]: row for row in results["rows"]}
+    assert len(rows) == 6 and all(0 <= row["mrr@10"] <= 1 for row in rows.values())
+    assert rows["causal"]["loss"] > 0 and rows["bidirectional, MNTP"]["loss"] < rows["bidirectional"]["loss"]
+    assert "| bidirectional, MNTP |" in (tmp_path / "a" / "report.md").read_text()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*.safetensors")}
+    assert run(text=library_text, output=tmp_path / "a", sizes=TINY) == folder
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*.safetensors")}
+    run(model=str(tmp_path / "a" / "decoder"), text=library_text, output=tmp_path / "b", sizes=TINY)
+    again = json.loads((tmp_path / "b" / "results.json").read_text())
+    assert again["rows"] == results["rows"] and again["neighbours"] == results["neighbours"]
+
+
+def test_too_little_text_is_said(tmp_path: Path):
+    (tmp_path / "one.txt").write_text("Only one short text is in this file.\n")
+    with pytest.raises(UserError, match="too few texts"):
+        run(text=tmp_path / "one.txt", output=tmp_path / "out", sizes=TINY)

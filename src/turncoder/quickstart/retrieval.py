@@ -88,9 +88,7 @@ def score_bm25(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
     return scores_QN
 
 
-def build_encoder(
-    folder: str, *, bidirectional: bool, max_length: int, random: bool = False
-) -> "SentenceTransformer":
+def build_encoder(folder: str, *, bidirectional: bool, max_length: int, random: bool = False) -> "SentenceTransformer":
     """Mean pooling over a model as it lies in ``folder``, opened by sentence-transformers.
 
     Parameters
@@ -104,14 +102,17 @@ def build_encoder(
     max_length
         Tokens after which a text is cut.
     """
+    import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     from turncoder.model.attention import make_bidirectional
 
-    transformer = Transformer(folder, max_seq_length=max_length, model_kwargs={"torch_dtype": "float32"})
+    transformer = Transformer(folder, max_seq_length=max_length, model_kwargs={"dtype": "float32"})
     if random:
-        transformer.auto_model.init_weights()
+        network = transformer.auto_model
+        torch.manual_seed(0)
+        network.load_state_dict(type(network)(network.config).state_dict())
     if bidirectional:
         make_bidirectional(transformer.auto_model)
     tokenizer = transformer.tokenizer

@@ -6,13 +6,16 @@ Each part keeps its own folder or file under the output folder and is not repeat
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from turncoder.errors import UserError
 from turncoder.quickstart.prose import Prose, gather_prose, is_held_out, source_roots
+
+if TYPE_CHECKING:
+    from turncoder.data.corpus import Corpus
 
 __all__ = ["Sizes", "run"]
 
@@ -39,21 +42,25 @@ class Sizes:
         Pairs that retrieval is measured on, at most.
     """
 
-    words: int = 600_000
+    words: int = 800_000
     vocab_size: int = 4096
-    width: int = 256
+    width: int = 128
     layers: int = 4
-    decoder_steps: int = 400
-    decoder_learning_rate: float = 2e-3
+    decoder_steps: int = 1600
+    decoder_learning_rate: float = 3e-3
     block_size: int = 128
-    batch_size: int = 16
-    steps: int = 150
-    learning_rate: float = 1e-3
+    batch_size: int = 8
+    steps: int = 800
+    learning_rate: float = 5e-3
     mlm_probability: float = 0.2
     train_mode: str = "lora"
     lora_r: int = 16
     eval_blocks: int = 128
     pairs: int = 1000
+
+
+# A model that somebody trained in earnest bears a tenth of the small one's learning rate, and takes longer a step.
+GIVEN_MODEL = Sizes(words=200_000, steps=200, learning_rate=5e-4)
 
 
 def run(
@@ -89,11 +96,15 @@ def run(
     UserError
         The input is wrong, too small, or ``output`` holds something else.
     """
-    from turncoder.quickstart.scores import compare, show
+    from transformers.utils.logging import disable_progress_bar
 
-    sizes, output = sizes or Sizes(), Path(output)
-    seconds: dict[str, float] = {}
+    from turncoder.quickstart.scores import show
+
+    sizes, output = sizes or (GIVEN_MODEL if model else Sizes()), Path(output)
+    _check_input(model, text)
     _open(output, {"model": model, "text": str(text) if text else None, "seed": seed, "sizes": asdict(sizes)})
+    disable_progress_bar()  # of loading weights; training keeps its own
+    seconds: dict[str, float] = {}
 
     def do(name: str, told: str, part: Callable[[], Any]) -> Any:
         logger.info("[%d/5] %s", len(seconds) + 1, told)
@@ -110,11 +121,29 @@ def run(
     turned = do("mntp", told, lambda: _train(base, output / "mntp", output, sizes, seed, turn=True))
     told = f"the control: {sizes.steps} steps of causal training on the same text"
     control = do("control", told, lambda: _train(base, output / "control", output, sizes, seed, turn=False))
-    results = do("scores", "scores", lambda: compare(base, turned, control, prose.held_out, sizes))
-    results["seconds"] = seconds
-    _write(output / "results.json", json.dumps(results, indent=1) + "\n")
+    results = do("scores", "scores", lambda: _compare(base, turned, control, prose, output, sizes, seconds))
     show(results, base=base, text=text, output=output, folder=turned / "model")
     return turned / "model"
+
+
+def _check_input(model: str | None, text: str | Path | None) -> None:
+    """Refuse what cannot be opened before anything is written."""
+    if text:
+        _open_text(text)
+    if model:
+        from turncoder.model.backbone import load_model_config
+
+        load_model_config(model)
+
+
+def _open_text(text: str | Path) -> "Corpus":
+    from turncoder.data.corpus import open_corpus
+
+    known = Path(text).expanduser().exists() or Path(text).suffix or str(text).startswith((".", "/", "~"))
+    corpus = open_corpus(file=text) if known else open_corpus(dataset_name=str(text))
+    if corpus.tokenised:
+        raise UserError(f"--text {text} holds token ids; quickstart needs the texts themselves")
+    return corpus
 
 
 def _open(output: Path, asked: dict[str, Any]) -> None:
@@ -150,18 +179,13 @@ def _gather(text: str | Path | None, output: Path, sizes: Sizes) -> Prose:
 
 def _sample(text: str | Path, words: int) -> Prose:
     """Take the first ``words`` words of the user's texts; a tenth, chosen by content, is held out on top."""
-    from turncoder.data.corpus import open_corpus
-
-    corpus = open_corpus(file=text)
-    if corpus.tokenised:
-        raise UserError(f"--text {text} holds token ids; quickstart needs the texts themselves")
     prose = Prose()
-    for line in dict.fromkeys(_take(corpus, words)):
+    for line in dict.fromkeys(_take(_open_text(text), words)):
         (prose.held_out if is_held_out(line) else prose.train).append(line)
     return prose
 
 
-def _take(texts: Any, words: int) -> Any:
+def _take(texts: Iterable[str], words: int) -> Iterator[str]:
     for text in texts:
         if text.strip():
             yield text.strip()
@@ -225,6 +249,18 @@ def _train(base: str, folder: Path, output: Path, sizes: Sizes, seed: int, *, tu
             seed=seed,
         )
     )
+
+
+def _compare(
+    base: str, turned: Path, control: Path, prose: Prose, output: Path, sizes: Sizes, seconds: dict[str, float]
+) -> dict[str, Any]:
+    from turncoder.quickstart.scores import compare
+
+    path = output / "results.json"
+    if not path.exists():
+        results = compare(base, turned, control, prose.held_out, sizes)
+        _write(path, json.dumps({**results, "seconds": seconds}, indent=1) + "\n")
+    return json.loads(path.read_text(encoding="utf8"))
 
 
 def _write(path: Path, text: str) -> None:
