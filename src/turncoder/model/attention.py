@@ -7,18 +7,15 @@ In the names of tensors: B rows of a batch, L positions, D width.
 """
 
 import dataclasses
-import itertools
 import logging
-import re
 import time
 from typing import Any
 
 import torch
-from rich.table import Table
 from transformers import PreTrainedModel
 
 from turncoder.errors import ConversionError
-from turncoder.model.conversion import REPAIRS, convert
+from turncoder.model.conversion import REPAIRS, convert, key_of
 from turncoder.model.influence import (
     CONTROL,
     backbone_of,
@@ -35,96 +32,32 @@ from turncoder.model.proof import (
     Proof,
     build_small,
     differ,
+    first_line,
     layer_kinds,
     measure,
     prove,
     window_of,
 )
+from turncoder.model.views import AttentionReport, LayerView, describe_faults
 
-__all__ = ["AttentionReport", "LayerView", "attention_map", "check_attention", "make_bidirectional", "reopens"]
+__all__ = [
+    "AttentionReport",
+    "LayerView",
+    "attention_map",
+    "check_attention",
+    "inspect_attention",
+    "make_bidirectional",
+    "reopens",
+]
 
 logger = logging.getLogger("turncoder")
 
 TOKENS, PADS = 3, 2
-REPAIR_NAMES = {
+NAMES = {
     "flags": "module.is_causal = False",
     "buffers": "causal buffers mirrored",
     "masks": "mask factories wrapped",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerView:
-    """What one layer sees."""
-
-    index: int
-    name: str
-    kind: str
-    """Its type as the configuration states it; empty where there is but one."""
-    looks_ahead: bool
-    """Whether a position of its output moves when the next position of its input is changed."""
-    looks_back: bool
-    window: int | None
-    """Positions that it reaches to each side; None without a window."""
-    window_before: int | None = None
-    """Positions that it reached back to before the conversion."""
-    causal_parts: tuple[str, ...] = ()
-    """Modules inside it that mix tokens and look back only (convolutions, recurrent branches)."""
-
-    @property
-    def direction(self) -> str:
-        """Where it looks: both ways, back only, back further than ahead, ahead only, or at no other token."""
-        if self.looks_ahead and self.looks_back:
-            return "back further than ahead" if self.causal_parts else "both ways"
-        if self.looks_ahead or self.looks_back:
-            return "ahead only" if self.looks_ahead else "back only"
-        return "no other token"
-
-
-@dataclasses.dataclass(frozen=True)
-class AttentionReport:
-    """What was found about a model, and what was done to it."""
-
-    architecture: str
-    model_type: str
-    implementation: str
-    verdict: str
-    """"bidirectional", "partial" (some layers are), "causal" or "padding leaks"."""
-    reason: str
-    """Why it is not bidirectional; empty if it is."""
-    remedy: str
-    """What helps; empty if nothing is wrong."""
-    how: tuple[str, ...]
-    """What made it bidirectional."""
-    left_padding: str
-    """"exact", "needs position_ids" or "impossible"; right padding is exact in every model that is accepted."""
-    reopens: str
-    """How plain `AutoModel` opens a saved copy: "bidirectional", "causal", "disagrees" or "fails"."""
-    layers: tuple[LayerView, ...]
-    seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON can hold it."""
-        return dataclasses.asdict(self) | {"summary": self.summary}
-
-    @property
-    def summary(self) -> str:
-        """One line: how many layers look where."""
-        mixing = [layer for layer in self.layers if layer.looks_ahead or layer.looks_back]
-        ahead = sum(layer.direction == "both ways" for layer in mixing)
-        windows = sorted({layer.window for layer in mixing if layer.window is not None})
-        text = f"{ahead} of {len(mixing)} layers look both ways" if mixing else f"the whole model is {self.verdict}"
-        return text + (f", windows of {', '.join(f'+-{window}' for window in windows)}" if windows else "")
-
-    def table(self) -> Table:
-        """Return the layers as a table for rich."""
-        table = Table("layer", "type", "looks", "window", "before", title=f"{self.architecture}: {self.verdict}")
-        for layer in self.layers:
-            window = "" if layer.window is None else f"+-{layer.window}"
-            before = "" if layer.window_before is None else f"-{layer.window_before}"
-            inside = f" ({', '.join(layer.causal_parts)})" if layer.causal_parts else ""
-            table.add_row(layer.name, layer.kind, layer.direction + inside, window, before)
-        return table
 
 
 def make_bidirectional(model: PreTrainedModel, *, allow_partial: bool = False) -> AttentionReport:
@@ -145,11 +78,9 @@ def make_bidirectional(model: PreTrainedModel, *, allow_partial: bool = False) -
     ConversionError
         Layers stay causal, or padding leaks; the message names the layers and the remedy.
     """
-    started = time.perf_counter()
     proof = prove(model)
-    key = convert(model, REPAIRS if proof.error else proof.repairs)
-    how = () if proof.before == "bidirectional" else (key, *(REPAIR_NAMES[repair] for repair in proof.repairs))
-    return judge(model, proof, how, allow_partial=allow_partial, started=started)
+    convert(model, REPAIRS if proof.error else proof.repairs)
+    return check_attention(model, allow_partial=allow_partial)
 
 
 def check_attention(model: PreTrainedModel, *, allow_partial: bool = False) -> AttentionReport:
@@ -160,8 +91,49 @@ def check_attention(model: PreTrainedModel, *, allow_partial: bool = False) -> A
     ConversionError
         It is not; the message names the layers and the remedy.
     """
+    report = inspect_attention(model)
+    if report.verdict == "partial" and allow_partial:
+        logger.warning("%s: %s", report.architecture, report.reason)
+    elif report.verdict != "bidirectional":
+        where = f"{report.architecture} ({report.implementation})"
+        raise ConversionError(f"{where}: {report.reason}; remedy: {report.remedy}")
+    return report
+
+
+def inspect_attention(model: PreTrainedModel) -> AttentionReport:
+    """Report on a model as it stands, whatever the verdict is: its own weights and its twin put together."""
     started = time.perf_counter()
-    return judge(model, prove(model), (), allow_partial=allow_partial, started=started)
+    backbone, proof = backbone_of(model), prove(model)
+    if proof.error:
+        logger.warning(
+            "%s has no small twin (%s): the proof runs on the model itself", type(backbone).__name__, proof.error
+        )
+        try:
+            proof = dataclasses.replace(measure(backbone), before="causal", reopens="fails")
+        except Exception as error:
+            reason = f"it does not run on token ids alone ({first_line(error)})"
+            raise ConversionError(f"{type(backbone).__name__}: {reason}; remedy: none exists") from error
+    views, whole, padding = look(model, proof)
+    verdict, reason, remedy = find_fault(views, proof, whole=whole, padding=padding and proof.right_padding)
+    if verdict != "bidirectional":
+        if proof.converted and proof.right_padding:
+            remedy = "turncoder.make_bidirectional(model)"
+        elif other := other_implementation(model):
+            remedy = f"--attn_implementation {other}"
+    how = () if proof.before == "bidirectional" else (key_of(backbone.config), *(NAMES[one] for one in proof.repairs))
+    return AttentionReport(
+        architecture=type(backbone).__name__,
+        model_type=backbone.config.model_type,
+        implementation=str(backbone.config._attn_implementation),
+        verdict=verdict,
+        reason=reason,
+        remedy=remedy,
+        how=() if verdict in ("causal", "padding leaks") else how,
+        left_padding=proof.left_padding,
+        reopens=proof.reopens,
+        layers=tuple(views),
+        seconds=round(time.perf_counter() - started, 3),
+    )
 
 
 def attention_map(model: PreTrainedModel) -> list[LayerView]:
@@ -229,86 +201,18 @@ def from_twin(name: str, kind: str, backbone: PreTrainedModel, proof: Proof) -> 
     return found
 
 
-def judge(
-    model: PreTrainedModel, proof: Proof, how: tuple[str, ...], *, allow_partial: bool, started: float
-) -> AttentionReport:
-    """Put the model's own weights and the twin together; raise unless the model may be used."""
-    backbone = backbone_of(model)
-    if proof.error:
-        logger.warning(
-            "%s has no small twin (%s): the proof runs on the model itself", type(backbone).__name__, proof.error
-        )
-        proof = dataclasses.replace(measure(backbone), reopens="fails")
-    views, whole, padding = look(model, proof)
-    report = AttentionReport(
-        architecture=type(backbone).__name__,
-        model_type=backbone.config.model_type,
-        implementation=str(backbone.config._attn_implementation),
-        verdict="bidirectional",
-        reason="",
-        remedy="",
-        how=how,
-        left_padding=proof.left_padding,
-        reopens=proof.reopens,
-        layers=tuple(views),
-    )
-    report = find_fault(report, proof, whole=whole, padding=padding and proof.right_padding)
-    if report.verdict == "partial" and allow_partial:
-        logger.warning("%s: %s", report.architecture, report.reason)
-    elif report.verdict != "bidirectional":
-        if proof.converted and proof.right_padding:
-            remedy = "turncoder.make_bidirectional(model)"
-        else:
-            other = other_implementation(model)
-            remedy = f"--attn_implementation {other}" if other else report.remedy
-        raise ConversionError(f"{report.architecture} ({report.implementation}): {report.reason}; remedy: {remedy}")
-    return dataclasses.replace(report, seconds=round(time.perf_counter() - started, 3))
-
-
-def find_fault(report: AttentionReport, proof: Proof, *, whole: bool, padding: bool) -> AttentionReport:
-    """Give the verdict, the reason and the remedy that the findings amount to."""
-    mixing = [layer for layer in report.layers if layer.looks_ahead or layer.looks_back]
-    faulty = [layer for layer in mixing if layer.direction != "both ways"]
+def find_fault(views: list[LayerView], proof: Proof, *, whole: bool, padding: bool) -> tuple[str, str, str]:
+    """Return the verdict, the reason and the remedy that the findings amount to."""
+    mixing = [view for view in views if view.looks_ahead or view.looks_back]
+    faulty = [view for view in mixing if view.direction != "both ways"]
+    if not any(view.looks_ahead for view in mixing) and not whole:
+        return "causal", describe_faults(faulty) or "the whole model: back only", "none exists"
     if not padding:
-        return dataclasses.replace(
-            report, verdict="padding leaks", reason="padded texts come out differently", remedy="none exists"
-        )
+        return "padding leaks", "padded texts come out differently", "none exists"
     if not faulty and whole and proof.converted:
-        return report
-    if len(faulty) == len(mixing) and not any(layer.looks_ahead for layer in mixing):
-        reason = f"{name_layers(faulty) or 'the whole model'}: look back only"
-        return dataclasses.replace(report, verdict="causal", reason=reason, remedy="none exists")
-    faults = [
-        f"{name_layers(list(layers))}: {direction}" + (f" ({', '.join(parts)})" if parts else "")
-        for (direction, parts), layers in group_faults(faulty).items()
-    ]
-    reason = "; ".join(faults) or "the twin of this architecture does not look both ways everywhere"
-    reason = f"{len(mixing) - len(faulty)} of {len(mixing)} layers look both ways; {reason}"
-    return dataclasses.replace(report, verdict="partial", reason=reason, remedy="--allow-partial")
-
-
-def group_faults(layers: list[LayerView]) -> dict[tuple[str, tuple[str, ...]], list[LayerView]]:
-    """Group layers by what they do wrong."""
-    groups: dict[tuple[str, tuple[str, ...]], list[LayerView]] = {}
-    for layer in layers:
-        groups.setdefault((layer.direction, layer.causal_parts), []).append(layer)
-    return groups
-
-
-def name_layers(layers: list[LayerView]) -> str:
-    """Return names of layers in short, like ``layers.0-2,5``."""
-    stems: dict[str, list[int]] = {}
-    for layer in layers:
-        stem, _, number = layer.name.rpartition(".")
-        stems.setdefault(stem, []).append(int(number) if re.fullmatch(r"\d+", number) else layer.index)
-    texts = []
-    for stem, numbers in stems.items():
-        runs = [
-            [number for _, number in run]
-            for _, run in itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])
-        ]
-        texts.append(stem + "." + ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs))
-    return " ".join(texts)
+        return "bidirectional", "", ""
+    reason = describe_faults(faulty) or "its small twin does not look both ways everywhere"
+    return "partial", f"{len(mixing) - len(faulty)} of {len(mixing)} layers look both ways; {reason}", "--allow-partial"
 
 
 def other_implementation(model: PreTrainedModel) -> str | None:

@@ -6,6 +6,7 @@ None of it depends on which class it is, except that Gemma 3 and 4 have a key of
 """
 
 import contextlib
+import copy
 import functools
 import inspect
 import sys
@@ -19,7 +20,7 @@ from transformers import PreTrainedConfig
 
 from turncoder.model.influence import backbone_of
 
-__all__ = ["REPAIRS", "causal_masks", "convert"]
+__all__ = ["REPAIRS", "causal_config", "causal_masks", "convert", "is_converted", "key_of"]
 
 # The window that their key implies is halved when a configuration is constructed, and doubled when it is saved.
 # (The multimodal Gemma 3 makes its masks without looking at it.)
@@ -30,34 +31,32 @@ REPAIRS = ("flags", "buffers", "masks")
 FACTORIES = ("create_causal_mask", "create_sliding_window_causal_mask", "create_chunked_causal_mask")
 
 
-def convert(model: nn.Module, repairs: tuple[str, ...] = REPAIRS) -> str:
-    """Switch a model to bidirectional attention: the key of its configuration, and the repairs that are named.
-
-    Returns
-    -------
-    str
-        The key that was set, as one would write it.
-    """
+def convert(model: nn.Module, repairs: tuple[str, ...] = REPAIRS) -> None:
+    """Switch a model to bidirectional attention: the key of its configuration, and the repairs that are named."""
     backbone = backbone_of(model)
-    key = ""
     for config in {id(config): config for config in (model.config, backbone.config)}.values():
-        key = set_key(config, backbone)
+        set_key(config, backbone)
     if "flags" in repairs:
         clear_flags(backbone)
     if "buffers" in repairs:
         open_buffers(backbone)
     if "masks" in repairs:
         wrap_factories(backbone)
-    return key
 
 
-def set_key(config: PreTrainedConfig, backbone: nn.Module) -> str:
-    """Set the key in a configuration and in that of its text model; return the key."""
+def key_of(config: PreTrainedConfig) -> str:
+    """Return the key that converts a configuration, as one would write it."""
+    own = OWN_KEYS.get(config.model_type)
+    return "config.is_causal = False" if own is None else f"config.use_bidirectional_attention = {own!r}"
+
+
+def set_key(config: PreTrainedConfig, backbone: nn.Module) -> None:
+    """Set the key in a configuration and in that of its text model."""
     text = config.get_text_config(decoder=True)
     value = OWN_KEYS.get(config.model_type)
     if value is None:
         config.is_causal = text.is_causal = False
-        return "config.is_causal = False"
+        return
     if text.use_bidirectional_attention != value:
         before, text.sliding_window = text.sliding_window, text.sliding_window // 2 + 1
         text.use_bidirectional_attention = value
@@ -67,7 +66,26 @@ def set_key(config: PreTrainedConfig, backbone: nn.Module) -> str:
     if value == "all":
         text.is_causal = False
     clear_flags(backbone)  # which these classes set from the key when they are constructed
-    return f"config.use_bidirectional_attention = {value!r}"
+
+
+def is_converted(config: PreTrainedConfig) -> bool:
+    """Return whether a configuration says bidirectional."""
+    text = config.get_text_config(decoder=True)
+    own = OWN_KEYS.get(config.model_type)
+    return getattr(text, "is_causal", None) is False or (own is not None and text.use_bidirectional_attention == own)
+
+
+def causal_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a copy of a configuration as it was before the conversion."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config(decoder=True)
+    own = OWN_KEYS.get(config.model_type)
+    if own is not None and text.use_bidirectional_attention == own:
+        text.sliding_window = text.to_dict()["sliding_window"]  # which undoes the halving
+        text.use_bidirectional_attention = None if own == "all" else False
+    for part in (config, text):
+        vars(part).pop("is_causal", None)
+    return config
 
 
 def clear_flags(backbone: nn.Module) -> None:

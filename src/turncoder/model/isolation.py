@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from turncoder.model.conversion import OWN_KEYS, convert
+from turncoder.model.conversion import convert, is_converted
 from turncoder.model.influence import backbone_of, run_model, test_tokens
 from turncoder.model.proof import EXACT, HALF_EXACT, LENGTH, build_small, differ, first_line, prove, remember, window_of
 
@@ -85,16 +85,9 @@ def find_plan(model: PreTrainedModel) -> Plan | str:
     state = (is_converted(backbone.config), backbone.config._attn_implementation, window_of(backbone.config))
     known = plans.setdefault(backbone, {})
     if state not in known:
-        kept = remember(backbone, "isolation", lambda: make_plan(backbone))
+        kept = remember(backbone, "isolation" + ("-open" if state[0] else ""), lambda: make_plan(backbone))
         known[state] = kept if isinstance(kept, str) else Plan(**kept)
     return known[state]
-
-
-def is_converted(config: PreTrainedConfig) -> bool:
-    """Return whether a configuration says bidirectional."""
-    text = config.get_text_config(decoder=True)
-    own = OWN_KEYS.get(config.model_type)
-    return getattr(text, "is_causal", None) is False or (own is not None and text.use_bidirectional_attention == own)
 
 
 def make_plan(backbone: PreTrainedModel) -> dict[str, Any] | str:
@@ -106,7 +99,7 @@ def make_plan(backbone: PreTrainedModel) -> dict[str, Any] | str:
         return proof.error
     small = build_small(backbone)
     opened = is_converted(backbone.config) or proof.before == "bidirectional"
-    if opened and proof.before != "bidirectional":
+    if is_converted(backbone.config):
         convert(small, proof.repairs)
     reaches: dict[str, list[int | None]] = {}
     for layer in proof.layers:

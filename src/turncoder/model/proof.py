@@ -23,7 +23,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from turncoder.model import conversion, influence, twin
-from turncoder.model.conversion import REPAIRS, causal_masks, convert
+from turncoder.model.conversion import REPAIRS, causal_config, causal_masks, convert
 from turncoder.model.influence import (
     backbone_of,
     decoder_layers,
@@ -117,7 +117,7 @@ def remember(model: PreTrainedModel, topic: str, compute: Callable[[], Any]) -> 
 def fingerprint(model: PreTrainedModel) -> str:
     """Return the digest of everything that the findings depend on."""
     backbone = backbone_of(model)
-    config = backbone.config.to_dict()
+    config = causal_config(backbone.config).to_dict()
     config.pop("_name_or_path", None)
     parts = [
         type(backbone).__module__,
@@ -141,9 +141,9 @@ def own_sources() -> str:
 
 
 def build_small(model: PreTrainedModel, attn_implementation: str | None = None) -> PreTrainedModel:
-    """Build the twin of a backbone, in its or another attention implementation, where its kernels run."""
+    """Build the twin of a backbone before its conversion, in its or another attention implementation."""
     backbone = backbone_of(model)
-    small = build_twin(backbone.config, type(backbone), attn_implementation=attn_implementation)
+    small = build_twin(causal_config(backbone.config), type(backbone), attn_implementation=attn_implementation)
     if backbone.config._attn_implementation not in ("eager", "sdpa", None):
         parameter = next(backbone.parameters())
         half = parameter.dtype if parameter.dtype != torch.float32 else torch.bfloat16
@@ -157,22 +157,17 @@ def examine(model: PreTrainedModel) -> Proof:
     """Convert the twin with as few repairs as it takes, and measure it."""
     try:
         small = build_small(model)
-    except Exception as error:  # whatever a class raises is the finding
-        return dataclasses.replace(NOTHING, error=first_line(error))
-    try:
         with causal_masks(small):
             before = measure(small)
-    except Exception:  # a saved conversion whose repairs are missing
-        before = NOTHING
+    except Exception as error:  # whatever a class raises is the finding
+        return dataclasses.replace(NOTHING, error=first_line(error))
     found = attempt(model, (), before)
     if not found.converted or not found.right_padding:
         helped = attempt(model, REPAIRS, before)
         if rank(helped) > rank(found):
             tried = (attempt(model, (repair,), before) for repair in REPAIRS)
             found = next((one for one in tried if rank(one) == rank(helped)), helped)
-    if found.error:
-        return found
-    state = before.before or ("bidirectional" if before.converted else "causal")
+    state = "bidirectional" if before.converted else "causal"
     return dataclasses.replace(found, before=state, window_before=before.window, reopens=reopen(model, found))
 
 
