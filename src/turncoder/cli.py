@@ -73,7 +73,7 @@ class Quickstart:
     """Turn this model instead of a small one trained here: a folder or a hub id."""
     text: str | None = None
     """Use this text instead of the prose in the installed Python packages: a file, a folder or a hub id."""
-    output: str = "quickstart"
+    output_dir: str = "quickstart"
     """Folder for everything that is made."""
 
 
@@ -172,7 +172,7 @@ def _quickstart(flags: Quickstart, words: list[str], console: Console) -> int:
     _look_for_hub(flags.model, flags.text)
     from turncoder import quickstart
 
-    quickstart.run(model=flags.model, text=flags.text, output=Path(flags.output))
+    quickstart.run(model=flags.model, text=flags.text, output=Path(flags.output_dir))
     return 0
 
 
