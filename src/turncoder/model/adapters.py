@@ -7,16 +7,18 @@ loads on plain ``AutoModel``.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import load_peft_weights
 from torch import nn
 from transformers import PreTrainedModel
 
 from turncoder.errors import UserError
 
-__all__ = ["attach_lora", "choose_targets", "count_parameters", "merge_adapter"]
+__all__ = ["attach_lora", "choose_targets", "count_parameters", "load_adapter", "merge_adapter"]
 
 logger = logging.getLogger("turncoder")
 
@@ -65,6 +67,62 @@ def attach_lora(
         raise UserError(f"lora_target_modules: {str(error).splitlines()[0]}") from error
 
 
+def load_adapter(backbone: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
+    """Load a LoRA and merge it, whether it was trained on the backbone or on the causal language model around it.
+
+    Parameters
+    ----------
+    backbone
+        The model without head that the adapter belongs to.
+    folder
+        A folder in peft's format, a run folder of ours, or a hub id.
+
+    Returns
+    -------
+    PreTrainedModel
+        The plain backbone, changed.
+
+    Raises
+    ------
+    UserError
+        No adapter there, or one whose weights do not fit this model; an adapter that changes nothing.
+    """
+    place = Path(folder) / "adapter" if (Path(folder) / "run.json").exists() else folder
+    try:
+        config = LoraConfig.from_pretrained(str(place))
+        weights = load_peft_weights(str(place), device="cpu")
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"adapters: {place} cannot be opened: {_first_line(error)}") from error
+    prefix = f"{backbone.base_model_prefix}."
+    paths = {name for name, _ in backbone.named_modules()}
+
+    def strip(name: str) -> str:
+        """Drop the causal model's name for its backbone, where there is one."""
+        return name.removeprefix(prefix) if name not in paths else name
+
+    config.task_type = "FEATURE_EXTRACTION"
+    if not isinstance(config.target_modules, str):
+        config.target_modules = {strip(target) for target in config.target_modules or ()}
+    outer = "base_model.model."
+    weights = {
+        outer + (rest.removeprefix(prefix) if rest.rpartition(".lora_")[0] not in paths else rest): tensor
+        for name, tensor in weights.items()
+        for rest in [name.removeprefix(outer)]
+    }
+    try:
+        model = get_peft_model(backbone, config)
+        result = set_peft_model_state_dict(model, weights)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"adapters: {place} does not fit the model: {_first_line(error)}") from error
+    lacking = [name for name in result.missing_keys if "lora_" in name]
+    if lacking or result.unexpected_keys:
+        raise UserError(f"adapters: {place} does not fit the model: {[*result.unexpected_keys, *lacking][0]}")
+    if not any(bool(tensor.any()) for name, tensor in weights.items() if "lora_B" in name):
+        raise UserError(f"adapters: {place} changes nothing (its B matrices are zero): it was not trained")
+    _merge_layers(model)
+    return model.unload()
+
+
 def count_parameters(model: nn.Module, *others: nn.Parameter) -> tuple[int, int]:
     """Count (trainable, all) parameters over the whole model and ``others`` (the head), tied ones once."""
     parameters = {id(parameter): parameter for parameter in [*model.parameters(), *others]}.values()
@@ -103,6 +161,19 @@ def merge_adapter(model: PeftModel, probe: dict[str, torch.Tensor]) -> tuple[Pre
         bare = model(**probe, use_cache=False).last_hidden_state.float()
     if torch.equal(before, bare):
         logger.warning("the adapter changes nothing: it was not trained, or its learning rate was 0")
+    _merge_layers(model)
+    merged = model.unload()
+    after = merged(**probe, use_cache=False).last_hidden_state.float()
+    cosine = nn.functional.cosine_similarity(before, after, dim=-1).min().item()
+    if cosine < 0.99:
+        raise UserError(
+            f"the merged model differs from the adapted one (cosine {cosine:.4f}): keep it with save_merged=never"
+        )
+    return merged, cosine
+
+
+def _merge_layers(model: PeftModel) -> None:
+    """Add each adapter to its layer's weight in fp32, and cast the sum to what the weight was."""
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
             weights = list(layer.get_base_layer().parameters(recurse=False))
@@ -112,11 +183,7 @@ def merge_adapter(model: PeftModel, probe: dict[str, torch.Tensor]) -> tuple[Pre
             layer.merge()
             for weight, dtype in zip(weights, dtypes, strict=True):
                 weight.data = weight.data.to(dtype)
-    merged = model.unload()
-    after = merged(**probe, use_cache=False).last_hidden_state.float()
-    cosine = nn.functional.cosine_similarity(before, after, dim=-1).min().item()
-    if cosine < 0.99:
-        raise UserError(
-            f"the merged model differs from the adapted one (cosine {cosine:.4f}): keep it with save_merged=never"
-        )
-    return merged, cosine
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -26,7 +26,7 @@ from turncoder.config import MntpConfig
 from turncoder.data.masking import MaskedBlocks
 from turncoder.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_files
 from turncoder.errors import ConversionError
-from turncoder.model.adapters import attach_lora, count_parameters, merge_adapter
+from turncoder.model.adapters import attach_lora, count_parameters, load_adapter, merge_adapter
 from turncoder.model.attention import AttentionReport, make_bidirectional
 from turncoder.model.backbone import load_causal_lm, resolve_model
 from turncoder.model.heads import Head, take_backbone, take_head
@@ -87,6 +87,8 @@ def _train(config: MntpConfig, run: Run) -> None:
     check_vocabulary(tokenizer, causal_lm.get_input_embeddings().weight.shape[0])
     backbone, head = take_backbone(causal_lm), take_head(causal_lm)
     del causal_lm
+    for adapter in config.adapters:
+        load_adapter(backbone, adapter)
     text = open_text(config, backbone, tokenizer)
     run.update(
         data={"train": text.train.counts, "validation": text.validation.counts, "fingerprint": text.train.fingerprint},
