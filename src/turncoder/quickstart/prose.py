@@ -52,7 +52,6 @@ class Prose:
     train: list[str] = field(default_factory=list)
     held_out: list[str] = field(default_factory=list)
     train_words: int = 0
-    files: int = 0
 
 
 def source_roots() -> list[Path]:
@@ -86,7 +85,6 @@ def gather_prose(roots: Iterable[Path], *, words: int) -> Prose:
             text = " ".join(paragraphs)
             (prose.held_out if held_out else prose.train).append(text)
             prose.train_words += 0 if held_out else len(text.split())
-        prose.files += 1
         if prose.train_words >= words:
             break
     return prose
