@@ -40,13 +40,17 @@ def test_recipes_are_the_runs_of_others(shared, name):
     assert differences(theirs, ours, ignore=frozenset(spelled_otherwise)) == []
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """One corpus and one proof for all runs."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
-@pytest.mark.parametrize("way", ["json", "recipe"])
-def test_two_steps_of_every_run(shared, stories, stories_text, tmp_path, monkeypatch, name, way):
-    monkeypatch.setenv("TURNCODER_CACHE", str(tmp_path / "cache"))
-    recipe = next(path for path in RECIPES if path.stem == name)
-    file = recipe if way == "recipe" else shared / "configs" / PAIRS[name]
+def test_two_steps_of_every_run(shared, stories, stories_text, tmp_path, monkeypatch, cache, name):
+    monkeypatch.setenv("TURNCODER_CACHE", str(cache))
+    file = shared / "configs" / PAIRS[name]
     words = ["--model_name_or_path", stories, "--train_file", stories_text, "--text_column", "none"]
     words += ["--max_steps", "2", "--max_eval_samples", "8", "--output", tmp_path / "run"]
     assert main(["mntp", str(file), *map(str, words)]) == 0

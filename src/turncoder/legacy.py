@@ -189,9 +189,9 @@ DIFFERENCES = (
         "`--as-llm2vec`",
     ),
     Difference(
-        "samples drawn, not the first",
+        "samples drawn from the whole corpus",
         "`max_train_samples` and `max_eval_samples` take the first blocks.",
-        "They draw from the whole corpus by `seed`.",
+        "They are drawn by `seed`.",
         "The head of a corpus is seldom like the rest of it.",
         "`--as-llm2vec`",
     ),

@@ -105,7 +105,8 @@ def remember(model: PreTrainedModel, topic: str, compute: Callable[[], Any]) -> 
     path = Path(root).expanduser() / "proofs" / f"{topic}-{fingerprint(model)}.json"
     with contextlib.suppress(OSError, ValueError):
         return json.loads(path.read_text(encoding="utf8"))
-    found = json.loads(json.dumps(compute()))
+    with torch.autocast(model.device.type, enabled=False):  # a trainer's autocast would blur what is exact
+        found = json.loads(json.dumps(compute()))
     with contextlib.suppress(OSError):  # a read-only home costs the time of the proof, not the run
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf8") as partial:

@@ -286,6 +286,7 @@ def training_arguments(config: MntpConfig, run: Run, *, steps: int, steps_per_ep
         "greater_is_better": False if early or config.save_strategy == "best" else None,
         "bf16": config.bf16 or (config.dtype == "bfloat16" and not config.fp16),
         "remove_unused_columns": False,
+        "use_cpu": not torch.accelerator.is_available(),  # else the Trainer refuses bf16 without a GPU
         "disable_tqdm": not sys.stderr.isatty(),
         "dataloader_pin_memory": torch.cuda.is_available(),
         "logging_nan_inf_filter": False,
