@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -381,7 +382,7 @@ def test_selections(tmp_path, texts, tokenizer):
 
 
 MEASURED = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from turncoder.data.corpus import open_corpus
 from turncoder.data.packing import prepare_blocks
@@ -389,19 +390,21 @@ from turncoder.data.tokenizer import load_tokenizer
 folder, name = Path(sys.argv[1]), sys.argv[2]
 train, _ = prepare_blocks(corpus=open_corpus(file=folder / name), tokenizer=load_tokenizer(folder / "tokenizer"),
                           block_size=32, folder=folder / "cache")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+status = Path("/proc/self/status").read_text()  # the peak of getrusage would count the process that started this one
+print(int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) / 1024)
 """
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_peak_memory_is_flat(tmp_path, texts, tokenizer):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     peaks = []
-    for name, times in (("small.txt", 160), ("large.txt", 1600)):
+    for name, times in (("small.txt", 60), ("large.txt", 600)):
         write(tmp_path, (f"{text} {place}" for place in range(times) for text in texts), name)
         command = [sys.executable, "-c", MEASURED, str(tmp_path), name]
         peaks.append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
-    assert (tmp_path / "large.txt").stat().st_size > 9 * (tmp_path / "small.txt").stat().st_size > 9e7
+    assert (tmp_path / "large.txt").stat().st_size > 9 * (tmp_path / "small.txt").stat().st_size > 2.5e7
     assert peaks[1] < peaks[0] + 40, peaks
 
 
