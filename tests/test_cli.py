@@ -193,3 +193,15 @@ def test_prepare_finds_what_it_made(command, stories, stories_text, tmp_path, mo
     assert lines[1].startswith("validation: ")
     assert lines[2].startswith(str(tmp_path))
     assert command(*words)[1] == out
+
+
+def test_check_of_all_architectures(command, monkeypatch):
+    monkeypatch.setattr("turncoder.model.architectures.causal_architectures", lambda: ["llama", "mamba"])
+    code, out, _ = command("check", "--all-architectures", "--json")
+    assert code == 0
+    assert {row["name"]: row["verdict"] == "bidirectional" for row in json.loads(out)} == {
+        "llama": True,
+        "mamba": False,
+    }
+    code, out, _ = command("check", "--all-architectures")
+    assert (code, "llama" in out) == (0, True)

@@ -34,9 +34,7 @@ class Check:
     allow_partial: bool = False
     """Accept a model of which only some layers can look ahead."""
     all_architectures: bool = False
-    """Check every causal architecture of the installed transformers, on tiny random weights (minutes)."""
-    markdown: bool = False
-    """With --all_architectures: print the page docs/architectures.md."""
+    """Check every causal architecture of the installed transformers on tiny random weights (minutes)."""
     attn_implementation: str = "sdpa"
     """sdpa, eager, flash_attention_2, ..."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
@@ -116,10 +114,19 @@ def _prepare(config: PrepareConfig, words: list[str], console: Console) -> int:
 
 def _check(flags: Check, words: list[str], console: Console) -> int:
     if flags.all_architectures:
+        from rich.progress import Progress
+
         from turncoder.model import architectures
 
-        rows = architectures.check_all()
-        console.print(architectures.architectures_markdown(rows), highlight=False, markup=False)
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("architectures")
+            rows = architectures.check_all(
+                lambda done, total, name: bar.update(task, completed=done, total=total, description=name)
+            )
+        if flags.json:
+            console.print_json(data=[row.to_dict() for row in rows])
+        else:
+            console.print(architectures.architectures_markdown(rows), highlight=False, markup=False)
         return 0
     if len(words) != 1:
         raise UserError("check needs one MODEL: a folder or a hub id (or --all-architectures)")
