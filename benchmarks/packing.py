@@ -200,6 +200,8 @@ def compare(tokenizer: Path, text: Path, workers: int, repeats: int) -> dict:
     row = {
         "tokenizer": tokenizer.name,
         "processes": workers,
+        "megabytes": round(text.stat().st_size / 1e6),
+        "rounds": repeats,
         "tokens_per_second": {route: round(value) for route, value in speed.items()},
         "end_to_end_over_datasets": round(speed["turncoder"] / speed["datasets"], 2),
         "share_of_bare_tokenizer": round(speed["turncoder"] / speed["bare"], 3),
@@ -225,16 +227,14 @@ def compare(tokenizer: Path, text: Path, workers: int, repeats: int) -> dict:
     return row
 
 
-def measure_memory(tokenizer: Path, seed_file: Path, sizes: list[float], scratch: Path) -> list[dict]:
-    rows = []
-    for size in sizes:
-        text = scratch / f"text-{size:g}.txt"
-        write_text(text, seed_file, size)
-        result = measure("turncoder", text, tokenizer, 1)
-        rows.append({"megabytes": size, "tokenizer": tokenizer.name, **{k: round(v, 1) for k, v in result.items()}})
-        print(json.dumps(rows[-1]), flush=True)
-        text.unlink()
-    return rows
+def measure_memory(tokenizer: Path, seed_file: Path, size: float, scratch: Path) -> dict:
+    text = scratch / f"text-{size:g}.txt"
+    write_text(text, seed_file, size)
+    result = measure("turncoder", text, tokenizer, 1)
+    text.unlink()
+    row = {"tokenizer": tokenizer.name, "megabytes": size, **{key: round(value, 1) for key, value in result.items()}}
+    print(json.dumps(row), flush=True)
+    return row
 
 
 def measure_masking() -> dict:
@@ -252,11 +252,16 @@ def measure_masking() -> dict:
     return {"microseconds_per_row_of_512": round(statistics.median(times) * 1000, 1)}
 
 
-def keep(part: str, values: object) -> None:
-    """Put one part into the results, beside the other."""
+def keep(part: str, rows: list[dict]) -> None:
+    """Put rows into the results, in the place of those that measured the same thing before."""
     path = RESULTS / "packing.json"
     known = json.loads(path.read_text()) if path.exists() else {}
-    write_results("packing", {key: known[key] for key in ("speed", "memory") if key in known} | {part: values})
+    results = {name: known.get(name, []) for name in ("speed", "memory", "masking")}
+    what = [[row.get(key) for key in ("tokenizer", "processes", "megabytes")] for row in rows]
+    others = [
+        row for row in results[part] if [row.get(key) for key in ("tokenizer", "processes", "megabytes")] not in what
+    ]
+    write_results("packing", {**results, part: others + rows})
 
 
 def main() -> None:
@@ -264,6 +269,7 @@ def main() -> None:
     parser.add_argument("--route", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--megabytes", type=float, default=16)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--tokenizers", nargs="*", default=["gpt2", "mistral-7b-v1"])
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--memory", type=float, nargs="*", default=[10, 100, 1000])
     parser.add_argument("--text", type=Path, default=SHARED / "data/wiki_paragraphs_en/wiki_en.txt")
@@ -272,17 +278,18 @@ def main() -> None:
     if options.route:
         run_route(*options.route)
         return
-    tokenizers = [SHARED / "tokenizers" / name for name in ("gpt2", "mistral-7b-v1")]
+    tokenizers = [SHARED / "tokenizers" / name for name in options.tokenizers]
     parts = options.part or ["speed", "memory"]
     with tempfile.TemporaryDirectory() as folder:
         if "speed" in parts:
             text = Path(folder) / "text.txt"
             write_text(text, options.text, options.megabytes)
-            rows = [compare(name, text, count, options.repeats) for name in tokenizers for count in options.workers]
-            shape = {"megabytes": options.megabytes, "repeats": options.repeats, "block_size": BLOCK}
-            keep("speed", {**shape, "rows": rows, "masking": measure_masking()})
+            keep("masking", [measure_masking()])
+            for name, workers in itertools.product(tokenizers, options.workers):
+                keep("speed", [compare(name, text, workers, options.repeats)])
         if "memory" in parts:
-            keep("memory", measure_memory(tokenizers[1], options.text, options.memory, Path(folder)))
+            for size in options.memory:
+                keep("memory", [measure_memory(tokenizers[-1], options.text, size, Path(folder))])
 
 
 if __name__ == "__main__":
