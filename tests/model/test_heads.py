@@ -59,7 +59,7 @@ CONVERTIBLE = [
 
 
 def build(model_type):
-    """A tiny model in which every scale, cap, bias and buffer of the head matters."""
+    """A tiny model in which every scale, cap and bias of the head matters."""
     model = tiny_model(model_type)
     for owner in (model.config, model.config.get_text_config(decoder=True), model):
         for key, value in SCALES.items():
@@ -67,10 +67,6 @@ def build(model_type):
                 getattr(type(owner), key, None), property
             ):
                 setattr(owner, key, value)
-    generator = torch.Generator().manual_seed(1)
-    for name, buffer in model.named_buffers():
-        if name == "final_logits_bias":
-            buffer.copy_(torch.randn(buffer.shape, generator=generator))
     return model
 
 
@@ -129,11 +125,6 @@ def test_scale_and_cap_are_measured():
     assert take_head(build("gemma2")).softcap == pytest.approx(8.0, rel=1e-12)
     assert take_head(build("llama")).kind == "linear"
     assert take_head(build("bert")).kind == "features + linear"
-
-
-def test_a_head_that_adds_after_the_weight_runs_as_the_model_has_it():
-    """Marian's family adds a buffer to the logits: its own forward is used, and trains nothing of the backbone."""
-    assert check("marian")[0].kind == "own forward"
 
 
 def test_a_head_of_no_known_shape_runs_in_pieces():
