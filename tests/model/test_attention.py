@@ -9,7 +9,8 @@ from turncoder.errors import ConversionError
 from turncoder.model.attention import attention_map, check_attention, inspect_attention, make_bidirectional, reopens
 from turncoder.model.conversion import causal_masks
 from turncoder.model.influence import backbone_of
-from turncoder.model.proof import prove, remember
+from turncoder.model.memory import remember
+from turncoder.model.proof import prove
 from turncoder.model.twin import tiny_model
 
 KEY = "config.is_causal = False"

@@ -6,33 +6,13 @@ from transformers import LlamaConfig, LlamaModel, MistralConfig, MistralForCausa
 
 from turncoder.model.twin import build_twin, causal_architectures, tiny_model
 
-CHARACTERISTIC = [
-    "llama",
-    "mistral",
-    "gemma2",
-    "gemma3_text",
-    "gemma4_text",
-    "gpt2",
-    "gpt_neo",
-    "stablelm",
-    "nemotron",
-    "llama4_text",
-    "mpt",
-    "modernbert-decoder",
-    "bloom",
-    "lfm2",
-    "falcon_h1",
-    "mamba",
-    "deepseek_v4",
-    "qwen3_next",
-    "mixtral",
-    "deepseek_v3",
-    "opt",
-    "xlm",
-]
+CHARACTERISTIC = (
+    "llama mistral gemma2 gemma3_text gemma4_text gpt2 gpt_neo stablelm nemotron llama4_text mpt"
+    " modernbert-decoder bloom lfm2 falcon_h1 mamba deepseek_v4 qwen3_next mixtral deepseek_v3 opt xlm"
+)
 
 
-@pytest.mark.parametrize("name", CHARACTERISTIC)
+@pytest.mark.parametrize("name", CHARACTERISTIC.split())
 def test_a_tiny_model_is_small_and_carries_signal(name):
     model = tiny_model(name)
     assert not model.training

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from turncoder.model.influence import backbone_of
 
@@ -31,7 +31,7 @@ REPAIRS = ("flags", "buffers", "masks")
 FACTORIES = ("create_causal_mask", "create_sliding_window_causal_mask", "create_chunked_causal_mask")
 
 
-def convert(model: nn.Module, repairs: tuple[str, ...] = REPAIRS) -> None:
+def convert(model: PreTrainedModel, repairs: tuple[str, ...] = REPAIRS) -> None:
     """Switch a model to bidirectional attention: the key of its configuration, and the repairs that are named."""
     backbone = backbone_of(model)
     for config in {id(config): config for config in (model.config, backbone.config)}.values():
@@ -92,7 +92,7 @@ def clear_flags(backbone: nn.Module) -> None:
     """Set every module's own ``is_causal`` to False: some classes give the kernel this one, not the configuration's."""
     for module in backbone.modules():
         if getattr(module, "is_causal", None) is True:
-            module.is_causal = False
+            vars(module)["is_causal"] = False
 
 
 def open_buffers(backbone: nn.Module) -> None:
@@ -115,10 +115,10 @@ def wrap_factories(backbone: nn.Module) -> None:
 @contextlib.contextmanager
 def causal_masks(backbone: nn.Module) -> Iterator[None]:
     """Put the mask factories of a model's module back as transformers has them, for a while."""
-    wrapped: list[tuple[ModuleType, str, Callable]] = []
+    wrapped: list[tuple[ModuleType, str, Any]] = []
     for module in {sys.modules[type(part).__module__] for part in backbone.modules()}:
         for name in FACTORIES:
-            factory = getattr(module, name, None)
+            factory: Any = getattr(module, name, None)
             if hasattr(factory, "causal_original"):
                 wrapped.append((module, name, factory))
                 setattr(module, name, factory.causal_original)

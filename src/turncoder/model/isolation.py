@@ -17,7 +17,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from turncoder.model.conversion import convert, is_converted
 from turncoder.model.influence import backbone_of, run_model, test_tokens
-from turncoder.model.proof import EXACT, HALF_EXACT, LENGTH, build_small, differ, first_line, prove, remember, window_of
+from turncoder.model.memory import remember
+from turncoder.model.proof import EXACT, HALF_EXACT, LENGTH, build_small, differ, first_line, prove, window_of
 
 __all__ = ["can_isolate", "isolation_mask"]
 

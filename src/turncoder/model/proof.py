@@ -7,22 +7,12 @@ parts inside a layer stay causal, whether padding on either side leaks, which re
 
 import contextlib
 import dataclasses
-import functools
-import hashlib
-import importlib.metadata
-import inspect
-import json
-import os
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from turncoder.model import conversion, influence, twin
+from turncoder.model import twin
 from turncoder.model.conversion import REPAIRS, causal_config, causal_masks, convert
 from turncoder.model.influence import (
     backbone_of,
@@ -32,9 +22,10 @@ from turncoder.model.influence import (
     test_tokens,
     token_influence,
 )
+from turncoder.model.memory import remember
 from turncoder.model.twin import build_twin
 
-__all__ = ["Proof", "TwinLayer", "layer_kinds", "prove", "remember"]
+__all__ = ["Proof", "TwinLayer", "layer_kinds", "prove"]
 
 LENGTH = 23
 """Positions of a test row: more than twice the twin's window, and equal to no other size of it."""
@@ -93,52 +84,6 @@ def prove(model: PreTrainedModel) -> Proof:
     kept = remember(model, "attention", lambda: dataclasses.asdict(examine(model)))
     lists = {"layers": tuple(TwinLayer(**layer) for layer in kept["layers"])}
     return Proof(**kept | lists | {name: tuple(kept[name]) for name in ("repairs", "sees_ahead")})
-
-
-def remember(model: PreTrainedModel, topic: str, compute: Callable[[], Any]) -> Any:
-    """Return what ``compute`` finds about a model's architecture, from the cache if it has been found before.
-
-    The key is the class with its source, the small configuration, the attention implementation, the versions of torch
-    and transformers, and our own sources. The cache lies in ``$TURNCODER_CACHE``, else in the user's cache folder.
-    """
-    root = os.environ.get("TURNCODER_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "turncoder"
-    path = Path(root).expanduser() / "proofs" / f"{topic}-{fingerprint(model)}.json"
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(path.read_text(encoding="utf8"))
-    with torch.autocast(model.device.type, enabled=False):  # a trainer's autocast would blur what is exact
-        found = json.loads(json.dumps(compute()))
-    with contextlib.suppress(OSError):  # a read-only home costs the time of the proof, not the run
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf8") as partial:
-            json.dump(found, partial)
-        Path(partial.name).replace(path)
-    return found
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """Return the digest of everything that the findings depend on."""
-    backbone = backbone_of(model)
-    config = causal_config(backbone.config).to_dict()
-    config.pop("_name_or_path", None)
-    parts = [
-        type(backbone).__module__,
-        type(backbone).__qualname__,
-        Path(inspect.getfile(type(backbone))).read_bytes().hex(),
-        json.dumps(config, sort_keys=True, default=str),
-        str(backbone.config._attn_implementation),
-        *(importlib.metadata.version(name) for name in ("torch", "transformers")),
-        own_sources(),
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-
-
-@functools.cache
-def own_sources() -> str:
-    """Return the sources of the modules that make the proof."""
-    folder = Path(__file__).parent
-    return "".join(
-        (folder / f"{name}.py").read_text() for name in ("twin", "influence", "conversion", "proof", "isolation")
-    )
 
 
 def build_small(model: PreTrainedModel, attn_implementation: str | None = None) -> PreTrainedModel:
@@ -331,6 +276,3 @@ def reopen(model: PreTrainedModel, converted: Proof) -> str:
     if [layer.ahead for layer in opened.layers] == expected and all(opened.sees_ahead) and opened.right_padding:
         return "bidirectional"
     return "disagrees" if any(opened.sees_ahead) or any(layer.ahead for layer in opened.layers) else "causal"
-
-
-assert conversion and influence  # whose sources are part of the fingerprint
