@@ -7,15 +7,13 @@ The layout is the one that old and new sentence-transformers, vLLM and Text Embe
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
-import sentence_transformers
-import torch
-import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from turncoder.data.tokenizer import pad_token_id
@@ -97,11 +95,8 @@ def save_encoder(
             "include_prompt": True,
         },
     )
-    versions = {
-        "sentence_transformers": sentence_transformers.__version__,
-        "transformers": transformers.__version__,
-        "pytorch": torch.__version__,
-    }
+    named = {"sentence_transformers": "sentence-transformers", "transformers": "transformers", "pytorch": "torch"}
+    versions = {key: importlib.metadata.version(package) for key, package in named.items()}
     _write(
         partial / "config_sentence_transformers.json",
         {

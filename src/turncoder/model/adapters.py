@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from turncoder.errors import UserError
+from turncoder.model.dropout import drop_sparsely
 
 __all__ = ["attach_lora", "choose_targets", "count_parameters", "load_adapter", "merge_adapter"]
 
@@ -62,9 +63,12 @@ def attach_lora(
         task_type="FEATURE_EXTRACTION",
     )
     try:
-        return get_peft_model(backbone, config, autocast_adapter_dtype=True)
+        model = get_peft_model(backbone, config, autocast_adapter_dtype=True)
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"lora_target_modules: {str(error).splitlines()[0]}") from error
+    if not torch.cuda.is_available():  # measured on CPUs only; GPUs fuse dropout anyway
+        drop_sparsely(model)
+    return model
 
 
 def load_adapter(backbone: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
