@@ -23,6 +23,7 @@ __all__ = ["Encoded", "Encoder", "start_workers"]
 logger = logging.getLogger("turncoder")
 
 LONGEST = 1 << 20  # characters that are tokenised in one go; memory for a longer text grows without bound
+BATCH_TEXTS = 256  # what the tokenizer returns is some 20 times the size of the ids: a little at a time
 PROBE = ("The quick brown fox, 1984.", "  two  spaces\tand a tab", "Füße, 눈, снег, 雪 😀", "snake_case <s> </s>", "")
 
 
@@ -103,7 +104,9 @@ class Encoder:
 
     def _call(self, texts: Sequence[str], specials: bool = True) -> Sequence[list[int]]:
         if self.backend is not None:
-            return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=specials)]
+            encode = self.backend.encode_batch_fast
+            batches = (texts[start : start + BATCH_TEXTS] for start in range(0, len(texts), BATCH_TEXTS))
+            return [encoding.ids for batch in batches for encoding in encode(batch, add_special_tokens=specials)]
         return self.tokenizer(list(texts), add_special_tokens=specials, verbose=False)["input_ids"]  # type: ignore[misc]
 
     def _tokenise_long(self, text: str) -> list[int]:
