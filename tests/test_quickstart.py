@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from turncoder.errors import UserError
 from turncoder.quickstart import Sizes, run
 from turncoder.quickstart.prose import gather_prose, read_paragraphs
-from turncoder.quickstart.retrieval import score_bm25, score_ranks, split_pairs
+from turncoder.quickstart.retrieval import compare_ranks, rank_answers, score_bm25, score_ranks, split_pairs
 
 DOCSTRING = """Return the largest of the values in the list.
 
@@ -128,15 +128,23 @@ def test_ranks_by_hand():
     similarity_QN[0, 1] = 2.0  # rank 2
     similarity_QN[1, 0] = 1.0  # a tie: rank 2
     similarity_QN[2, 2] = 0.0  # rank 12
-    scores = score_ranks(similarity_QN)
+    rank_Q = rank_answers(similarity_QN)
+    assert rank_Q.tolist() == [2, 2, 12] + [1] * 9
+    scores = score_ranks(rank_Q)
     assert scores["mrr@10"] == pytest.approx((9 + 0.5 + 0.5) / 12)
     assert scores["recall@1"] == pytest.approx(9 / 12)
     assert scores["ndcg@10"] == pytest.approx((9 + 2 / math.log2(3)) / 12)
 
 
+def test_gain_and_its_error_are_paired():
+    gain, error = compare_ranks(np.array([1, 2, 1, 20]), np.array([2, 2, 4, 20]))
+    assert gain == pytest.approx((0.5 + 0.75) / 4)
+    assert error == pytest.approx(np.std([0.5, 0, 0.75, 0], ddof=1) / 2)
+
+
 @given(st.integers(2, 30))
 def test_constant_scores_earn_nothing_for_the_first_place(count: int):
-    assert score_ranks(np.zeros((count, count)))["recall@1"] == 0.0
+    assert score_ranks(rank_answers(np.zeros((count, count))))["recall@1"] == 0.0
 
 
 def test_other_settings_and_other_folders_are_refused(tmp_path: Path):

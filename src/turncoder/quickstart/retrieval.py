@@ -15,7 +15,17 @@ import numpy as np
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Pairs", "build_encoder", "nearest", "score_bm25", "score_encoder", "score_ranks", "split_pairs"]
+__all__ = [
+    "Pairs",
+    "build_encoder",
+    "compare_ranks",
+    "nearest",
+    "rank_answers",
+    "rank_encoded",
+    "score_bm25",
+    "score_ranks",
+    "split_pairs",
+]
 
 SENTENCE_END = re.compile(r"(?<!\b[A-Za-z])(?<!e\.g)(?<!i\.e)(?<!etc)(?<!vs)[.!?][\"')\]]*\s+(?=[A-Z\"'(])")
 BM25_K1, BM25_B = 1.2, 0.75  # the defaults of Lucene; Robertson & Zaragoza 2009, equation 3.15
@@ -47,23 +57,26 @@ def split_pairs(texts: Sequence[str], *, limit: int) -> Pairs:
     return Pairs([query for _, query in kept], [document for document, _ in kept])
 
 
-def score_ranks(similarity_QN: np.ndarray) -> dict[str, float]:
-    """Score a ranking in which document i is the one right answer to query i.
-
-    Returns
-    -------
-    dict
-        ``mrr@10``, ``recall@1`` and ``ndcg@10``, between 0 and 1. Documents that tie with the right one are counted
-        before it, so a constant score earns nothing.
-    """
+def rank_answers(similarity_QN: np.ndarray) -> np.ndarray:
+    """Return the rank (Q,) of document i for query i, from 1; documents that tie with it are counted before it."""
     own_Q1 = np.diagonal(similarity_QN)[:, None]
-    rank_Q = (similarity_QN >= own_Q1).sum(axis=1)  # 1 = first: the right document ties with itself
+    return (similarity_QN >= own_Q1).sum(axis=1)  # the right document ties with itself
+
+
+def score_ranks(rank_Q: np.ndarray) -> dict[str, float]:
+    """Give ``mrr@10``, ``recall@1`` and ``ndcg@10``, between 0 and 1, where one document answers each query."""
     found_Q = rank_Q <= 10
     return {
         "mrr@10": float(np.mean(found_Q / rank_Q)),
         "recall@1": float(np.mean(rank_Q == 1)),
         "ndcg@10": float(np.mean(found_Q / np.log2(rank_Q + 1))),
     }
+
+
+def compare_ranks(rank_Q: np.ndarray, other_Q: np.ndarray) -> tuple[float, float]:
+    """Give the difference in MRR@10 between two rankings of the same queries, and its standard error (paired)."""
+    difference_Q = (rank_Q <= 10) / rank_Q - (other_Q <= 10) / other_Q
+    return float(difference_Q.mean()), float(difference_Q.std(ddof=1) / math.sqrt(len(difference_Q)))
 
 
 def score_bm25(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
@@ -122,11 +135,11 @@ def build_encoder(folder: str, *, bidirectional: bool, max_length: int, random: 
     return SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())], device="cpu")
 
 
-def score_encoder(encoder: "SentenceTransformer", pairs: Pairs) -> dict[str, float]:
-    """Score an encoder by the cosine of its vectors."""
+def rank_encoded(encoder: "SentenceTransformer", pairs: Pairs) -> np.ndarray:
+    """Rank documents by the cosine of an encoder's vectors; see `rank_answers`."""
     queries_QD = encoder.encode(pairs.queries, normalize_embeddings=True, show_progress_bar=False)
     documents_ND = encoder.encode(pairs.documents, normalize_embeddings=True, show_progress_bar=False)
-    return score_ranks(np.asarray(queries_QD) @ np.asarray(documents_ND).T)
+    return rank_answers(np.asarray(queries_QD) @ np.asarray(documents_ND).T)
 
 
 def nearest(encoder: "SentenceTransformer", sentences: Sequence[str], chosen: Sequence[int]) -> list[tuple[str, float]]:
