@@ -24,7 +24,6 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 def train(name: str, text: str, steps: int) -> list[float]:
     """Train for ``steps`` and return the loss of each step."""
-    set_seed(SEED)
     tokenizer = AutoTokenizer.from_pretrained(name)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
 
@@ -32,6 +31,7 @@ def train(name: str, text: str, steps: int) -> list[float]:
     model.config.is_causal = False
 
     # 2. LoRA on the backbone; the head stays frozen
+    set_seed(SEED)
     lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=TARGETS, task_type="FEATURE_EXTRACTION")
     model.requires_grad_(False)
     model.model = get_peft_model(model.model, lora)

@@ -17,6 +17,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from turncoder.data.tokenizer import pad_token_id
+from turncoder.model.attention import reopens
+from turncoder.model.conversion import is_converted
 
 __all__ = ["save_encoder"]
 
@@ -29,6 +31,11 @@ POOLING_MODES = {
     "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
+}
+OPENS = {
+    "causal": "causal",
+    "disagrees": "causal in some batches and bidirectional in others",
+    "fails": "with an error",
 }
 # Text Embeddings Inference reads this key where transformers ignores it; on Gemma it means a window too
 SERVER_KEY_TYPES = frozenset({"llama", "mistral", "qwen3"})
@@ -62,7 +69,21 @@ def save_encoder(
         A pooling mode of sentence-transformers.
     record
         Extra keys for ``turncoder.json``: how MNTP aligned labels and states, the mask token id, the parents.
+
+    Notes
+    -----
+    Where plain ``AutoModel`` would not open the folder bidirectional again, a warning says so and ``turncoder.json``
+    records it.
     """
+    opens = reopens(backbone) if is_converted(backbone.config) else "causal"
+    if is_converted(backbone.config) and opens != "bidirectional":
+        logger.warning(
+            "%s: plain AutoModel and SentenceTransformer open %s %s; turncoder.make_bidirectional(model) after loading "
+            "mends it",
+            folder,
+            type(backbone).__name__,
+            OPENS[opens],
+        )
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -107,8 +128,7 @@ def save_encoder(
             "similarity_fn_name": "cosine",
         },
     )
-    if record:
-        _write(partial / "turncoder.json", record)
+    _write(partial / "turncoder.json", {**(record or {}), "reopens": opens})
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
 

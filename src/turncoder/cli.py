@@ -232,7 +232,8 @@ def main(argv: list[str] | None = None) -> int:
         Words after ``turncoder``; default: those of this process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    console, notices = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
+    speaks = os.environ.get("RANK", "0") == "0"  # of several processes, the first
+    console, notices = Console(soft_wrap=True, quiet=not speaks), Console(stderr=True, soft_wrap=True, quiet=not speaks)
     _listen(notices)
     try:
         return _dispatch(words, console)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
@@ -115,7 +116,7 @@ def load_adapter(backbone: PreTrainedModel, folder: str | Path) -> PreTrainedMod
     }
     try:
         model = get_peft_model(backbone, config)
-        result = set_peft_model_state_dict(model, weights)
+        result: Any = set_peft_model_state_dict(model, weights)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"adapters: {place} does not fit the model: {_first_line(error)}") from error
     lacking = [name for name in result.missing_keys if "lora_" in name]

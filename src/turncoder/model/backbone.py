@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from turncoder.errors import UserError
 
-__all__ = ["load_causal_lm", "load_model_config", "resolve_model"]
+__all__ = ["count_embeddings", "load_causal_lm", "load_model_config", "resolve_model"]
 
 logger = logging.getLogger("turncoder")
 transformers.utils.logging.disable_progress_bar()  # a bar per shard of weights is noise in a log
@@ -93,9 +93,10 @@ def load_causal_lm(
     tried: list[str] = []
     for implementation in dict.fromkeys([attn_implementation or "sdpa", *FALLBACKS]):
         try:
-            model, loading = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name, config=config, attn_implementation=implementation, **kwargs
             )
+            model, loading = loaded
         except (ImportError, ValueError) as error:  # no such kernel here, or the architecture does not have it
             if "attention" not in str(error).lower() and "attn" not in str(error).lower():
                 raise UserError(_why_not(name, error)) from error
@@ -108,6 +109,13 @@ def load_causal_lm(
         _check_complete(name, loading)
         return model.eval()
     raise UserError(f"attn_implementation: none of {', '.join(tried)} can be used with {name}")
+
+
+def count_embeddings(model: PreTrainedModel) -> int:
+    """Return how many tokens a model has input embeddings for."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.shape[0]
 
 
 def _check_complete(name: str, loading: dict[str, Any]) -> None:

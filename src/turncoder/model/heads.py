@@ -195,10 +195,10 @@ class Head:
         return (scale, softcap) if behaves and bool((zero_V == 0).all()) else None
 
 
-def take_backbone(model: PreTrainedModel) -> nn.Module:
+def take_backbone(model: PreTrainedModel) -> PreTrainedModel:
     """Return the part of a causal model that plain ``AutoModel`` would load; raises UserError where there is none."""
     backbone = getattr(model, model.base_model_prefix or "-", None)
-    if isinstance(backbone, nn.Module) and backbone is not model:
+    if isinstance(backbone, PreTrainedModel) and backbone is not model:
         return backbone
     # A few classes carry the prefix of the multimodal model around them.
     children = [child for child in model.children() if isinstance(child, PreTrainedModel)]

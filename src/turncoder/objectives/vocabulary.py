@@ -31,8 +31,14 @@ class VocabularyHead(Protocol):
     """Whether logits are ``cap(scale * (features(rows) @ weight.T + bias))``."""
     scale: float
     softcap: float | None
-    weight_VD: Tensor
-    bias_V: Tensor | None
+
+    @property
+    def weight_VD(self) -> Tensor:
+        """The output embedding."""
+
+    @property
+    def bias_V(self) -> Tensor | None:
+        """Its bias, if it has one."""
 
     def features(self, rows_KD: Tensor) -> Tensor:
         """Return what enters the weight: for most models the rows themselves."""

@@ -28,7 +28,7 @@ from turncoder.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer
 from turncoder.errors import ConversionError
 from turncoder.model.adapters import attach_lora, count_parameters, load_adapter, merge_adapter
 from turncoder.model.attention import AttentionReport, make_bidirectional
-from turncoder.model.backbone import load_causal_lm, resolve_model
+from turncoder.model.backbone import count_embeddings, load_causal_lm, resolve_model
 from turncoder.model.heads import Head, take_backbone, take_head
 from turncoder.train.recording import RunCallback
 from turncoder.train.running import Run, checkpoint_step, open_run, training_arguments
@@ -84,7 +84,7 @@ def _train(config: MntpConfig, run: Run) -> None:
     name, where = resolve_model(config.model_name_or_path), _where(config)
     tokenizer = load_tokenizer(config.tokenizer_name or name, **where)
     causal_lm = load_causal_lm(name, dtype=config.dtype, attn_implementation=config.attn_implementation, **where)
-    check_vocabulary(tokenizer, causal_lm.get_input_embeddings().weight.shape[0])
+    check_vocabulary(tokenizer, count_embeddings(causal_lm))
     backbone, head = take_backbone(causal_lm), take_head(causal_lm)
     del causal_lm
     for adapter in config.adapters:
@@ -104,6 +104,7 @@ def _train(config: MntpConfig, run: Run) -> None:
         run.update(attention=_convert(backbone, config).to_dict())
         if score_first and "bidirectional" not in scored:
             _score_untrained(build(backbone), run, "bidirectional")
+    set_seed(config.seed)  # again: the adapter must not depend on what was drawn, or cached, before
     model = _choose_trainables(config, backbone, head)
     trainable, total = count_parameters(model, *head.parameters())
     run.update(parameters={"trainable": trainable, "total": total})
@@ -112,7 +113,7 @@ def _train(config: MntpConfig, run: Run) -> None:
     if config.do_train:
         _fit(trainer, run)
     if config.do_eval:
-        run.update(results=_final_scores(trainer, run))
+        run.update(results=_final_scores(trainer))
     _save(config, run, trainer, text, tokenizer)
     run.record.pop("error", None)
     run.update(status="done")
@@ -130,10 +131,10 @@ def _fit(trainer: GatheredTrainer, run: Run) -> None:
     run.update(trained={"planned": trainer.steps, "steps": trainer.state.global_step})
 
 
-def _final_scores(trainer: GatheredTrainer, run: Run) -> dict[str, float]:
+def _final_scores(trainer: GatheredTrainer) -> dict[str, float]:
     """Evaluate, unless the last step has been evaluated with these very weights."""
     step = trainer.state.global_step
-    rows = [row for row in run.logged() if row["step"] == step and "eval_loss" in row and "model" not in row]
+    rows = [row for row in trainer.state.log_history if row["step"] == step and "eval_loss" in row]
     scores = rows[-1] if rows and not trainer.args.load_best_model_at_end else trainer.evaluate()
     return {key: scores[f"eval_{key}"] for key in METRICS}
 
@@ -169,7 +170,7 @@ def _choose_trainables(config: MntpConfig, backbone: PreTrainedModel, head: Head
         backbone.enable_input_require_grads()
     if config.train_mode == "full":
         backbone.float().requires_grad_(True)  # trainable weights are fp32; bf16 is autocast's business
-        model = backbone
+        model: PreTrainedModel | PeftModel = backbone
     else:
         model = attach_lora(
             backbone,

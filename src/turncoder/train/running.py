@@ -160,7 +160,7 @@ def open_run(config: MntpConfig, stage: str) -> Run:
     if not config.output_dir:
         raise UserError("--output is missing: name the folder that the run should be written to")
     folder = Path(config.output_dir)
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())  # without this, torchrun on CPUs is not seen
     if config.overwrite and state.is_main_process:
         _remove_run(folder)
     state.wait_for_everyone()
@@ -173,6 +173,7 @@ def open_run(config: MntpConfig, stage: str) -> Run:
         run.record = {**old, "config": run.record["config"], "versions": run.record["versions"]}
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"--output {folder} exists and is not a run folder: name another, or empty it")
+    state.wait_for_everyone()  # everyone has seen the folder as it was
     if run.finished:
         return run
     if state.is_main_process:
