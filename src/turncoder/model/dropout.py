@@ -58,10 +58,10 @@ class DroppedLinear(nn.Linear):
         self.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Project the dropped input; as two ordinary steps under autocast, which casts each of them."""
+        """Project the dropped input; in two ordinary steps off the CPU and under autocast, which casts each of them."""
         if not self.training:
             return F.linear(input, self.weight)
-        if torch.is_autocast_enabled(input.device.type) or input.dtype != self.weight.dtype:
+        if not input.is_cpu or torch.is_autocast_enabled("cpu") or input.dtype != self.weight.dtype:
             return F.linear(F.dropout(input, self.p), self.weight)
         rows_ND = input.reshape(-1, input.shape[-1]).contiguous()
         return _DropAndProject.apply(rows_ND, self.weight, self.p).view(*input.shape[:-1], -1)
