@@ -61,7 +61,8 @@ class DroppedLinear(nn.Linear):
         """Project the dropped input; in two ordinary steps off the CPU and under autocast, which casts each of them."""
         if not self.training:
             return F.linear(input, self.weight)
-        if not input.is_cpu or torch.is_autocast_enabled("cpu") or input.dtype != self.weight.dtype:
+        ordinary = input.device.type not in ("cpu", "meta") or torch.is_autocast_enabled("cpu")
+        if ordinary or input.dtype != self.weight.dtype:
             return F.linear(F.dropout(input, self.p), self.weight)
         rows_ND = input.reshape(-1, input.shape[-1]).contiguous()
         return _DropAndProject.apply(rows_ND, self.weight, self.p).view(*input.shape[:-1], -1)
