@@ -27,7 +27,7 @@ class _DropAndProject(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_RD: Tensor, p: float) -> Tensor:
         # Poisson(-n log(1-p)) throws at n places leave each of them untouched with probability 1-p, independently
-        mean = torch.tensor(-x_ND.numel() * math.log1p(-p), dtype=torch.float64)
+        mean = torch.tensor(-x_ND.numel() * math.log1p(-p), dtype=torch.float64, device="cpu")
         fallen = torch.randint(x_ND.numel(), (int(torch.poisson(mean)),), device=x_ND.device)
         ctx.save_for_backward(x_ND, weight_RD, fallen)
         ctx.scale = 1 / (1 - p)
