@@ -312,3 +312,27 @@ def test_a_folder_that_is_no_run_is_not_touched(stories: Path, stories_text: Pat
     said = launch(command(stories, stories_text, tmp_path, overwrite=True), code=2)
     assert "will not be deleted" in said
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_wrong_input_leaves_no_run_in_the_way_of_the_right_one(
+    stories: Path, stories_text: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    launch(command(stories, tmp_path / "typo.txt", run, max_steps=1), code=2)
+    assert not run.exists()
+    launch(command(stories, stories_text, run, max_steps=1))
+    assert (run / "model").is_dir()
+
+
+def test_a_run_that_failed_early_starts_anew_with_another_config(
+    stories: Path, stories_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("turncoder.train.mntp._fit", lambda *_: (_ for _ in ()).throw(MemoryError))
+        said = launch(command(stories, stories_text, run, max_steps=1, evaluate_step_zero=True), code=2)
+    assert "per_device_train_batch_size" in said
+    remedied = {"max_steps": 1, "evaluate_step_zero": True, "per_device_train_batch_size": 2}
+    launch(command(stories, stories_text, run, **remedied))
+    assert [row["model"] for row in metrics(run) if "model" in row] == ["causal", "bidirectional"]
+    assert json.loads((run / "run.json").read_text())["config"]["per_device_train_batch_size"] == 2

@@ -194,7 +194,7 @@ class TokenPass:
         elif not documents["validation"] and self.percentage:
             message = (
                 f"{corpus}: validation_split_percentage {self.percentage:g} of {documents['train']} documents leaves "
-                "none for validation; raise it, give a validation_file, or set it to 0 with do_eval false"
+                "none for validation; raise it, or give a validation_file"
             )
         elif not documents["train"]:
             message = (

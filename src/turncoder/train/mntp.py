@@ -25,7 +25,7 @@ from turncoder.artifact import save_encoder
 from turncoder.config import MntpConfig
 from turncoder.data.masking import MaskedBlocks
 from turncoder.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_files
-from turncoder.errors import ConversionError
+from turncoder.errors import ConversionError, UserError
 from turncoder.model.adapters import attach_lora, count_parameters, load_adapter, merge_adapter
 from turncoder.model.attention import AttentionReport, make_bidirectional
 from turncoder.model.backbone import count_embeddings, load_causal_lm, resolve_model
@@ -75,6 +75,8 @@ def train(config: MntpConfig) -> Path:
         raise
     except Exception as error:
         run.update(status="failed", error=str(error).splitlines()[0] if str(error) else type(error).__name__)
+        if isinstance(error, UserError):
+            run.discard()
         raise
     return run.folder
 

@@ -125,6 +125,18 @@ class Run:
             kept = [row for row in self.logged() if row["step"] <= step]
             write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
+    def discard(self) -> None:
+        """Remove what opening the run wrote, if no step was trained: wrong input leaves nothing half-written."""
+        if not PartialState().is_main_process or any(row["step"] for row in self.logged()):
+            return
+        if complete_checkpoints(self.checkpoints):
+            return
+        for name in ("metrics.jsonl", "config.toml", "run.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.folder):
+            if folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
+
 
 def complete_checkpoints(checkpoints: Path) -> list[Path]:
     """Return the complete checkpoints, the oldest first."""
@@ -165,12 +177,17 @@ def open_run(config: MntpConfig, stage: str) -> Run:
         _remove_run(folder)
     state.wait_for_everyone()
     run = Run(folder, _new_record(config, stage))
+    starts_anew = False
     if (folder / "run.json").exists():
         old = _read_record(folder)
-        _check_same(old, run.record, stage, folder)
-        run.finished = old.get("status") == "done" and not _wants_more(old["config"], run.record["config"])
         run.resume_from = next(reversed(complete_checkpoints(run.checkpoints)), None)
-        run.record = {**old, "config": run.record["config"], "versions": run.record["versions"]}
+        if _failed_early(old, run, stage):
+            logger.warning("%s: the run before failed with nothing to resume; it starts anew", folder)
+            starts_anew = True
+        else:
+            _check_same(old, run.record, stage, folder)
+            run.finished = old.get("status") == "done" and not _wants_more(old["config"], run.record["config"])
+            run.record = {**old, "config": run.record["config"], "versions": run.record["versions"]}
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"--output {folder} exists and is not a run folder: name another, or empty it")
     state.wait_for_everyone()  # everyone has seen the folder as it was
@@ -178,6 +195,8 @@ def open_run(config: MntpConfig, stage: str) -> Run:
         return run
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
+        if starts_anew:
+            run.metrics.unlink(missing_ok=True)
         write_atomically(folder / "config.toml", to_toml(config))
         for partial in run.checkpoints.glob("checkpoint-*"):
             if not (partial / MARKER).exists():
@@ -216,6 +235,12 @@ def _check_same(old: dict[str, Any], new: dict[str, Any], stage: str, folder: Pa
             f"--output {folder} holds a run with another configuration ({'; '.join(changed)}): "
             "use the old values to resume, --overwrite to start anew, or another folder"
         )
+
+
+def _failed_early(old: dict[str, Any], run: Run, stage: str) -> bool:
+    """Tell a run that only failed, so that a changed config (the remedy of what it failed of) loses nothing."""
+    same = differences(old["config"], run.record["config"], MAY_CHANGE - STEP_KEYS) == []
+    return old.get("stage") == stage and old.get("status") == "failed" and run.resume_from is None and not same
 
 
 def _wants_more(old: dict[str, Any], new: dict[str, Any]) -> bool:
