@@ -143,9 +143,22 @@ def _fast_path(tokenizer: "PreTrainedTokenizerBase") -> Any:
     expected = [tokenizer(text, verbose=False)["input_ids"] for text in PROBE]
     backend = take_backend(tokenizer)
     if backend is not None and [encoding.ids for encoding in backend.encode_batch_fast(PROBE)] == expected:
-        return backend
+        return _bound_cache(backend)
     logger.warning("%s has no fast path; texts are tokenised by calling it, which is slower", type(tokenizer).__name__)
     return None
+
+
+def _bound_cache(backend: Any) -> Any:
+    """Give a tokenizer whose memory does not grow with the text.
+
+    It remembers the tokens of words. Without a pre-tokenizer (as in Llama 2 and Mistral) a whole line is a word: then
+    what it remembers comes to 100 MB and is hardly ever asked for again.
+    """
+    if backend.pre_tokenizer is not None or not hasattr(backend.model, "_resize_cache"):
+        return backend
+    backend = type(backend).from_str(backend.to_str())  # a copy, for the original is its owner's
+    backend.model._resize_cache(0)
+    return backend
 
 
 _worker: Encoder | None = None
@@ -154,6 +167,8 @@ _worker: Encoder | None = None
 def _adopt(encoder: Encoder, threads: int) -> None:
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    if encoder.backend is not None:
+        encoder.backend = _bound_cache(encoder.backend)  # what travels is the tokenizer without its settings of memory
     global _worker
     _worker = encoder
 
