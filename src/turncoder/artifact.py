@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from turncoder.data.tokenizer import pad_token_id
 from turncoder.model.attention import reopens
 from turncoder.model.conversion import is_converted
 
-__all__ = ["save_encoder"]
+__all__ = ["OPENS", "put_in_place", "save_encoder"]
 
 logger = logging.getLogger("turncoder")
 
@@ -32,7 +33,13 @@ POOLING_MODES = {
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
 }
+MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+]
+MENDS = "turncoder.make_bidirectional(model) after loading mends it"
 OPENS = {
+    "bidirectional": "bidirectional",
     "causal": "causal",
     "disagrees": "causal in some batches and bidirectional in others",
     "fails": "with an error",
@@ -77,60 +84,59 @@ def save_encoder(
     """
     opens = reopens(backbone) if is_converted(backbone.config) else "causal"
     if is_converted(backbone.config) and opens != "bidirectional":
-        logger.warning(
-            "%s: plain AutoModel and SentenceTransformer open %s %s; turncoder.make_bidirectional(model) after loading "
-            "mends it",
-            folder,
-            type(backbone).__name__,
-            OPENS[opens],
-        )
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    backbone.save_pretrained(partial)
-    for file in tokenizer_files:
-        shutil.copyfile(file, partial / file.name)
-    _add_server_key(partial / "config.json")
+        name = type(backbone).__name__
+        logger.warning("%s: plain AutoModel opens %s %s; %s", folder, name, OPENS[opens], MENDS)
     pad_token = tokenizer.convert_ids_to_tokens(pad_token_id(tokenizer))
-    tokenizer_args = {"padding_side": "right", "pad_token": pad_token}
-    _write(
-        partial / "modules.json",
-        [
-            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-            {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-        ],
-    )
-    _write(
-        partial / "sentence_bert_config.json",
-        {"max_seq_length": max_seq_length, "do_lower_case": False, "tokenizer_args": tokenizer_args},
-    )
-    width = backbone.config.get_text_config().hidden_size
-    (partial / "1_Pooling").mkdir()
-    _write(
-        partial / "1_Pooling" / "config.json",
-        {
-            "embedding_dimension": width,
-            "word_embedding_dimension": width,
-            "pooling_mode": pooling,
-            **{key: mode == pooling for mode, key in POOLING_MODES.items()},
-            "include_prompt": True,
-        },
-    )
     named = {"sentence_transformers": "sentence-transformers", "transformers": "transformers", "pytorch": "torch"}
-    versions = {key: importlib.metadata.version(package) for key, package in named.items()}
-    _write(
-        partial / "config_sentence_transformers.json",
-        {
-            "__version__": versions,
+    contents = {
+        "modules.json": MODULES,
+        "sentence_bert_config.json": {
+            "max_seq_length": max_seq_length,
+            "do_lower_case": False,
+            "tokenizer_args": {"padding_side": "right", "pad_token": pad_token},
+        },
+        "1_Pooling/config.json": _pooling_config(backbone.config.get_text_config().hidden_size, pooling),
+        "config_sentence_transformers.json": {
+            "__version__": {key: importlib.metadata.version(package) for key, package in named.items()},
             "model_type": "SentenceTransformer",
             "prompts": {},
             "default_prompt_name": None,
             "similarity_fn_name": "cosine",
         },
-    )
-    _write(partial / "turncoder.json", {**(record or {}), "reopens": opens})
+        "turncoder.json": {**(record or {}), "reopens": opens},
+    }
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "1_Pooling").mkdir(parents=True)
+    backbone.save_pretrained(partial)
+    for file in tokenizer_files:
+        shutil.copyfile(file, partial / file.name)
+    for name, content in contents.items():
+        _write(partial / name, content)
+    _add_server_key(partial / "config.json")
+    put_in_place(partial, folder)
+
+
+def put_in_place(partial: Path, folder: Path) -> None:
+    """Rename a finished folder to its name, readable as the umask says: safetensors writes for the owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in partial.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~umask)
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
+
+
+def _pooling_config(width: int, pooling: str) -> dict[str, Any]:
+    """Return what old and new readers want to know of the pooling."""
+    return {
+        "embedding_dimension": width,
+        "word_embedding_dimension": width,
+        "pooling_mode": pooling,
+        **{key: mode == pooling for mode, key in POOLING_MODES.items()},
+        "include_prompt": True,
+    }
 
 
 def _add_server_key(path: Path) -> None:

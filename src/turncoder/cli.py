@@ -131,6 +131,7 @@ def _check(flags: Check, words: list[str], console: Console) -> int:
     if len(words) != 1:
         raise UserError("check needs one MODEL: a folder or a hub id (or --all-architectures)")
     _look_for_hub(words[0])
+    from turncoder.artifact import OPENS
     from turncoder.model.attention import make_bidirectional
     from turncoder.model.backbone import load_causal_lm
 
@@ -152,7 +153,7 @@ def _check(flags: Check, words: list[str], console: Console) -> int:
         "attention": report.implementation,
         "made so by": ", ".join(report.how) or "nothing: it was so",
         "left padding": report.left_padding,
-        "a saved copy reopens": report.reopens,
+        "plain AutoModel opens a saved copy": OPENS[report.reopens],
     }
     for name, fact in facts.items():
         console.print(f"{name}: {fact}", highlight=False, markup=False)

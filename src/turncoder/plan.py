@@ -285,7 +285,7 @@ def measure_rate(dtype: torch.dtype) -> tuple[float, str]:
 def _plan_disk(plan: Plan, config: MntpConfig, model: PreTrainedModel, trainable: int) -> None:
     checkpoint = 12 * trainable
     every = config.save_steps * plan.steps["steps"] if config.save_steps < 1 else config.save_steps
-    count = int(plan.steps["steps"] // every) if config.save_strategy == "steps" else 1
+    count = math.ceil(plan.steps["steps"] / every) if config.save_strategy == "steps" else 1
     count = min(count, config.save_total_limit or count) if config.save_strategy != "no" else 0
     plan.disk = {f"checkpoints ({count} x {checkpoint / 1e6:.4g} MB)": count * checkpoint}
     inner = {id(p): p for p in model.base_model.parameters()}.values()

@@ -336,3 +336,61 @@ def test_a_run_that_failed_early_starts_anew_with_another_config(
     launch(command(stories, stories_text, run, **remedied))
     assert [row["model"] for row in metrics(run) if "model" in row] == ["causal", "bidirectional"]
     assert json.loads((run / "run.json").read_text())["config"]["per_device_train_batch_size"] == 2
+
+
+def test_overwrite_with_wrong_input_loses_nothing(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    short = {"max_steps": 2, "do_eval": False}
+    launch(command(stories, stories_text, folder, **short))
+    before = (folder / "model/model.safetensors").read_bytes()
+    for wrong in (
+        {"train_file": tmp_path / "typo.txt"},
+        {"lr_scheduler_type": "linaer"},
+        {"lora_target_modules": "foo"},
+    ):
+        said = launch(command(stories, stories_text, folder, overwrite=True, **{**short, **wrong}), code=2)
+        assert next(iter(wrong)) in said
+        assert (folder / "model/model.safetensors").read_bytes() == before
+    launch(command(stories, stories_text, folder, overwrite=True, **{**short, "learning_rate": 1e-4}))
+    assert (folder / "model/model.safetensors").read_bytes() != before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_resuming_on_another_text_is_refused(stories: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"Once upon a time there were {count} little dogs.\n" for count in range(400)))
+    launch(command(stories, text, tmp_path / "run", lr_scheduler_type="constant", max_steps=4, do_eval=False))
+    text.write_text(text.read_text() + "And one more.\n")
+    more = {"lr_scheduler_type": "constant", "max_steps": 8, "do_eval": False}
+    said = launch(command(stories, text, tmp_path / "run", **more), code=2)
+    assert "another text" in said and (tmp_path / "run/model").exists()
+
+
+def test_more_steps_under_a_constant_schedule_continue(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+    common = {"lr_scheduler_type": "constant", "do_eval": False}
+    launch(command(stories, stories_text, tmp_path / "whole", max_steps=8, **common))
+    launch(command(stories, stories_text, tmp_path / "grown", max_steps=4, **common))
+    launch(command(stories, stories_text, tmp_path / "grown", max_steps=8, **common))
+    assert losses(tmp_path / "whole") == losses(tmp_path / "grown")
+    for name, tensor in adapter(tmp_path / "whole").items():
+        assert torch.equal(tensor, adapter(tmp_path / "grown")[name])
+
+
+def test_the_model_is_readable_by_others(trained: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    for name in ("model/model.safetensors", "adapter/adapter_model.safetensors", "model/tokenizer.json"):
+        assert (trained / name).stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("kind", ["mamba", "lfm2"])
+def test_recurrent_and_hybrid_models_are_refused_before_the_corpus_is_read(
+    kind: str, shared: Path, tmp_path: Path
+) -> None:
+    from turncoder.model.twin import tiny_model
+
+    tiny_model(kind).save_pretrained(tmp_path / kind)
+    tokenizer = shared / "models" / "babyllama-char105-hf"
+    said = launch(command(tmp_path / kind, tmp_path / "none.txt", tmp_path / "run", tokenizer_name=tokenizer), code=2)
+    assert "look back only" in said.splitlines()[-1] or "back only" in said.splitlines()[-1]
+    assert not (tmp_path / "run").exists()

@@ -120,7 +120,7 @@ def prepare_blocks(
             workers=workers,
             as_llm2vec=as_llm2vec,
         )
-    _report(manifest, train, held_out)
+    _report(corpus.name, manifest, train, held_out)
     return train, held_out
 
 
@@ -180,14 +180,14 @@ def _lock(path: Path) -> Any:
     return FileLock(path)
 
 
-def _report(manifest: dict[str, Any], train: Blocks, held_out: Blocks) -> None:
+def _report(name: str, manifest: dict[str, Any], train: Blocks, held_out: Blocks) -> None:
     counts = train.counts
     left = f"the last one has {counts['remainder']} tokens" if counts["remainder"] else "none is short"
     if counts["dropped"]:
         left = f"{counts['dropped']:,} tokens left out, as LLM2Vec does"
     logger.info(
         "%s: %s documents (%s empty), %s tokens, %s rows of up to %s for training (%s), %s for validation; in %s",
-        manifest["name"],
+        name,
         f"{sum(documents for _, documents in manifest['splits'].values()):,}",
         f"{manifest['empty']:,}",
         f"{sum(tokens for tokens, _ in manifest['splits'].values()):,}",

@@ -41,8 +41,9 @@ def choose_targets(backbone: nn.Module, asked: tuple[str, ...] | None) -> list[s
         paths = {name for name, _ in backbone.named_modules()}
         absent = [target for target in asked if target not in names | paths and target != "all-linear"]
         if absent:
+            linear = {name.rpartition(".")[2] for name, layer in backbone.named_modules() if hasattr(layer, "weight")}
             raise UserError(
-                f"lora_target_modules: the model has no module {absent[0]}; it has {', '.join(sorted(names))}"
+                f"lora_target_modules: the model has no module {absent[0]}; it has {', '.join(sorted(linear))}"
             )
         return "all-linear" if asked == ("all-linear",) else list(asked)
     return list(LLAMA_PROJECTIONS) if names.issuperset(LLAMA_PROJECTIONS) else "all-linear"

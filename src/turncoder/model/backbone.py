@@ -19,6 +19,7 @@ logger = logging.getLogger("turncoder")
 transformers.utils.logging.disable_progress_bar()  # a bar per shard of weights is noise in a log
 
 FALLBACKS = ("sdpa", "eager")
+IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 
 
 def resolve_model(name: str) -> str:
@@ -90,6 +91,11 @@ def load_causal_lm(
         "output_loading_info": True,
         "use_safetensors": None,
     }
+    if attn_implementation and "/" not in attn_implementation and attn_implementation not in IMPLEMENTATIONS:
+        raise UserError(
+            f"attn_implementation = {attn_implementation!r} is none of {', '.join(IMPLEMENTATIONS)}; "
+            "choose one, or a kernel of the hub as owner/name"
+        )
     tried: list[str] = []
     for implementation in dict.fromkeys([attn_implementation or "sdpa", *FALLBACKS]):
         try:

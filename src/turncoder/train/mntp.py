@@ -12,7 +12,6 @@ import functools
 import json
 import logging
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,16 @@ from accelerate import PartialState
 from peft import PeftModel
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from turncoder.artifact import save_encoder
+from turncoder.artifact import put_in_place, save_encoder
 from turncoder.config import MntpConfig
 from turncoder.data.masking import MaskedBlocks
 from turncoder.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_files
 from turncoder.errors import ConversionError, UserError
-from turncoder.model.adapters import attach_lora, count_parameters, load_adapter, merge_adapter
+from turncoder.model.adapters import attach_lora, choose_targets, count_parameters, load_adapter, merge_adapter
 from turncoder.model.attention import AttentionReport, make_bidirectional
 from turncoder.model.backbone import count_embeddings, load_causal_lm, resolve_model
 from turncoder.model.heads import Head, take_backbone, take_head
+from turncoder.model.proof import prove
 from turncoder.train.recording import RunCallback
 from turncoder.train.running import Run, checkpoint_step, open_run, training_arguments
 from turncoder.train.text import Text, open_text
@@ -72,6 +72,7 @@ def train(config: MntpConfig) -> Path:
         _train(config, run)
     except KeyboardInterrupt:
         run.update(status="interrupted")
+        run.discard()
         raise
     except Exception as error:
         run.update(status="failed", error=str(error).splitlines()[0] if str(error) else type(error).__name__)
@@ -91,7 +92,9 @@ def _train(config: MntpConfig, run: Run) -> None:
     del causal_lm
     for adapter in config.adapters:
         load_adapter(backbone, adapter)
+    _refuse_early(config, backbone, run)
     text = open_text(config, backbone, tokenizer)
+    _check_data(run, text)
     run.update(
         data={"train": text.train.counts, "validation": text.validation.counts, "fingerprint": text.train.fingerprint},
         parents=_parents(config.model_name_or_path),
@@ -119,6 +122,26 @@ def _train(config: MntpConfig, run: Run) -> None:
     _save(config, run, trainer, text, tokenizer)
     run.record.pop("error", None)
     run.update(status="done")
+
+
+def _refuse_early(config: MntpConfig, backbone: PreTrainedModel, run: Run) -> None:
+    """Find wrong input before hours are spent on the corpus: arguments, targets, an architecture that stays causal."""
+    training_arguments(config, run, steps=1, steps_per_epoch=1)
+    choose_targets(backbone, config.lora_target_modules)
+    if config.bidirectional and not config.allow_partial:
+        proof = prove(backbone)
+        if not (proof.error or (proof.converted and proof.right_padding)):
+            _convert(backbone, config)  # on the model itself, for the names of its layers
+
+
+def _check_data(run: Run, text: Text) -> None:
+    """Refuse to resume on another corpus than the one that the checkpoint saw."""
+    before = run.record.get("data", {}).get("fingerprint", text.train.fingerprint)
+    if run.resume_from and before != text.train.fingerprint:
+        raise UserError(
+            f"--output {run.folder} was trained on another text (the corpus, the tokenizer or its version changed): "
+            "restore it to resume, or use --overwrite to start anew"
+        )
 
 
 def _fit(trainer: GatheredTrainer, run: Run) -> None:
@@ -276,8 +299,7 @@ def _save(
     if isinstance(model, PeftModel):
         partial = run.folder / ".adapter.partial"
         trainer.save_adapter(partial)
-        shutil.rmtree(run.folder / "adapter", ignore_errors=True)
-        partial.replace(run.folder / "adapter")
+        put_in_place(partial, run.folder / "adapter")
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         if not will_merge(config, size):
             logger.warning("model/ is not written (save_merged = %s, %.1f GB)", config.save_merged, size / 1e9)

@@ -49,6 +49,7 @@ class RunCallback(TrainerCallback):
     ) -> None:
         """Start the clocks; on resuming, forget what was logged after the checkpoint."""
         self.started = self.logged_at = time.perf_counter()
+        self.run.settle()
         self.run.rewind(state.global_step)
         self.first_step = state.global_step
         self.earlier_tokens = int(self.run.record.get("tokens", 0)) if state.global_step else 0

@@ -125,8 +125,18 @@ class Run:
             kept = [row for row in self.logged() if row["step"] <= step]
             write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
+    @property
+    def replaced(self) -> Path:
+        """Where ``--overwrite`` keeps the run that was here until the new one has begun to train."""
+        return self.folder.with_name(f".{self.folder.name}.replaced")
+
+    def settle(self) -> None:
+        """Delete the run that this one replaces: its input was right, its training begins."""
+        if PartialState().is_main_process:
+            shutil.rmtree(self.replaced, ignore_errors=True)
+
     def discard(self) -> None:
-        """Remove what opening the run wrote, if no step was trained: wrong input leaves nothing half-written."""
+        """Undo the opening if no step was trained: wrong input leaves nothing half-written and nothing lost."""
         if not PartialState().is_main_process or any(row["step"] for row in self.logged()):
             return
         if complete_checkpoints(self.checkpoints):
@@ -136,6 +146,8 @@ class Run:
         for folder in (self.checkpoints, self.folder):
             if folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
+        if self.replaced.exists() and not self.folder.exists():
+            self.replaced.rename(self.folder)
 
 
 def complete_checkpoints(checkpoints: Path) -> list[Path]:
@@ -173,10 +185,10 @@ def open_run(config: MntpConfig, stage: str) -> Run:
         raise UserError("--output is missing: name the folder that the run should be written to")
     folder = Path(config.output_dir)
     state = PartialState(cpu=not torch.accelerator.is_available())  # without this, torchrun on CPUs is not seen
-    if config.overwrite and state.is_main_process:
-        _remove_run(folder)
-    state.wait_for_everyone()
     run = Run(folder, _new_record(config, stage))
+    if config.overwrite and state.is_main_process:
+        _set_aside(run)
+    state.wait_for_everyone()
     starts_anew = False
     if (folder / "run.json").exists():
         old = _read_record(folder)
@@ -206,11 +218,15 @@ def open_run(config: MntpConfig, stage: str) -> Run:
     return run
 
 
-def _remove_run(folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / "run.json").exists():
-            raise UserError(f"--overwrite: {folder} is not a run folder and will not be deleted; remove it yourself")
-        shutil.rmtree(folder)
+def _set_aside(run: Run) -> None:
+    if not run.folder.exists() or not any(run.folder.iterdir()):
+        return
+    if not (run.folder / "run.json").exists():
+        raise UserError(f"--overwrite: {run.folder} is not a run folder and will not be deleted; remove it yourself")
+    if run.replaced.exists():  # a replacement that was killed before it trained: what it replaced is still there
+        shutil.rmtree(run.folder)
+    else:
+        run.folder.rename(run.replaced)
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -226,20 +242,20 @@ def _check_same(old: dict[str, Any], new: dict[str, Any], stage: str, folder: Pa
     if old.get("stage") != stage:
         raise UserError(f"--output {folder} holds a run of '{old.get('stage')}', not of '{stage}': name another folder")
     open_ended = old["config"].get("lr_scheduler_type") in OPEN_ENDED_SCHEDULES
-    allowed = MAY_CHANGE if open_ended else MAY_CHANGE - STEP_KEYS
-    before = {key: value for key, value in old["config"].items() if key not in allowed}
-    after = {key: value for key, value in new["config"].items() if key not in allowed}
-    changed = differences(before, after)
+    before, after = old["config"], new["config"]
+    changed = differences(before, after, MAY_CHANGE | STEP_KEYS if open_ended else MAY_CHANGE)
     if changed:
+        only_steps = not differences(before, after, MAY_CHANGE | STEP_KEYS)
+        why = " (the learning rate's schedule ends with the steps; only a constant one grows)" if only_steps else ""
         raise UserError(
-            f"--output {folder} holds a run with another configuration ({'; '.join(changed)}): "
+            f"--output {folder} holds a run with another configuration ({'; '.join(changed)}){why}: "
             "use the old values to resume, --overwrite to start anew, or another folder"
         )
 
 
 def _failed_early(old: dict[str, Any], run: Run, stage: str) -> bool:
     """Tell a run that only failed, so that a changed config (the remedy of what it failed of) loses nothing."""
-    same = differences(old["config"], run.record["config"], MAY_CHANGE - STEP_KEYS) == []
+    same = differences(old["config"], run.record["config"], MAY_CHANGE) == []
     return old.get("stage") == stage and old.get("status") == "failed" and run.resume_from is None and not same
 
 
@@ -329,4 +345,8 @@ def training_arguments(config: MntpConfig, run: Run, *, steps: int, steps_per_ep
     try:
         return TrainingArguments(**{**values, **config.training})
     except (TypeError, ValueError) as error:
-        raise UserError(f"training: {str(error).splitlines()[0]}") from error
+        said = str(error).splitlines()[0]
+        named = [
+            key for key, value in {**values, **config.training}.items() if isinstance(value, str) and value in said
+        ]
+        raise UserError(f"{named[-1] if named else 'training'}: {said}") from error
