@@ -46,11 +46,11 @@ class Sizes:
     vocab_size: int = 4096
     width: int = 128
     layers: int = 4
-    decoder_steps: int = 1600
+    decoder_steps: int = 1400
     decoder_learning_rate: float = 3e-3
     block_size: int = 128
     batch_size: int = 8
-    steps: int = 800
+    steps: int = 600
     learning_rate: float = 5e-3
     mlm_probability: float = 0.2
     train_mode: str = "lora"
