@@ -13,6 +13,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ BUDGET = 512 * 10**6
 
 
 def build(shape: dict, device: str, dtype: torch.dtype, implementation: str = "sdpa") -> LlamaForCausalLM:
-    """A causal Llama with random weights."""
+    """Build a causal Llama with random weights."""
     set_seed(0)
     config = LlamaConfig(vocab_size=32000, max_position_embeddings=4096, **shape)
     with torch.device(device):
@@ -41,7 +42,7 @@ def build(shape: dict, device: str, dtype: torch.dtype, implementation: str = "s
     return model.eval()
 
 
-def clock(work: "callable", device: str, repeats: int) -> list[float]:
+def clock(work: Callable[[], object], device: str, repeats: int) -> list[float]:
     """Seconds of each of ``repeats`` calls, after one that is not counted."""
     seconds = []
     for _ in range(repeats + 1):
@@ -66,7 +67,7 @@ def matmul_rate(device: str, dtype: torch.dtype, size: int) -> float:
 
 
 def map_layers(shape: dict, device: str, dtype: torch.dtype) -> dict:
-    """The layer map under every implementation that loads here."""
+    """Take the layer map under every implementation that loads here."""
     found = {}
     for implementation in IMPLEMENTATIONS:
         try:
@@ -154,7 +155,7 @@ def encode(shape: dict, device: str, dtype: torch.dtype, rows: int, length: int,
 
 
 def agree(shape: dict, device: str) -> dict:
-    """The same weights and rows on this device and on the CPU, fp32: states and the MNTP loss."""
+    """Run the same weights and rows on this device and on the CPU, fp32: states and the MNTP loss."""
     from turncoder.objectives.alignment import select_rows
     from turncoder.objectives.vocabulary import cross_entropy
 

@@ -345,7 +345,7 @@ def test_overwrite_with_wrong_input_loses_nothing(stories: Path, stories_text: P
     before = (folder / "model/model.safetensors").read_bytes()
     for wrong in (
         {"train_file": tmp_path / "typo.txt"},
-        {"lr_scheduler_type": "linaer"},
+        {"lr_scheduler_type": "zigzag"},
         {"lora_target_modules": "foo"},
     ):
         said = launch(command(stories, stories_text, folder, overwrite=True, **{**short, **wrong}), code=2)

@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from turncoder.errors import UserError
 from turncoder.model.dropout import drop_sparsely
@@ -63,6 +64,7 @@ def attach_lora(
         target_modules=choose_targets(backbone, targets),
         bias="none",
         task_type="FEATURE_EXTRACTION",
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in backbone.modules()),
     )
     try:
         model = get_peft_model(backbone, config, autocast_adapter_dtype=True)
