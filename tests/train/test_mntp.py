@@ -215,6 +215,22 @@ def test_killed_and_resumed_gives_identical_weights(stories: Path, stories_text:
     assert sorted(path.name for path in (cut / "checkpoints").iterdir()) == ["checkpoint-35", "checkpoint-40"]
 
 
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on_and_loses_nothing(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = command(stories, stories_text, folder, max_steps=3000, save_steps=2, logging_steps=500, save_total_limit=1)
+    process = subprocess.Popen([*PROCESS, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(folder.glob("checkpoints/checkpoint-*/complete")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command again resumes" in said and "Traceback" not in said
+    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+    assert list(folder.glob("checkpoints/checkpoint-*/complete"))
+
+
 def test_an_unfinished_checkpoint_is_not_resumed_from(stories: Path, stories_text: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     launch(command(stories, stories_text, whole))

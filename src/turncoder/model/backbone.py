@@ -110,6 +110,12 @@ def load_causal_lm(
             continue
         except OSError as error:
             raise UserError(_why_not(name, error)) from error
+        except RuntimeError as error:
+            if "mismatched_sizes" not in str(error):
+                raise
+            raise UserError(
+                f"model_name_or_path: the weights of {name} do not have the shapes that its config.json says"
+            ) from error
         if tried:
             logger.warning("attn_implementation: %s is not to be had here; %s is used", tried[0], implementation)
         _check_complete(name, loading)
@@ -132,8 +138,6 @@ def _check_complete(name: str, loading: dict[str, Any]) -> None:
             f"model_name_or_path: the weights of {name} lack {', '.join(missing[:3])}{more}: name a complete causal "
             "language model (a bare backbone has no head to predict tokens with)"
         )
-    if loading["mismatched_keys"]:
-        raise UserError(f"model_name_or_path: the weights of {name} do not have the shapes that its config.json says")
 
 
 def _why_not(name: str, error: Exception) -> str:
