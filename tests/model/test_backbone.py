@@ -74,5 +74,5 @@ def test_a_kernel_that_is_not_here_falls_back_with_a_notice_and_a_typo_does_not(
     assert model.config._attn_implementation in ("flash_attention_2", "sdpa")
     if model.config._attn_implementation == "sdpa":
         assert "flash_attention_2 is not to be had here; sdpa is used" in caplog.text
-    with pytest.raises(UserError, match="'falsh' is none of sdpa, eager"):
-        load_causal_lm(str(stories), attn_implementation="falsh")
+    with pytest.raises(UserError, match="'sdpq' is none of sdpa, eager"):
+        load_causal_lm(str(stories), attn_implementation="sdpq")
