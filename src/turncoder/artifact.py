@@ -1,7 +1,7 @@
 """The model folder: what ``SentenceTransformer(folder)`` and ``AutoModel.from_pretrained(folder)`` load without us.
 
 The layout is the one that old and new sentence-transformers, vLLM and Text Embeddings Inference all read
-(reference: bidirectional.md 5): module types under ``sentence_transformers.models``, both key sets for the pooling,
+(see docs/decisions.md): module types under ``sentence_transformers.models``, both key sets for the pooling,
 ``is_causal: false`` in ``config.json``. The tokenizer's files are the original ones, byte for byte.
 """
 

@@ -92,7 +92,7 @@ def _train(config: MntpConfig, run: Run) -> None:
     del causal_lm
     for adapter in config.adapters:
         load_adapter(backbone, adapter)
-    _refuse_early(config, backbone, run)
+    converted = _refuse_early(config, backbone, run)
     text = open_text(config, backbone, tokenizer)
     _check_data(run, text)
     run.update(
@@ -103,7 +103,7 @@ def _train(config: MntpConfig, run: Run) -> None:
     build = functools.partial(_build_trainer, config, run, text, head)
     scored = {row["model"] for row in run.logged() if "model" in row}
     score_first = config.evaluate_step_zero and config.do_eval
-    if score_first and "causal" not in scored:
+    if score_first and "causal" not in scored and not converted:
         _score_untrained(build(backbone), run, "causal")
     if config.bidirectional:
         run.update(attention=_convert(backbone, config).to_dict())
@@ -124,14 +124,20 @@ def _train(config: MntpConfig, run: Run) -> None:
     run.update(status="done")
 
 
-def _refuse_early(config: MntpConfig, backbone: PreTrainedModel, run: Run) -> None:
-    """Find wrong input before hours are spent on the corpus: arguments, targets, an architecture that stays causal."""
+def _refuse_early(config: MntpConfig, backbone: PreTrainedModel, run: Run) -> bool:
+    """Find wrong input before hours are spent on the corpus: arguments, targets, an architecture that stays causal.
+
+    Returns whether the model had to be converted to find out: it can no longer be scored as the causal one it was.
+    """
     training_arguments(config, run, steps=1, steps_per_epoch=1)
     choose_targets(backbone, config.lora_target_modules)
     if config.bidirectional and not config.allow_partial:
         proof = prove(backbone)
         if not (proof.error or (proof.converted and proof.right_padding)):
             _convert(backbone, config)  # on the model itself, for the names of its layers
+            logger.warning("step 0, causal: not scored, for the model had to be converted to be checked")
+            return True
+    return False
 
 
 def _check_data(run: Run, text: Text) -> None:
