@@ -143,27 +143,28 @@ def run_bare(text: Path, tokenizer_folder: Path, workers: int, folder: Path) -> 
 
 
 def run_grouping(text: Path, tokenizer_folder: Path, workers: int, folder: Path) -> dict:
-    """Time what turncoder does after the tokenizer: ids to arrays, the split, the files, the row view."""
+    """Time what turncoder does after the tokenizer, as `group_texts` is timed: ids to arrays, the split, the files."""
     from turncoder.data import encoding, tokens
     from turncoder.data.corpus import open_corpus
     from turncoder.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_folder)
-    texts = [line for line in text.read_text(encoding="utf-8").split("\n") if line]
-    encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts)
-    known = {line: encoding.ids for line, encoding in zip(texts, encodings, strict=True)}
-    del encodings
+    corpus = open_corpus(file=text)
+    shards = list(tokens._shards(corpus, 0))
+    tokens._shards = lambda corpus, skip: shards  # neither side reads text
+    backend = tokenizer.backend_tokenizer
+    known = {shard[0]: [row.ids for row in backend.encode_batch_fast(shard)] for shard in shards}
     call = encoding.Encoder._call
     encoding.Encoder._call = lambda self, rows, specials=True: (  # the tokenizer costs nothing here
-        [known[row] for row in rows] if rows[0] in known else call(self, rows, specials)
+        known[rows[0]] if rows[0] in known else call(self, rows, specials)
     )
     options = {"keep_empty": False, "validation_percentage": 5, "first_validate": False}
     import rich.progress  # noqa: F401 - the command line has it loaded
 
-    work = tokens.TokenPass(open_corpus(file=text), None, tokenizer, options, folder / "tokens")
+    work = tokens.TokenPass(corpus, None, tokenizer, options, folder / "tokens")
     start = read_clocks()
     work.run(None)
-    return {**since(start), "tokens": sum(map(len, known.values()))}
+    return {**since(start), "tokens": sum(len(ids) for rows in known.values() for ids in rows)}
 
 
 def measure(route: str, text: Path, tokenizer: Path, workers: int) -> dict:

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +7,15 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, Gemma3TextConfig, Gemma4TextConfig
 
 from turncoder.errors import ConversionError
-from turncoder.model.attention import attention_map, check_attention, inspect_attention, make_bidirectional, reopens
+from turncoder.model import attention
+from turncoder.model.attention import (
+    attention_map,
+    check_attention,
+    inspect_attention,
+    make_bidirectional,
+    reopens,
+    settle_implementation,
+)
 from turncoder.model.conversion import causal_masks
 from turncoder.model.influence import backbone_of
 from turncoder.model.memory import remember
@@ -249,3 +258,23 @@ def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("", encoding="utf8")
     monkeypatch.setenv("TURNCODER_CACHE", str(tmp_path / "file"))
     assert make_bidirectional(tiny_model("llama")).verdict == "bidirectional"
+
+
+def test_an_implementation_that_does_not_pass_gives_way_before_anything_is_converted(monkeypatch, caplog):
+    def prove_only_eager(model):
+        found = prove(model)
+        return found if backbone_of(model).config._attn_implementation == "eager" else replace(found, converted=False)
+
+    monkeypatch.setattr(attention, "prove", prove_only_eager)
+    model = tiny_model("llama", "sdpa")
+    settle_implementation(model)
+    assert model.config._attn_implementation == "eager"
+    assert "sdpa does not pass the proof" in caplog.text
+    assert not any(layer.looks_ahead for layer in attention_map(model))
+    assert make_bidirectional(model).verdict == "bidirectional"
+
+
+def test_what_cannot_become_bidirectional_is_refused_before_anything_is_spent():
+    with pytest.raises(ConversionError, match=r"layers\.0: back only \(conv\)"):
+        settle_implementation(tiny_model("lfm2"))
+    settle_implementation(tiny_model("lfm2"), allow_partial=True)

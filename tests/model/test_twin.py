@@ -60,6 +60,13 @@ def test_grouped_queries_stay_grouped():
     assert (twin.config.num_attention_heads, twin.config.num_key_value_heads) == (4, 2)
 
 
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_models_with_fewer_heads_than_a_twin_have_one(heads):
+    config = LlamaConfig(hidden_size=12, num_attention_heads=heads, num_key_value_heads=heads)
+    ids_BL = torch.tensor([[5, 6, 7]])
+    assert build_twin(config, LlamaModel)(ids_BL).last_hidden_state.isfinite().all()
+
+
 def test_the_same_twin_twice_and_the_global_generator_untouched():
     torch.manual_seed(7)
     expected = torch.rand(3)

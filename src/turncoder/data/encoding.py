@@ -5,9 +5,9 @@ import multiprocessing
 import os
 import re
 import zlib
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ __all__ = ["Encoded", "Encoder", "start_workers"]
 logger = logging.getLogger("turncoder")
 
 LONGEST = 1 << 20  # characters that are tokenised in one go; memory for a longer text grows without bound
-BATCH_TEXTS = 256  # what the tokenizer returns is some 20 times the size of the ids: a little at a time
+BATCH_TEXTS = 2048  # what the tokenizer returns is some 20 times the size of the ids; smaller batches idle its threads
 PROBE = ("The quick brown fox, 1984.", "  two  spaces\tand a tab", "Füße, 눈, снег, 雪 😀", "snake_case <s> </s>", "")
 
 
@@ -86,7 +86,10 @@ class Encoder:
             check_ids(tokens, self.vocab_size, self.name)
             tokens = tokens.astype(self.dtype)
         else:
-            tokens = np.fromiter(chain.from_iterable(pieces), dtype=self.dtype, count=int(lengths.sum()))
+            joined = array("I")  # four times as fast as numpy at taking lists of integers
+            for piece in pieces:
+                joined.fromlist(piece)
+            tokens = np.frombuffer(joined, dtype=np.uint32).astype(self.dtype)
         if not validates.any():
             return Encoded((tokens, lengths), (tokens[:0], lengths[:0]), empty, size)
         goes = np.repeat(validates, lengths)

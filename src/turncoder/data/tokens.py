@@ -33,7 +33,7 @@ __all__ = ["TokenPass"]
 
 logger = logging.getLogger("turncoder")
 
-SHARD_CHARACTERS = 1 << 19
+SHARD_CHARACTERS = 1 << 20
 SHARD_TEXTS = 1 << 15
 NOTICE_SECONDS = 30.0
 
@@ -216,7 +216,7 @@ def _open_bar() -> "Progress":
 
 
 def _shards(corpus: Corpus, skip: int) -> Iterator[list[Any]]:
-    """Yield lists of rows of about half a million characters, from row ``skip`` on."""
+    """Yield lists of rows of about a million characters, from row ``skip`` on."""
     rows: list[Any] = []
     size = 0
     for row in itertools.islice(corpus, skip, None):

@@ -48,6 +48,7 @@ __all__ = [
     "inspect_attention",
     "make_bidirectional",
     "reopens",
+    "settle_implementation",
 ]
 
 logger = logging.getLogger("turncoder")
@@ -81,6 +82,28 @@ def make_bidirectional(model: PreTrainedModel, *, allow_partial: bool = False) -
     proof = prove(model)
     convert(model, REPAIRS if proof.error else proof.repairs)
     return check_attention(model, allow_partial=allow_partial)
+
+
+def settle_implementation(model: PreTrainedModel, *, allow_partial: bool = False) -> None:
+    """See that a model can become bidirectional, before anything is spent on it; it is not converted yet.
+
+    An attention implementation whose twin does not pass gives way to the first of sdpa and eager that does, with a
+    notice.
+
+    Raises
+    ------
+    ConversionError
+        No implementation passes; the message names the layers.
+    """
+    proof, backbone = prove(model), backbone_of(model)
+    if proof.error or (proof.converted and proof.right_padding):
+        return
+    if other := other_implementation(model):
+        asked = backbone.config._attn_implementation
+        logger.warning("attn_implementation: %s does not pass the proof with this model; %s is used", asked, other)
+        backbone.set_attn_implementation(other)
+    elif not allow_partial:
+        make_bidirectional(model)  # raises, with the names of its layers
 
 
 def check_attention(model: PreTrainedModel, *, allow_partial: bool = False) -> AttentionReport:

@@ -228,7 +228,7 @@ def shrink(config: PreTrainedConfig, *, width: int, window: int) -> PreTrainedCo
             value = shrink_value(name, value, width, window, len(kept))
         values[name] = value
     if given.get("num_key_value_heads") in (None, given.get("num_attention_heads")) and "num_key_value_heads" in values:
-        values["num_key_value_heads"] = HEADS
+        values["num_key_value_heads"] = values.get("num_attention_heads", HEADS)
     if "use_cache" in given:  # an encoder keeps none, and some classes cannot build one for mixed layers
         values["use_cache"] = False
     values.update(EXCEPTIONS.get(config.model_type, {}))
@@ -274,6 +274,8 @@ def shrink_value(name: str, value: Any, width: int, window: int, layers: int) ->
         return width // HEADS
     if name in ("mamba_d_head", "mamba_head_dim"):
         return 2 * width // HEADS
+    if SIZE_OF.get(name) == HEADS and value == HEADS - 1:
+        return HEADS // 2  # a width that is a power of two has no three heads
     return WIDTH_OF[name] * width if name in WIDTH_OF else min(SIZE_OF.get(name, value), value)
 
 

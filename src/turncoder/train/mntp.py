@@ -24,12 +24,11 @@ from turncoder.artifact import put_in_place, save_encoder
 from turncoder.config import MntpConfig
 from turncoder.data.masking import MaskedBlocks
 from turncoder.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_files
-from turncoder.errors import ConversionError, UserError
+from turncoder.errors import UserError
 from turncoder.model.adapters import attach_lora, choose_targets, count_parameters, load_adapter, merge_adapter
-from turncoder.model.attention import AttentionReport, make_bidirectional
+from turncoder.model.attention import make_bidirectional, settle_implementation
 from turncoder.model.backbone import count_embeddings, load_causal_lm, resolve_model
 from turncoder.model.heads import Head, take_backbone, take_head
-from turncoder.model.proof import prove
 from turncoder.train.recording import RunCallback
 from turncoder.train.running import Run, checkpoint_step, open_run, training_arguments
 from turncoder.train.text import Text, open_text
@@ -92,7 +91,7 @@ def _train(config: MntpConfig, run: Run) -> None:
     del causal_lm
     for adapter in config.adapters:
         load_adapter(backbone, adapter)
-    converted = _refuse_early(config, backbone, run)
+    _refuse_early(config, backbone, run)
     text = open_text(config, backbone, tokenizer)
     _check_data(run, text)
     run.update(
@@ -103,10 +102,10 @@ def _train(config: MntpConfig, run: Run) -> None:
     build = functools.partial(_build_trainer, config, run, text, head)
     scored = {row["model"] for row in run.logged() if "model" in row}
     score_first = config.evaluate_step_zero and config.do_eval
-    if score_first and "causal" not in scored and not converted:
+    if score_first and "causal" not in scored:
         _score_untrained(build(backbone), run, "causal")
     if config.bidirectional:
-        run.update(attention=_convert(backbone, config).to_dict())
+        run.update(attention=make_bidirectional(backbone, allow_partial=config.allow_partial).to_dict())
         if score_first and "bidirectional" not in scored:
             _score_untrained(build(backbone), run, "bidirectional")
     set_seed(config.seed)  # again: the adapter must not depend on what was drawn, or cached, before
@@ -124,20 +123,12 @@ def _train(config: MntpConfig, run: Run) -> None:
     run.update(status="done")
 
 
-def _refuse_early(config: MntpConfig, backbone: PreTrainedModel, run: Run) -> bool:
-    """Find wrong input before hours are spent on the corpus: arguments, targets, an architecture that stays causal.
-
-    Returns whether the model had to be converted to find out: it can no longer be scored as the causal one it was.
-    """
+def _refuse_early(config: MntpConfig, backbone: PreTrainedModel, run: Run) -> None:
+    """Find wrong input before hours are spent on the corpus: arguments, targets, an architecture that stays causal."""
     training_arguments(config, run, steps=1, steps_per_epoch=1)
     choose_targets(backbone, config.lora_target_modules)
-    if config.bidirectional and not config.allow_partial:
-        proof = prove(backbone)
-        if not (proof.error or (proof.converted and proof.right_padding)):
-            _convert(backbone, config)  # on the model itself, for the names of its layers
-            logger.warning("step 0, causal: not scored, for the model had to be converted to be checked")
-            return True
-    return False
+    if config.bidirectional:
+        settle_implementation(backbone, allow_partial=config.allow_partial)
 
 
 def _check_data(run: Run, text: Text) -> None:
@@ -176,23 +167,6 @@ def _where(config: MntpConfig) -> dict[str, Any]:
         "cache_dir": config.cache_dir,
         "trust_remote_code": config.trust_remote_code,
     }
-
-
-def _convert(backbone: PreTrainedModel, config: MntpConfig) -> AttentionReport:
-    """Make the backbone bidirectional, in eager attention where the kernel that was asked for does not pass."""
-    asked = backbone.config._attn_implementation
-    try:
-        return make_bidirectional(backbone, allow_partial=config.allow_partial)
-    except ConversionError as first:
-        if asked == "eager":
-            raise
-        backbone.set_attn_implementation("eager")
-        try:
-            report = make_bidirectional(backbone, allow_partial=config.allow_partial)
-        except ConversionError:
-            raise first from None
-        logger.warning("attn_implementation: %s does not pass the proof with this model; eager is used", asked)
-        return report
 
 
 def _choose_trainables(config: MntpConfig, backbone: PreTrainedModel, head: Head) -> PreTrainedModel | PeftModel:
