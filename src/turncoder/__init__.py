@@ -14,6 +14,9 @@ __all__ = [
     "UserError",
     "__version__",
     "attention_map",
+    "encode_stream",
+    "encode_texts",
+    "load_encoder",
     "make_bidirectional",
     "train",
 ]
@@ -21,6 +24,9 @@ __all__ = [
 _HOMES = {
     "MntpConfig": "turncoder.config",
     "attention_map": "turncoder.model.attention",
+    "encode_stream": "turncoder.encode",
+    "encode_texts": "turncoder.encode",
+    "load_encoder": "turncoder.encoder",
     "make_bidirectional": "turncoder.model.attention",
 }
 

@@ -21,7 +21,7 @@ from turncoder.data.tokenizer import pad_token_id
 from turncoder.model.attention import reopens
 from turncoder.model.conversion import is_converted
 
-__all__ = ["OPENS", "put_in_place", "save_encoder"]
+__all__ = ["OPENS", "TEXT_ONLY", "put_in_place", "save_encoder"]
 
 logger = logging.getLogger("turncoder")
 
@@ -37,6 +37,11 @@ MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
 ]
+TEXT_ONLY = {
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+}
+"""Keeps sentence-transformers from putting every text through the chat template of a tokenizer that has one."""
 MENDS = "turncoder.make_bidirectional(model) after loading mends it"
 OPENS = {
     "bidirectional": "bidirectional",
@@ -53,10 +58,12 @@ def save_encoder(
     folder: Path,
     *,
     tokenizer: PreTrainedTokenizerBase,
-    tokenizer_files: list[Path],
+    tokenizer_files: list[Path] | None,
     max_seq_length: int,
     pooling: str = "mean",
+    chat_template: bool = False,
     record: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
 ) -> None:
     """Save a backbone as a sentence-transformers folder, under a temporary name that is renamed at the end.
 
@@ -69,13 +76,17 @@ def save_encoder(
     tokenizer
         For its padding token, which goes into ``sentence_bert_config.json``: many decoders' tokenizers name none.
     tokenizer_files
-        The original files, copied unchanged.
+        The original files, copied unchanged; None saves the tokenizer as it is.
     max_seq_length
         In tokens.
     pooling
         A pooling mode of sentence-transformers.
+    chat_template
+        Texts go through the tokenizer's chat template; else sentence-transformers is told to leave it alone.
     record
         Extra keys for ``turncoder.json``: how MNTP aligned labels and states, the mask token id, the parents.
+    extra
+        More JSON files, by name.
 
     Notes
     -----
@@ -94,6 +105,7 @@ def save_encoder(
             "max_seq_length": max_seq_length,
             "do_lower_case": False,
             "tokenizer_args": {"padding_side": "right", "pad_token": pad_token},
+            **(TEXT_ONLY if tokenizer.chat_template and not chat_template else {}),
         },
         "1_Pooling/config.json": _pooling_config(backbone.config.get_text_config().hidden_size, pooling),
         "config_sentence_transformers.json": {
@@ -104,12 +116,15 @@ def save_encoder(
             "similarity_fn_name": "cosine",
         },
         "turncoder.json": {**(record or {}), "reopens": opens},
+        **(extra or {}),
     }
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "1_Pooling").mkdir(parents=True)
     backbone.save_pretrained(partial)
-    for file in tokenizer_files:
+    if tokenizer_files is None:
+        tokenizer.save_pretrained(partial)
+    for file in tokenizer_files or []:
         shutil.copyfile(file, partial / file.name)
     for name, content in contents.items():
         _write(partial / name, content)
@@ -135,7 +150,7 @@ def _pooling_config(width: int, pooling: str) -> dict[str, Any]:
         "word_embedding_dimension": width,
         "pooling_mode": pooling,
         **{key: mode == pooling for mode, key in POOLING_MODES.items()},
-        "include_prompt": True,
+        "include_prompt": False,
     }
 
 

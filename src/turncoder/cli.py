@@ -13,7 +13,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from turncoder import settings
-from turncoder.config import MntpConfig, PrepareConfig
+from turncoder.config import EncodeConfig, MergeConfig, MntpConfig, PrepareConfig
 from turncoder.errors import UserError
 
 __all__ = ["main"]
@@ -160,6 +160,26 @@ def _check(flags: Check, words: list[str], console: Console) -> int:
     return 0
 
 
+def _encode(config: EncodeConfig, words: list[str], console: Console) -> int:
+    if len(words) != 2:
+        raise UserError("encode needs MODEL and INPUT: turncoder encode MODEL INPUT --output OUT.npy")
+    _look_for_hub(words[0], words[1], *config.adapters)
+    from turncoder.vectors import encode_file
+
+    console.print(f"{encode_file(words[0], words[1], config)}", highlight=False)
+    return 0
+
+
+def _merge(config: MergeConfig, words: list[str], console: Console) -> int:
+    if len(words) != 1:
+        raise UserError("merge needs one MODEL: a folder or a hub id, with --adapters to put on it")
+    _look_for_hub(words[0], *config.adapters)
+    from turncoder.encoder import merge_to_folder
+
+    console.print(f"{merge_to_folder(words[0], config)}", highlight=False)
+    return 0
+
+
 def _info(flags: Info, words: list[str], console: Console) -> int:
     from turncoder.info import gather, show
 
@@ -219,6 +239,8 @@ COMMANDS = {
     "check": Command("MODEL", Check, _check),
     "prepare": Command("[CONFIG]", PrepareConfig, _prepare),
     "mntp": Command("[CONFIG]", MntpConfig, _mntp),
+    "encode": Command("MODEL INPUT", EncodeConfig, _encode),
+    "merge": Command("MODEL", MergeConfig, _merge),
     "report": Command("RUN...", Report, _report),
     "info": Command("", Info, _info),
 }
@@ -335,6 +357,7 @@ def _listen(console: Console) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)  # for the authors of libraries, not for users
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     log = logging.getLogger("turncoder")
     log.handlers = [handler for handler in log.handlers if not isinstance(handler, _Notices)] + [_Notices(console)]
     log.setLevel(logging.INFO)

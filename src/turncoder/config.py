@@ -14,7 +14,10 @@ from turncoder.errors import UserError
 __all__ = [
     "MAY_CHANGE",
     "CorpusKeys",
+    "EncodeConfig",
+    "MergeConfig",
     "MntpConfig",
+    "OpenKeys",
     "PrepareConfig",
     "differences",
     "load_config",
@@ -320,6 +323,100 @@ class PrepareConfig(CorpusKeys):
         f.name for f in fields(CorpusKeys)
     }
     """Keys of a training config that say nothing here, its run folder among them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenKeys:
+    """Which encoder is opened, and how: shared by ``encode`` and ``merge``."""
+
+    adapters: tuple[str, ...] = ()
+    """Adapters to put on the model, in this order."""
+    pooling: Literal["mean", "weighted_mean", "eos_token", "last_token", "bos_token", "cls"] | None = None
+    """How tokens become one vector; default: what the folder says, else mean."""
+    bidirectional: bool | None = None
+    """Convert a decoder; off leaves it causal; default: what the folder says, else on."""
+    allow_partial: bool = False
+    """Accept a model of which only some layers can look ahead."""
+    max_seq_length: int | None = None
+    """Tokens of a text that are read; default: what the folder says, else 512."""
+    chat_template: bool = False
+    """Put texts through the tokenizer's chat template, as the words of a user."""
+    llm2vec: bool | None = None
+    """LLM2Vec's semantics; default: on where there is an llm2vec_config.json."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    """Precision of the model; default: float32."""
+    attn_implementation: str = "sdpa"
+    """sdpa, eager or flash_attention_2; where the last cannot run the first that loads and passes the proof."""
+    model_revision: str = "main"
+    """Branch, tag or commit of a hub id."""
+    cache_dir: str | None = None
+    """Where downloads from the hub are kept."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig(OpenKeys):
+    """Vectors for files of texts: OUT.npy, OUT.parquet, or a folder of shards that an interrupted job goes on with."""
+
+    output_dir: str | None = None
+    """Where to (--output): OUT.npy, OUT.parquet, or a folder."""
+    text_column: str | None = None
+    """Column that holds the text; default: "text", else the first."""
+    id_column: str | None = None
+    """Column of ids to keep beside the vectors, in .parquet or a folder."""
+    prompt: str | None = None
+    """Stands before each text, and is left out of the pooling."""
+    prompt_name: str | None = None
+    """One of the prompts that the encoder keeps."""
+    normalize: bool = False
+    """Give vectors the length 1."""
+    batch_tokens: int | None = None
+    """Tokens of a batch, padding included; default: found from the free memory."""
+    shard_texts: int = 16384
+    """Texts that are read, made distinct, sorted and written together."""
+    processes: int | None = None
+    """Processes with a model each; default: one per GPU, or one."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one."""
+    overwrite: bool = False
+    """Replace what --output names."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without opening anything.
+
+        Raises
+        ------
+        UserError
+            One line that names the flag, the value and the remedy.
+        """
+        settings.set_types(self)
+        for name in ("max_seq_length", "batch_tokens", "shard_texts", "processes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} = {value} must be at least 1")
+        if self.prompt is not None and self.prompt_name is not None:
+            raise UserError(f"prompt = {self.prompt!r} and prompt_name = {self.prompt_name!r} are both set; keep one")
+        if not self.output_dir:
+            raise UserError("--output is missing: OUT.npy, OUT.parquet, or a folder that an interrupted job goes on with")
+        if self.id_column and self.output_dir.endswith(".npy"):
+            raise UserError("id_column: an .npy file holds vectors only; give --output OUT.parquet or a folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig(OpenKeys):
+    """Base model and adapters to one folder that sentence-transformers opens without turncoder."""
+
+    output_dir: str | None = None
+    """Where to (--output)."""
+    overwrite: bool = False
+    """Replace what --output names."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without opening anything; raises UserError."""
+        settings.set_types(self)
+        if not self.output_dir:
+            raise UserError("--output is missing: the folder that the merged model goes to")
 
 
 def load_config(cls: type[Config], path: str | Path | None = None, flags: list[str] | None = None) -> Config:

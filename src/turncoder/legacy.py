@@ -10,7 +10,7 @@ from turncoder.errors import UserError
 
 __all__ = ["ALIASES", "DIFFERENCES", "IGNORED", "NOTICE", "OLD_NAMES", "REFUSED", "RENAMED", "Difference", "translate"]
 
-ALIASES = {"output": "output_dir"}
+ALIASES = {"output": "output_dir", "adapter": "adapters"}
 """Our own short names, understood without a notice."""
 
 RENAMED = {

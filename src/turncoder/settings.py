@@ -202,7 +202,7 @@ def read_flags(cls: type, words: list[str]) -> tuple[dict[str, Any], list[str]]:
         name = flag[2:].replace("-", "_").removeprefix("training.")
         name = legacy.ALIASES.get(name, name)
         hint = hints.get(name)
-        if name not in hints and name.startswith("no_") and hints.get(name[3:]) is bool and not equals:
+        if name not in hints and name.startswith("no_") and _is_switch(hints.get(name[3:])) and not equals:
             flags[name[3:]] = False
         elif _many(hint):
             flags[name] = [value] if equals else []
@@ -210,9 +210,9 @@ def read_flags(cls: type, words: list[str]) -> tuple[dict[str, Any], list[str]]:
                 flags[name].append(queue.pop(0))
         elif equals:
             flags[name] = value
-        elif queue and not _is_flag(queue[0]) and (hint is not bool or queue[0].lower() in YES + NO):
+        elif queue and not _is_flag(queue[0]) and (not _is_switch(hint) or queue[0].lower() in (*YES, *NO, *NOTHING)):
             flags[name] = queue.pop(0)
-        elif hint is bool or name not in hints:
+        elif _is_switch(hint) or name not in hints:
             flags[name] = True
         else:
             raise UserError(f"{flag} needs a value")
@@ -225,6 +225,10 @@ def _is_flag(word: str) -> bool:
 
 def _many(hint: Any) -> bool:
     return hint is not None and any(typing.get_origin(kind) is tuple for kind in _kinds(hint))
+
+
+def _is_switch(hint: Any) -> bool:
+    return hint is not None and bool in _kinds(hint)
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

@@ -106,3 +106,24 @@ def test_merging_keeps_the_states_and_the_dtype(causal_lm: LlamaForCausalLM, dty
     tolerance = 1e-5 if dtype == torch.float32 else 0.1
     torch.testing.assert_close(before, after, atol=tolerance, rtol=tolerance)
     assert cosine > (0.99999 if dtype == torch.float32 else 0.999)
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_a_stack_of_adapters_adds_up(causal_lm: LlamaForCausalLM, tmp_path: Path, merge: bool) -> None:
+    backbone = causal_lm.model
+    expected = copy_of(backbone)
+    for number, target in enumerate(["q_proj", "q_proj"]):
+        adapted = get_peft_model(copy_of(backbone), LoraConfig(r=4, target_modules=[target], task_type=None)).eval()
+        randomize(adapted)
+        adapted.save_pretrained(tmp_path / str(number))
+        with torch.no_grad():
+            for name, layer in adapted.base_model.model.named_modules():
+                if name.endswith(target):
+                    expected.get_submodule(name).weight += layer.get_delta_weight("default")
+    for number in range(2):
+        assert load_adapter(backbone, tmp_path / str(number), merge=merge) is backbone
+    assert merge != any("lora_" in name for name, _ in backbone.named_parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(
+            backbone(IDS).last_hidden_state, expected(IDS).last_hidden_state, atol=1e-5, rtol=1e-5
+        )

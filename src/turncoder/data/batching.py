@@ -1,4 +1,6 @@
-"""The order in which rows are seen: a pure function of (seed, epoch), computed where it is needed and never stored.
+"""Which rows are seen together, and when: batches of so many tokens, and the order of an epoch.
+
+The order is a pure function of (seed, epoch), computed where it is needed and never stored.
 
 A permutation of a billion rows would be 8 GB. This one is a keyed Feistel network (Luby and Rackoff 1988; on a range
 that is no power of two, a value that falls outside is sent through again: Black and Rogaway 2002), evaluated for a
@@ -10,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["EpochOrder", "permute"]
+__all__ = ["EpochOrder", "budget_batches", "permute"]
 
 ROUNDS = 8
 WINDOW = 4096  # positions that are computed together
@@ -112,3 +114,29 @@ class EpochOrder:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._rows = lru_cache(maxsize=2)(self._compute)
+
+
+def budget_batches(length_N: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Cut rows into batches of at most ``budget`` tokens, padding included, the longest rows first.
+
+    Parameters
+    ----------
+    length_N
+        Tokens of each row [N]; rows without any are in no batch.
+    budget
+        Rows times the longest of them; a row that is longer goes alone.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        Row numbers of each batch, longest first; rows of one length in their order.
+    """
+    order = np.argsort(-length_N, kind="stable")
+    order = order[length_N[order] > 0]
+    batches = []
+    start = 0
+    while start < len(order):
+        count = max(1, budget // int(length_N[order[start]]))
+        batches.append(order[start : start + count])
+        start += count
+    return batches

@@ -88,6 +88,7 @@ def open_corpus(
     split: str = "train",
     cache_dir: str | None = None,
     tokenizer: Any = None,
+    numbers: bool = False,
 ) -> Corpus:
     """Open a corpus of any of the shapes that people bring.
 
@@ -107,6 +108,8 @@ def open_corpus(
         Where ``datasets`` keeps what it downloads.
     tokenizer
         When given, the ids of the first row of a tokenised corpus are checked against it now; all are when packed.
+    numbers
+        Numbers in the column are taken for their digits.
 
     Raises
     ------
@@ -119,16 +122,16 @@ def open_corpus(
     if file is not None and not path.exists():
         raise UserError(f"train_file: {file}: no such file or folder")
     if path.is_dir() and _is_saved(path):
-        corpus = _from_dataset(str(path), _load_saved(path, split), text_column)
+        corpus = _from_dataset(str(path), _load_saved(path, split), text_column, numbers)
     elif path.is_dir() and (home := _find_prepared(path)):
         corpus = _from_prepared(home)
     elif path.is_dir() and file is not None:
-        corpus = _from_files(path, _text_files(path), text_column)
+        corpus = _from_files(path, _text_files(path), text_column, numbers)
     elif path.is_file():
-        corpus = _from_files(path, [path], text_column)
+        corpus = _from_files(path, [path], text_column, numbers)
     else:
         name, dataset = _load_hub(str(dataset_name), dataset_config_name, split, cache_dir)
-        corpus = _from_dataset(name, dataset, text_column)
+        corpus = _from_dataset(name, dataset, text_column, numbers)
     if tokenizer is not None and corpus.tokenised:
         first = next(iter(corpus), np.empty(0, dtype=np.int64))
         check_ids(first, len(tokenizer), corpus.name)
@@ -186,7 +189,7 @@ def _text_files(folder: Path) -> list[Path]:
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
-def _from_files(path: Path, files: list[Path], text_column: str | None) -> Corpus:
+def _from_files(path: Path, files: list[Path], text_column: str | None, numbers: bool) -> Corpus:
     if not files:
         raise UserError(f"{path}: no text in this folder; looked for {', '.join(ENDINGS)}, each also with .gz")
     apart = [file.name for file in files if len(files) > 1 and HELD_OUT.search(file.name)]
@@ -197,12 +200,12 @@ def _from_files(path: Path, files: list[Path], text_column: str | None) -> Corpu
 
     def read() -> Iterator[Row]:
         for file in files:
-            yield from read_file(file, text_column)
+            yield from read_file(file, text_column, numbers=numbers)
 
     def digest() -> str:
         return _hash_files(files, text_column)
 
-    first = next(read_file(files[0], text_column), "")  # what is wrong with the file is said now and not hours later
+    first = next(read_file(files[0], text_column, numbers=numbers), "")  # what is wrong with the file is said now and not hours later
     plain = all(find_ending(file) != ".parquet" and not file.name.lower().endswith(".gz") for file in files)
     size = sum(file.stat().st_size for file in files) if plain else None
     return Corpus(str(path), read, digest, isinstance(first, np.ndarray), size)
@@ -299,7 +302,7 @@ def _has_validation(name: str | None, config: str | None, file: str | Path | Non
     return "validation" in {*(builder.info.splits or {}), *(builder.config.data_files or {})}
 
 
-def _from_dataset(name: str, dataset: "Dataset", text_column: str | None) -> Corpus:
+def _from_dataset(name: str, dataset: "Dataset", text_column: str | None, numbers: bool) -> Corpus:
     if len(dataset) == 0:
         raise UserError(f"{name}: the dataset has no rows")
     column = choose_column(dataset.column_names, text_column, name)
@@ -307,7 +310,7 @@ def _from_dataset(name: str, dataset: "Dataset", text_column: str | None) -> Cor
 
     def read() -> Iterator[Row]:
         for batch in table.iter(batch_size=ARROW_ROWS):
-            yield from read_arrow(batch.column(0), column, name)
+            yield from read_arrow(batch.column(0), column, name, numbers=numbers)
 
     def digest() -> str:
         files = [Path(entry["filename"]) for entry in dataset.cache_files]

@@ -42,7 +42,7 @@ def find_ending(path: Path) -> str | None:
     return next((ending for ending in ENDINGS if name.endswith(ending)), None)
 
 
-def read_file(path: Path, text_column: str | None = None) -> Iterator[Row]:
+def read_file(path: Path, text_column: str | None = None, *, numbers: bool = False) -> Iterator[Row]:
     """Yield the texts of one file, whatever its shape.
 
     Parameters
@@ -51,6 +51,8 @@ def read_file(path: Path, text_column: str | None = None) -> Iterator[Row]:
         A file with one of the known endings, gzipped or not.
     text_column
         The column or key that holds the text; None means ``text``, else the first one. Unused for ``.txt``.
+    numbers
+        Numbers are taken for their digits, as in a column of ids.
 
     Raises
     ------
@@ -69,7 +71,7 @@ def read_file(path: Path, text_column: str | None = None) -> Iterator[Row]:
         if ending == ".txt":
             yield from _split_lines(_decode(path))
         else:
-            yield from readers[ending](path, text_column)
+            yield from readers[ending](path, text_column, numbers)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: not a whole gzip file ({error}); compress or download it again") from error
 
@@ -158,7 +160,9 @@ def _split_lines(chunks: Iterable[str]) -> Iterator[str]:
         yield last.removesuffix("\r")
 
 
-def _take_text(row: Any, column: str | None, text_column: str | None, where: str) -> tuple[str, Row]:
+def _take_text(
+    row: Any, column: str | None, text_column: str | None, where: str, numbers: bool
+) -> tuple[str, Row]:
     """Take the text out of one JSON object; the first object decides the column."""
     if not isinstance(row, dict):
         raise UserError(f'{where}: expected an object like {{"text": "..."}}, found {json.dumps(row)[:40]}')
@@ -169,6 +173,8 @@ def _take_text(row: Any, column: str | None, text_column: str | None, where: str
     value = row[column]
     if value is None:
         value = ""
+    if numbers and isinstance(value, int):
+        value = str(value)
     if column in TOKEN_COLUMNS and isinstance(value, list) and all(isinstance(token, int) for token in value):
         return column, np.asarray(value, dtype=np.int64)
     if not isinstance(value, str):
@@ -176,7 +182,7 @@ def _take_text(row: Any, column: str | None, text_column: str | None, where: str
     return column, value
 
 
-def _read_json_lines(path: Path, text_column: str | None) -> Iterator[Row]:
+def _read_json_lines(path: Path, text_column: str | None, numbers: bool) -> Iterator[Row]:
     column = None
     for number, line in enumerate(_split_lines(_decode(path)), 1):
         if not line or line.isspace():
@@ -186,15 +192,15 @@ def _read_json_lines(path: Path, text_column: str | None) -> Iterator[Row]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{where}: broken JSON, {error.msg} at column {error.colno}") from error
-        column, text = _take_text(row, column, text_column, where)
+        column, text = _take_text(row, column, text_column, where, numbers)
         yield text
 
 
-def _read_json(path: Path, text_column: str | None) -> Iterator[Row]:
+def _read_json(path: Path, text_column: str | None, numbers: bool) -> Iterator[Row]:
     """Read a list of objects, or objects one after the other, without ever holding the whole of it."""
     column = None
     for line, row in _parse_json(path):
-        column, text = _take_text(row, column, text_column, f"{path}, line {line}")
+        column, text = _take_text(row, column, text_column, f"{path}, line {line}", numbers)
         yield text
 
 
@@ -239,7 +245,7 @@ def _parse_json(path: Path) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{path}, line {line}: broken JSON, the list is not closed by ']'")
 
 
-def _read_csv(path: Path, text_column: str | None) -> Iterator[Row]:
+def _read_csv(path: Path, text_column: str | None, numbers: bool) -> Iterator[Row]:
     limit = csv.field_size_limit()
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(line + "\n" for line in _split_lines(_decode(path)))
@@ -261,7 +267,7 @@ def _read_csv(path: Path, text_column: str | None) -> Iterator[Row]:
         csv.field_size_limit(limit)
 
 
-def _read_parquet(path: Path, text_column: str | None) -> Iterator[Row]:
+def _read_parquet(path: Path, text_column: str | None, numbers: bool) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -278,10 +284,12 @@ def _read_parquet(path: Path, text_column: str | None) -> Iterator[Row]:
         with file:
             column = choose_column(file.schema_arrow.names, text_column, str(path))
             for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[column]):
-                yield from read_arrow(batch.column(0), column, str(path))
+                yield from read_arrow(batch.column(0), column, str(path), numbers=numbers)
 
 
-def read_arrow(values: "pa.Array | pa.ChunkedArray", column: str, where: str) -> Iterator[Row]:
+def read_arrow(
+    values: "pa.Array | pa.ChunkedArray", column: str, where: str, *, numbers: bool = False
+) -> Iterator[Row]:
     """Yield the rows of an Arrow column of strings, or of lists of token ids.
 
     Raises
@@ -293,10 +301,12 @@ def read_arrow(values: "pa.Array | pa.ChunkedArray", column: str, where: str) ->
 
     if isinstance(values, pa.ChunkedArray):
         for chunk in values.chunks:
-            yield from read_arrow(chunk, column, where)
+            yield from read_arrow(chunk, column, where, numbers=numbers)
         return
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
+    if numbers and pa.types.is_integer(values.type):
+        values = values.cast(pa.string())
     kind = values.type
     strings = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
     if any(fits(kind) for fits in strings):

@@ -24,6 +24,7 @@ import numpy as np
 from turncoder.data.corpus import Corpus
 from turncoder.data.encoding import Encoded, Encoder, start_workers
 from turncoder.errors import UserError
+from turncoder.progress import NOTICE_SECONDS, open_bar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -35,7 +36,6 @@ logger = logging.getLogger("turncoder")
 
 SHARD_CHARACTERS = 1 << 20
 SHARD_TEXTS = 1 << 15
-NOTICE_SECONDS = 30.0
 
 
 @dataclass
@@ -88,7 +88,7 @@ class TokenPass:
             ThreadPoolExecutor(2) if workers is None or workers <= 1 else start_workers(self.encoder, workers)
         )
         try:
-            with _open_bar() as self.bar:
+            with open_bar() as self.bar:
                 for name, corpus in self.corpora.items():
                     self._read(name, corpus, state, pool, 2 if workers is None else workers)
         except BaseException:
@@ -204,15 +204,6 @@ class TokenPass:
         if message:
             shutil.rmtree(self.partial, ignore_errors=True)
             raise UserError(message)
-
-
-def _open_bar() -> "Progress":
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = ("{task.description}", BarColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
 
 
 def _shards(corpus: Corpus, skip: int) -> Iterator[list[Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
 from torch import nn
@@ -75,8 +76,15 @@ def attach_lora(
     return model
 
 
-def load_adapter(backbone: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
-    """Load a LoRA and merge it, whether it was trained on the backbone or on the causal language model around it.
+def load_adapter(
+    backbone: PreTrainedModel,
+    folder: str | Path,
+    *,
+    merge: bool = True,
+    revision: str = "main",
+    cache_dir: str | None = None,
+) -> PreTrainedModel:
+    """Load a LoRA, whether it was trained on the backbone or on the causal language model around it.
 
     Parameters
     ----------
@@ -84,11 +92,16 @@ def load_adapter(backbone: PreTrainedModel, folder: str | Path) -> PreTrainedMod
         The model without head that the adapter belongs to.
     folder
         A folder in peft's format, a run folder of ours, or a hub id.
+    merge
+        Add it to the weights; else it stays beside them, on top of those that were loaded before, and can be saved
+        or taken off again with peft.
+    revision, cache_dir
+        Of a hub id.
 
     Returns
     -------
     PreTrainedModel
-        The plain backbone, changed.
+        The backbone, changed.
 
     Raises
     ------
@@ -97,8 +110,9 @@ def load_adapter(backbone: PreTrainedModel, folder: str | Path) -> PreTrainedMod
     """
     place = Path(folder) / "adapter" if (Path(folder) / "run.json").exists() else folder
     try:
-        config = LoraConfig.from_pretrained(str(place))
-        weights = load_peft_weights(str(place), device="cpu")
+        where: dict[str, Any] = {} if Path(place).is_dir() else {"revision": revision, "cache_dir": cache_dir}
+        config = LoraConfig.from_pretrained(str(place), **where)
+        weights = load_peft_weights(str(place), device="cpu", **where)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"adapters: {place} cannot be opened: {_first_line(error)}") from error
     prefix = f"{backbone.base_model_prefix}."
@@ -111,24 +125,32 @@ def load_adapter(backbone: PreTrainedModel, folder: str | Path) -> PreTrainedMod
     config.task_type = "FEATURE_EXTRACTION"
     if not isinstance(config.target_modules, str):
         config.target_modules = {strip(target) for target in config.target_modules or ()}
-    outer = "base_model.model."
     weights = {
-        outer + (rest.removeprefix(prefix) if rest.rpartition(".lora_")[0] not in paths else rest): tensor
+        rest.removeprefix(prefix) if rest.rpartition(".lora_")[0] not in paths else rest: tensor
         for name, tensor in weights.items()
-        for rest in [name.removeprefix(outer)]
+        for rest in [name.removeprefix("base_model.model.")]
     }
+    before = len(getattr(backbone, "peft_config", {}))
     try:
-        model = get_peft_model(backbone, config)
-        result: Any = set_peft_model_state_dict(model, weights)
+        tuner = LoraModel(backbone, config, f"adapter_{before}")
+        result: Any = set_peft_model_state_dict(backbone, weights, adapter_name=f"adapter_{before}")
     except (ValueError, RuntimeError) as error:
         raise UserError(f"adapters: {place} does not fit the model: {_first_line(error)}") from error
-    lacking = [name for name in result.missing_keys if "lora_" in name]
+    lacking = [name for name in result.missing_keys if "lora_" in name and f"adapter_{before}" in name]
     if lacking or result.unexpected_keys:
         raise UserError(f"adapters: {place} does not fit the model: {[*result.unexpected_keys, *lacking][0]}")
     if not any(bool(tensor.any()) for name, tensor in weights.items() if "lora_B" in name):
         raise UserError(f"adapters: {place} changes nothing (its B matrices are zero): it was not trained")
-    _merge_layers(model)
-    return model.unload()
+    if merge:
+        _merge_layers(backbone)
+        tuner.unload()
+        vars(backbone).pop("peft_config", None)
+    else:
+        for layer in backbone.modules():
+            if isinstance(layer, BaseTunerLayer):
+                layer.set_adapter([f"adapter_{number}" for number in range(before + 1)])
+        backbone.requires_grad_(False).eval()
+    return backbone
 
 
 def count_parameters(model: nn.Module, *others: nn.Parameter) -> tuple[int, int]:
@@ -180,7 +202,7 @@ def merge_adapter(model: PeftModel, probe: dict[str, torch.Tensor]) -> tuple[Pre
     return merged, cosine
 
 
-def _merge_layers(model: PeftModel) -> None:
+def _merge_layers(model: nn.Module) -> None:
     """Add each adapter to its layer's weight in fp32, and cast the sum to what the weight was."""
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):

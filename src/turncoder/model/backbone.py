@@ -1,4 +1,4 @@
-"""Load a causal language model from a folder, a hub id or a run folder, or say in one line why that cannot be done."""
+"""Load a model from a folder, a hub id or a run folder, or say in one line why that cannot be done."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from turncoder.errors import UserError
 
-__all__ = ["count_embeddings", "load_causal_lm", "load_model_config", "resolve_model"]
+__all__ = ["count_embeddings", "find_file", "load_backbone", "load_causal_lm", "load_model_config", "resolve_model"]
 
 logger = logging.getLogger("turncoder")
 transformers.utils.logging.disable_progress_bar()  # a bar per shard of weights is noise in a log
@@ -81,32 +82,54 @@ def load_causal_lm(
     UserError
         No weights, weights that lack parameters of the architecture (the head, for example), or an unknown model.
     """
-    config = load_model_config(name, revision=revision, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+    where = {"revision": revision, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
+    return _load(AutoModelForCausalLM, name, where, dtype, attn_implementation)
+
+
+def load_backbone(
+    name: str,
+    *,
+    revision: str = "main",
+    cache_dir: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: str | None = None,
+    attn_implementation: str | None = "sdpa",
+) -> PreTrainedModel:
+    """Load a decoder or an encoder without its head; parameters and errors as for :func:`load_causal_lm`."""
+    where = {"revision": revision, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
+    return _load(AutoModel, name, where, dtype, attn_implementation)
+
+
+def _load(
+    auto_class: Any, name: str, where: dict[str, Any], dtype: str | None, implementation: str | None
+) -> PreTrainedModel:
+    """Load with the first attention implementation that can be had, and see that no weight is missing."""
+    config = load_model_config(name, **where)
+    if auto_class is AutoModel and config.is_encoder_decoder:
+        raise UserError(
+            f"model_name_or_path: {name} is an encoder-decoder; name a decoder or an encoder "
+            "(sentence-transformers opens the encoder of such a model)"
+        )
     name = resolve_model(name)
     kwargs: dict[str, Any] = {
-        "revision": revision,
-        "cache_dir": cache_dir,
-        "trust_remote_code": trust_remote_code,
+        **where,
         "dtype": "auto" if dtype == "auto" else getattr(torch, dtype or "float32"),
         "output_loading_info": True,
         "use_safetensors": None,
     }
-    if attn_implementation and "/" not in attn_implementation and attn_implementation not in IMPLEMENTATIONS:
+    if implementation and "/" not in implementation and implementation not in IMPLEMENTATIONS:
         raise UserError(
-            f"attn_implementation = {attn_implementation!r} is none of {', '.join(IMPLEMENTATIONS)}; "
+            f"attn_implementation = {implementation!r} is none of {', '.join(IMPLEMENTATIONS)}; "
             "choose one, or a kernel of the hub as owner/name"
         )
     tried: list[str] = []
-    for implementation in dict.fromkeys([attn_implementation or "sdpa", *FALLBACKS]):
+    for choice in dict.fromkeys([implementation or "sdpa", *FALLBACKS]):
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                name, config=config, attn_implementation=implementation, **kwargs
-            )
-            model, loading = loaded
+            model, loading = auto_class.from_pretrained(name, config=config, attn_implementation=choice, **kwargs)
         except (ImportError, ValueError) as error:  # no such kernel here, or the architecture does not have it
             if "attention" not in str(error).lower() and "attn" not in str(error).lower():
                 raise UserError(_why_not(name, error)) from error
-            tried.append(implementation)
+            tried.append(choice)
             continue
         except OSError as error:
             raise UserError(_why_not(name, error)) from error
@@ -117,10 +140,23 @@ def load_causal_lm(
                 f"model_name_or_path: the weights of {name} do not have the shapes that its config.json says"
             ) from error
         if tried:
-            logger.warning("attn_implementation: %s is not to be had here; %s is used", tried[0], implementation)
+            logger.warning("attn_implementation: %s is not to be had here; %s is used", tried[0], choice)
         _check_complete(name, loading)
         return model.eval()
     raise UserError(f"attn_implementation: none of {', '.join(tried)} can be used with {name}")
+
+
+def find_file(name: str, file: str, *, revision: str = "main", cache_dir: str | None = None) -> Path | None:
+    """Find a file of a model's folder, or of a hub repository (fetching it); None where there is none."""
+    if Path(name).is_dir():
+        path = Path(name) / file
+        return path if path.exists() else None
+    if Path(name).exists() or name.startswith((".", "/", "~")):
+        return None
+    try:
+        return Path(hf_hub_download(name, file, revision=revision, cache_dir=cache_dir))
+    except (OSError, ValueError, HFValidationError):  # no such file or repository, or out of reach: transformers says
+        return None
 
 
 def count_embeddings(model: PreTrainedModel) -> int:
@@ -131,17 +167,19 @@ def count_embeddings(model: PreTrainedModel) -> int:
 
 
 def _check_complete(name: str, loading: dict[str, Any]) -> None:
-    missing = sorted(loading["missing_keys"])
+    missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))  # BERT's, unused
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(
-            f"model_name_or_path: the weights of {name} lack {', '.join(missing[:3])}{more}: name a complete causal "
-            "language model (a bare backbone has no head to predict tokens with)"
+            f"model_name_or_path: the weights of {name} lack {', '.join(missing[:3])}{more}: name a complete model (a "
+            "bare backbone has no head to predict tokens with)"
         )
 
 
 def _why_not(name: str, error: Exception) -> str:
     folder = Path(name)
+    if "trust_remote_code" in str(error):
+        return f"model_name_or_path: {name} comes with Python code of its own: add --trust_remote_code if you trust it"
     if folder.is_dir():
         weights = [file for ending in ("safetensors", "bin") for file in folder.glob(f"*.{ending}*")]
         if isinstance(error, OSError) and not weights:

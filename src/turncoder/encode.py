@@ -1,0 +1,309 @@
+"""Texts in, vectors out: token-budget batches, longest first, each distinct text once.
+
+A batch holds as many texts as fit into a number of tokens, padding included, so that short texts go by the hundred and
+long ones a few at a time. A vector does not depend on its batch.
+
+In the names of tensors: N texts, U distinct ones, D width.
+"""
+
+import copy
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import Pooling, Transformer
+from sentence_transformers.util import batch_to_device, truncate_embeddings
+
+from turncoder.data.batching import budget_batches
+from turncoder.data.tokenizer import take_backend
+from turncoder.errors import UserError
+from turncoder.llm2vec import LLM2VecTransformer
+from turncoder.prompts import check_prompt
+
+__all__ = ["BatchEncoder", "Counts", "choose_batch_tokens", "encode_stream", "encode_texts"]
+
+logger = logging.getLogger("turncoder")
+
+SHARD_TEXTS = 16384
+CPU_TOKENS = 2048  # what keeps the activations of a layer in the processor's cache; measured, see docs/decisions.md
+MOST_TOKENS = 1 << 18
+MEASURED_AT_ONCE = 2048
+
+
+@dataclass
+class Counts:
+    """What was done: texts, and how many of them were distinct, cut off at the limit, or without any token or letter.
+
+    Attributes
+    ----------
+    tokens, padded
+        Tokens of the distinct texts, and those and the padding beside them.
+    """
+
+    texts: int = 0
+    distinct: int = 0
+    truncated: int = 0
+    blank: int = 0
+    tokens: int = 0
+    padded: int = 0
+
+    def add(self, other: "Counts") -> None:
+        """Add up."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+
+class BatchEncoder:
+    """An encoder with all that one way of encoding is made of.
+
+    Parameters
+    ----------
+    encoder
+        Any `SentenceTransformer` that reads texts.
+    prompt
+        Stands before each text; ``prompt_name`` names one that the encoder keeps.
+    batch_tokens
+        Tokens of a batch, padding included; None finds it from the memory that is free.
+    normalize
+        Give vectors the length 1.
+
+    Raises
+    ------
+    UserError
+        No such prompt, or a prompt that does not stay apart from the text.
+    """
+
+    def __init__(
+        self,
+        encoder: SentenceTransformer,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        batch_tokens: int | None = None,
+        normalize: bool = False,
+    ) -> None:
+        self.encoder = encoder.eval()
+        self.prompt = self._find_prompt(prompt, prompt_name)
+        self.normalize = normalize
+        self.batch_tokens = batch_tokens or choose_batch_tokens(encoder)
+        self.limit = encoder.max_seq_length or 1 << 30
+        module = encoder[0]
+        tokenizer = getattr(module, "tokenizer", None)
+        reads_text = isinstance(module, Transformer) and tokenizer is not None
+        # A copy, for every call of the tokenizer leaves its padding and truncation behind
+        self.backend = take_backend(copy.deepcopy(tokenizer)) if reads_text else None
+        self.added = self._count_added() if self.backend is not None else 0
+        self.checked = not self.prompt or not _leaves_prompt_out(encoder)
+
+    def _find_prompt(self, prompt: str | None, name: str | None) -> str | None:
+        if prompt is not None and name is not None:
+            raise UserError(f"--prompt and --prompt_name {name!r} are both given; keep one")
+        prompts = self.encoder.prompts
+        if name is not None and name not in prompts:
+            known = ", ".join(prompts) or "none"
+            raise UserError(f"prompt_name = {name!r} is not among the encoder's prompts; it has {known}")
+        return prompt if prompt is not None else prompts.get(name or self.encoder.default_prompt_name or "")
+
+    def _count_added(self) -> int:
+        """Count the tokens that the encoder puts around a text besides prompt and special tokens: a template's."""
+        ids = self.encoder.preprocess(["a"], prompt=self.prompt)["input_ids"]
+        return int(ids.shape[-1]) - len(self._tokenise([self._write("a")])[0])
+
+    def _write(self, text: str) -> str:
+        return (self.prompt or "") + text
+
+    def _tokenise(self, texts: Sequence[str]) -> list[Any]:
+        assert self.backend is not None
+        return self.backend.encode_batch_fast(list(texts))
+
+    def _measure(self, texts: Sequence[str]) -> np.ndarray:
+        """Count the tokens of each text [U], as if there were no limit."""
+        if self.backend is None:  # some other module, that cuts texts as it likes
+            return np.array([len(text) // 4 + 1 for text in texts])
+        lengths: list[int] = []
+        for start in range(0, len(texts), MEASURED_AT_ONCE):
+            written = [self._write(text) for text in texts[start : start + MEASURED_AT_ONCE]]
+            lengths += map(len, self._tokenise(written))
+        return np.array(lengths) + self.added
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, Counts]:
+        """Encode texts.
+
+        Parameters
+        ----------
+        texts
+            All of them are held in memory.
+
+        Returns
+        -------
+        tuple
+            float32 [N, D], in the order of the texts, and what was done. A text without any token has the zero vector.
+        """
+        place = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        distinct = list(place)
+        if not self.checked and distinct:
+            check_prompt(self.encoder.tokenizer, self.prompt or "", distinct[:256], self.limit)
+            self.checked = True
+        whole_U = self._measure(distinct)
+        most = self.limit
+        if isinstance(self.encoder[0], LLM2VecTransformer):
+            most = min(most, self.encoder[0].doc_max_length + self.added)
+        length_U = np.minimum(whole_U, self.limit)
+        batches = budget_batches(length_U, self.batch_tokens)
+        vectors_UD: np.ndarray | None = None
+        padded = 0
+        for rows, vectors in self._run(distinct, batches):
+            if vectors_UD is None:
+                vectors_UD = np.zeros((len(distinct), vectors.shape[1]), dtype=np.float32)
+            vectors_UD[rows] = vectors
+            padded += len(rows) * int(length_U[rows[0]])
+        if vectors_UD is None:
+            vectors_UD = np.zeros((len(distinct), self.width), dtype=np.float32)
+        counts = Counts(
+            texts=len(texts),
+            distinct=len(distinct),
+            truncated=sum(bool(whole_U[place[text]] > most) for text in texts) if self.backend is not None else 0,
+            blank=sum(not text or text.isspace() for text in texts),
+            tokens=int(length_U.sum()),
+            padded=padded,
+        )
+        return vectors_UD[[place[text] for text in texts]], counts
+
+    @property
+    def width(self) -> int:
+        """Width D of the vectors."""
+        width = self.encoder.get_embedding_dimension() or 0
+        return min(width, self.encoder.truncate_dim or width)
+
+    def _run(self, texts: list[str], batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Give the rows of each batch and their vectors; the next one is tokenised while the model runs."""
+        if not batches:
+            return
+
+        def prepare(rows: np.ndarray) -> dict[str, Any]:
+            return self.encoder.preprocess([texts[row] for row in rows], prompt=self.prompt)
+
+        with ThreadPoolExecutor(1) as ahead:
+            following = ahead.submit(prepare, batches[0])
+            for number, rows in enumerate(batches):
+                features = following.result()
+                if number + 1 < len(batches):
+                    following = ahead.submit(prepare, batches[number + 1])
+                yield rows, self._forward(features)
+
+    @torch.inference_mode()
+    def _forward(self, features: dict[str, Any]) -> np.ndarray:
+        features = batch_to_device(features, self.encoder.device)
+        try:
+            vectors = self.encoder(features)["sentence_embedding"].float()
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise UserError(
+                f"out of memory with batch_tokens = {self.batch_tokens}: lower --batch_tokens, or --max_seq_length"
+            ) from error
+        if self.encoder.truncate_dim is not None:
+            vectors = truncate_embeddings(vectors, self.encoder.truncate_dim)
+        if self.normalize:
+            vectors = torch.nn.functional.normalize(vectors, dim=-1)
+        return vectors.cpu().numpy()
+
+
+def _leaves_prompt_out(encoder: SentenceTransformer) -> bool:
+    pools = [module for module in encoder if isinstance(module, Pooling)]
+    return not isinstance(encoder[0], LLM2VecTransformer) and any(not pool.include_prompt for pool in pools)
+
+
+def choose_batch_tokens(encoder: SentenceTransformer) -> int:
+    """Choose how many tokens a batch has: all that half of the free memory allows, and on CPUs no more than is fast.
+
+    What a token takes is estimated from the widths of the model: a dozen states, the feed-forward and, for attention
+    that keeps its scores, a row of them for each head.
+    """
+    device = encoder.device
+    longest = min(encoder.max_seq_length or 512, 8192)
+    model = encoder.transformers_model
+    if model is None:
+        return CPU_TOKENS
+    config = model.config.get_text_config()
+    width = getattr(config, "hidden_size", 1024)
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    size = next(model.parameters()).element_size()
+    per_token = size * (12 * width + 4 * inner)
+    if config._attn_implementation == "eager":
+        per_token += 3 * size * longest * getattr(config, "num_attention_heads", 16)
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = free_memory()
+    most = int(free / 2 / per_token)
+    if device.type == "cpu":
+        most = min(most, CPU_TOKENS)
+    return max(longest, min(most, MOST_TOKENS)) if most >= longest else max(most, 1)
+
+
+def free_memory() -> int:
+    """Return the bytes of main memory that are free."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not on this system
+        return 4 << 30
+
+
+def encode_texts(encoder: SentenceTransformer, texts: Sequence[str], **options: Any) -> np.ndarray:
+    """Encode texts that fit in memory.
+
+    Parameters
+    ----------
+    encoder
+        From `turncoder.load_encoder`, or any other `SentenceTransformer`.
+    texts
+        Strings.
+    **options
+        ``prompt``, ``prompt_name``, ``batch_tokens``, ``normalize``, as for `BatchEncoder`.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 [N, D].
+
+    Raises
+    ------
+    UserError
+        A string instead of a list of them, or something wrong with the prompt.
+    """
+    if isinstance(texts, str):
+        raise UserError("texts is one string; give a list of strings")
+    return BatchEncoder(encoder, **options).encode(texts)[0]
+
+
+def encode_stream(
+    encoder: SentenceTransformer, texts: Iterable[str], *, shard_texts: int = SHARD_TEXTS, **options: Any
+) -> Iterator[np.ndarray]:
+    """Encode any number of texts in constant memory: a shard at a time is made distinct, sorted and batched.
+
+    Parameters
+    ----------
+    encoder, **options
+        As for `encode_texts`.
+    texts
+        Read as they are needed.
+    shard_texts
+        Texts of a shard.
+
+    Yields
+    ------
+    numpy.ndarray
+        float32 [up to shard_texts, D], in the order of the texts.
+    """
+    if isinstance(texts, str):
+        raise UserError("texts is one string; give an iterable of strings")
+    batches = BatchEncoder(encoder, **options)
+    source = iter(texts)
+    while shard := list(islice(source, shard_texts)):
+        yield batches.encode(shard)[0]

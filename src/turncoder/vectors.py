@@ -1,0 +1,458 @@
+"""Files of texts to files of vectors: read in a stream, encoded a shard at a time, in one process or several.
+
+A folder holds ``manifest.json`` and a file per shard, ``vectors-00000.npy`` and so on (``.parquet`` with ids). Each is
+renamed to its name when it is whole: an interrupted job goes on with the shards that are missing, and ends in the same
+bytes.
+"""
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import shutil
+import time
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+from turncoder.config import ACTIONS, EncodeConfig, differences, to_dict
+from turncoder.data.corpus import Corpus, open_corpus
+from turncoder.encode import BatchEncoder, Counts, free_memory
+from turncoder.encoder import load_encoder
+from turncoder.errors import UserError
+from turncoder.progress import NOTICE_SECONDS, open_bar
+
+__all__ = ["encode_file"]
+
+logger = logging.getLogger("turncoder")
+
+FORMAT = 1
+PLACES = ACTIONS | {"output_dir", "processes", "device", "cache_dir", "batch_tokens", "model_revision"}
+"""Settings that the vectors do not depend on, or that the manifest has otherwise."""
+SAMPLE = 64
+
+
+@dataclass(frozen=True)
+class Source:
+    """The texts, and their ids where there are any."""
+
+    texts: Corpus
+    ids: Corpus | None
+    rows: int
+    fingerprint: str
+    sample: tuple[str, ...]
+
+
+def encode_file(model: str, source: str, config: EncodeConfig) -> Path:
+    """Encode the texts of a file, a folder or a hub data set: one vector per row, in their order.
+
+    Parameters
+    ----------
+    model
+        As for `turncoder.load_encoder`.
+    source
+        Texts in any shape that training takes.
+    config
+        All the rest.
+
+    Returns
+    -------
+    Path
+        What was written.
+
+    Raises
+    ------
+    UserError
+        Something is wrong with the model, the texts or the output; nothing was written then.
+    """
+    assert config.output_dir is not None
+    out = Path(config.output_dir)
+    manifest = _read_manifest(out, config)
+    texts = _scan(source, config)
+    spec = {"model": model, "config": config, "sample": texts.sample, "batch_tokens": config.batch_tokens}
+    if manifest is not None:
+        spec["batch_tokens"] = config.batch_tokens or manifest["batch_tokens"]
+    with _start(config) as (pool, width):
+        facts = pool.submit(_describe, spec).result()
+        spec["batch_tokens"] = facts["batch_tokens"]
+        now = {
+            "format": FORMAT,
+            "model": facts["fingerprint"],
+            "texts": texts.fingerprint,
+            "rows": texts.rows,
+            "dimension": facts["dimension"],
+            "batch_tokens": facts["batch_tokens"],
+            **{name: value for name, value in to_dict(config).items() if name not in PLACES},
+        }
+        if manifest is not None and (changed := differences(manifest, now)):
+            raise UserError(
+                f"--output {out} holds vectors of another job ({'; '.join(changed)}); "
+                "restore that, choose another --output, or use --overwrite to start anew"
+            )
+        if facts["notice"]:
+            logger.info("%s", facts["notice"])
+        logger.info("batches of up to %s tokens", f"{facts['batch_tokens']:,}")
+        encode_shards = _encode_to_folder if out.suffix not in (".npy", ".parquet") else _encode_to_file
+        counts = encode_shards(out, now, texts, pool, width, spec)
+    _say(out, texts, counts, config)
+    return out
+
+
+def _read_manifest(out: Path, config: EncodeConfig) -> dict[str, Any] | None:
+    """Look at what is there already: nothing, the shards of a job that is taken up, or something else."""
+    if out.is_dir() and out.suffix in (".npy", ".parquet"):
+        raise UserError(f"--output {out} is a folder; name a file, or a folder without .npy or .parquet in its name")
+    found = out / "manifest.json"
+    if out.is_dir() and any(out.iterdir()) and not found.exists():
+        raise UserError(f"--output {out} is a folder with other things in it; choose a new one")
+    if out.is_file() and not config.overwrite:
+        raise UserError(f"--output {out} exists; choose another name, or use --overwrite to replace it")
+    if out.is_dir() and config.overwrite:
+        if found.exists():
+            shutil.rmtree(out)
+        return None
+    if not found.exists():
+        return None
+    try:
+        return json.loads(found.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise UserError(f"--output {out}: its manifest.json is broken; use --overwrite to start anew") from error
+
+
+def _scan(source: str, config: EncodeConfig) -> Source:
+    """Read everything once: what is wrong is said before a model is loaded, and the time left is known."""
+    shape: dict[str, Any] = {"cache_dir": config.cache_dir}
+    if Path(source).expanduser().exists():
+        shape["file"] = source
+    elif source.startswith((".", "/", "~")) or Path(source).suffix:
+        raise UserError(f"{source}: no such file or folder; INPUT is a file of texts, a folder of those, or a hub id")
+    else:
+        shape["dataset_name"] = source
+    texts = open_corpus(**shape, text_column=config.text_column)
+    if texts.tokenised:
+        raise UserError(f"{source} holds token ids; encode needs the texts (--text_column names their column)")
+    ids = open_corpus(**shape, text_column=config.id_column, numbers=True) if config.id_column else None
+    if ids is not None and source.removesuffix(".gz").endswith(".txt"):
+        raise UserError(f"id_column = {config.id_column!r}: {source} has lines and no columns; leave the flag away")
+    whole, rows, sample = hashlib.sha256(), 0, []
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        whole.update(len(data).to_bytes(8, "little") + data)
+        rows += 1
+        if len(sample) < SAMPLE and text.strip():
+            sample.append(text)
+    if not rows:
+        raise UserError(f"{source}: no text at all")
+    if ids is not None:
+        _check_ids(ids, source, str(config.id_column))
+    return Source(texts, ids, rows, whole.hexdigest(), tuple(sample))
+
+
+def _check_ids(ids: Corpus, source: str, column: str) -> None:
+    """Refuse ids that occur twice, holding eight bytes for each."""
+    hashes = array("Q", (_hash(one) for one in ids))
+    ordered = np.sort(np.frombuffer(hashes, dtype=np.uint64))
+    twice = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    if twice:
+        seen: dict[str, int] = {}
+        for row, one in enumerate(ids, 1):
+            if _hash(one) in twice:
+                if one in seen:
+                    raise UserError(
+                        f"{source}: the id {one!r} of column {column!r} stands in rows {seen[one]} and {row}; "
+                        "make ids unique, or leave --id_column away"
+                    )
+                seen[one] = row
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def _shards(source: Source, size: int) -> Iterator[tuple[list[str], list[str] | None]]:
+    texts = iter(source.texts)
+    ids = iter(source.ids) if source.ids is not None else None
+    while shard := list(islice(texts, size)):
+        yield shard, None if ids is None else list(islice(ids, size))
+
+
+# In a process that encodes ------------------------------------------------------------------------------------------
+
+_worker: BatchEncoder | None = None
+_device: str | None = None
+
+
+class _start:  # noqa: N801 - a context manager that reads as a verb
+    """A thread of this process, or processes that each have the model on a device of their own."""
+
+    def __init__(self, config: EncodeConfig) -> None:
+        gpus = torch.cuda.device_count() if config.device in (None, "cuda") else 0
+        self.count = config.processes or max(1, gpus)
+        devices = [f"cuda:{number}" for number in range(gpus)] if gpus > 1 else [config.device]
+        global _worker, _device
+        _worker, _device = None, devices[0]
+        if self.count == 1:
+            self.pool: Executor = ThreadPoolExecutor(1)
+            return
+        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+        number = context.Value("i", 0)
+        self.pool = ProcessPoolExecutor(
+            self.count, mp_context=context, initializer=_adopt, initargs=(number, devices, self.count)
+        )
+
+    def __enter__(self) -> tuple[Executor, int]:
+        return self.pool, self.count
+
+    def __exit__(self, *error: Any) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _adopt(number: Any, devices: list[str | None], count: int) -> None:
+    """Take a device, and in turn a share of the processor's threads."""
+    global _device
+    with number.get_lock():
+        _device = devices[number.value % len(devices)]
+        number.value += 1
+    torch.set_num_threads(max(1, torch.get_num_threads() // count))
+
+
+def _open(spec: dict[str, Any]) -> BatchEncoder:
+    global _worker
+    if _worker is None:
+        config = spec["config"]
+        _worker = BatchEncoder(
+            _load(spec, config.dtype),
+            prompt=config.prompt,
+            prompt_name=config.prompt_name,
+            batch_tokens=spec["batch_tokens"],
+            normalize=config.normalize,
+        )
+    return _worker
+
+
+def _load(spec: dict[str, Any], dtype: str | None) -> SentenceTransformer:
+    config: EncodeConfig = spec["config"]
+    return load_encoder(
+        spec["model"],
+        adapters=config.adapters,
+        pooling=config.pooling,
+        bidirectional=config.bidirectional,
+        allow_partial=config.allow_partial,
+        max_seq_length=config.max_seq_length,
+        chat_template=config.chat_template,
+        llm2vec=config.llm2vec,
+        dtype=dtype,
+        attn_implementation=config.attn_implementation,
+        device=_device,
+        revision=config.model_revision,
+        cache_dir=config.cache_dir,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def _encode(spec: dict[str, Any], texts: list[str]) -> tuple[np.ndarray, Counts]:
+    return _open(spec).encode(texts)
+
+
+def _describe(spec: dict[str, Any]) -> dict[str, Any]:
+    """Open the encoder and say what it is; in half precision also what that costs."""
+    batches = _open(spec)
+    first, _ = batches.encode(spec["sample"])
+    dtype = batches.encoder.dtype
+    return {
+        "notice": _compare(batches, first, spec, str(dtype)[6:]) if dtype not in (torch.float32, None) else None,
+        "fingerprint": digest_weights(batches.encoder),
+        "dimension": first.shape[1] if len(first) else batches.width,
+        "batch_tokens": batches.batch_tokens,
+    }
+
+
+def _compare(batches: BatchEncoder, half_ND: np.ndarray, spec: dict[str, Any], name: str) -> str:
+    """Say how far the vectors of a sample are from float32's, where a second model fits beside the first."""
+    size = 4 * sum(parameter.numel() for parameter in batches.encoder.parameters())
+    on_gpu = batches.encoder.device.type == "cuda"
+    free = torch.cuda.mem_get_info(batches.encoder.device)[0] if on_gpu else free_memory()
+    if size > 0.8 * free:
+        return f"{name}: not compared to float32, whose model does not fit into memory beside this one"
+    whole = BatchEncoder(
+        _load(spec, "float32"), prompt=batches.prompt, batch_tokens=batches.batch_tokens, normalize=batches.normalize
+    )
+    full_ND, _ = whole.encode(spec["sample"])
+    lengths_N = np.linalg.norm(full_ND, axis=1) * np.linalg.norm(half_ND, axis=1)
+    cosine_N = (full_ND * half_ND).sum(1) / np.maximum(lengths_N, 1e-12)
+    off_N = np.linalg.norm(full_ND - half_ND, axis=1) / np.maximum(np.linalg.norm(full_ND, axis=1), 1e-12)
+    return (
+        f"{name} against float32 on {len(cosine_N)} texts: lowest cosine {cosine_N.min():.5f}, largest difference "
+        f"{off_N.max():.2g} of a vector's length"
+    )
+
+
+def digest_weights(encoder: SentenceTransformer) -> str:
+    """Hash names, shapes and up to 1024 values of every weight, evenly spread: quick, and another for another model."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        values = flat[:: max(1, flat.numel() // 1024)].float().cpu().numpy()
+        whole.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + values.tobytes())
+    return whole.hexdigest()
+
+
+# In the process that writes -----------------------------------------------------------------------------------------
+
+
+def _results(
+    work: Iterator[tuple[int, list[str], list[str] | None]], pool: Executor, width: int, spec: dict[str, Any]
+) -> Iterator[tuple[int, list[str] | None, np.ndarray, Counts]]:
+    """Send shards to the pool, a few ahead, and give their vectors in order."""
+    pending: deque[tuple[int, list[str] | None, Future[tuple[np.ndarray, Counts]]]] = deque()
+    for number, texts, ids in work:
+        pending.append((number, ids, pool.submit(_encode, spec, texts)))
+        if len(pending) > width:
+            number, ids, future = pending.popleft()
+            yield number, ids, *future.result()
+    while pending:
+        number, ids, future = pending.popleft()
+        yield number, ids, *future.result()
+
+
+class _Progress:
+    """Texts per second and the time that is left, as a bar or as lines."""
+
+    def __init__(self, rows: int, done: int) -> None:
+        self.bar = open_bar()
+        self.task = self.bar.add_task("texts", total=rows, completed=done, speed="")
+        self.rows, self.done, self.encoded = rows, done, 0
+        self.started = self.noticed = time.monotonic()
+
+    def advance(self, texts: int) -> None:
+        self.done += texts
+        self.encoded += texts
+        now = time.monotonic()
+        rate = self.encoded / max(now - self.started, 1e-9)
+        self.bar.update(self.task, advance=texts, speed=f"{rate:,.0f} texts/s")
+        if self.bar.disable and now - self.noticed > NOTICE_SECONDS:
+            self.noticed = now
+            left = (self.rows - self.done) / rate / 60
+            logger.info("%s of %s texts, %s texts/s, %.1f min left", *map(_grouped, (self.done, self.rows, rate)), left)
+
+
+def _grouped(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def _encode_to_folder(
+    out: Path, manifest: dict[str, Any], source: Source, pool: Executor, width: int, spec: dict[str, Any]
+) -> Counts:
+    """Write the shards that are not there yet."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "manifest.json").exists():
+        partial = out / "manifest.partial"
+        partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf8")
+        partial.replace(out / "manifest.json")
+    ending = ".npy" if source.ids is None else ".parquet"
+    size = manifest["shard_texts"]
+    shards = range(-(-source.rows // size))
+    names = [out / f"vectors-{number:05d}{ending}" for number in shards]
+    there = [name.exists() for name in names]
+    counts = Counts()
+    done = sum(min(size, source.rows - number * size) for number in shards if there[number])
+    if done:
+        logger.info("%s: goes on after %s of %s texts", out, _grouped(done), _grouped(source.rows))
+    progress = _Progress(source.rows, done)
+    missing = (
+        (number, texts, ids) for number, (texts, ids) in enumerate(_shards(source, size)) if not there[number]
+    )
+    with progress.bar:
+        for number, ids, vectors, counted in _results(missing, pool, width, spec):
+            with _File(names[number], len(vectors), vectors.shape[1]) as file:
+                file.append(ids, vectors)
+            counts.add(counted)
+            progress.advance(len(vectors))
+    return counts
+
+
+def _encode_to_file(
+    out: Path, manifest: dict[str, Any], source: Source, pool: Executor, width: int, spec: dict[str, Any]
+) -> Counts:
+    """Write one file."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    counts = Counts()
+    progress = _Progress(source.rows, 0)
+    work = ((number, texts, ids) for number, (texts, ids) in enumerate(_shards(source, manifest["shard_texts"])))
+    with progress.bar, _File(out, source.rows, manifest["dimension"]) as file:
+        for _, ids, vectors, counted in _results(work, pool, width, spec):
+            file.append(ids, vectors)
+            counts.add(counted)
+            progress.advance(len(vectors))
+    return counts
+
+
+class _File:
+    """A file of vectors that gets its name when it is whole; ``.npy``, or ``.parquet`` with ``embedding`` and ``id``."""
+
+    def __init__(self, path: Path, rows: int, dimension: int) -> None:
+        self.path, self.partial = path, path.with_name(path.name + ".partial")
+        self.rows, self.dimension = rows, dimension
+        self.stream: IO[bytes] = self.partial.open("wb")
+        self.writer: Any = None
+
+    def __enter__(self) -> "_File":
+        if self.path.suffix == ".npy":
+            shape = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, self.dimension)}
+            np.lib.format.write_array_header_1_0(self.stream, shape)
+        return self
+
+    def append(self, ids: list[str] | None, vectors: np.ndarray) -> None:
+        if self.path.suffix == ".npy":
+            self.stream.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
+            return
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self.dimension)
+        columns = {"embedding": embedding} if ids is None else {"id": pa.array(ids, pa.string()), "embedding": embedding}
+        table = pa.table(columns)
+        if self.writer is None:
+            self.writer = pq.ParquetWriter(self.stream, table.schema)
+        self.writer.write_table(table)
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        if self.writer is not None:
+            with suppress(OSError) if kind else suppress():
+                self.writer.close()
+        self.stream.close()
+        if kind is None:
+            self.partial.replace(self.path)
+        else:
+            self.partial.unlink(missing_ok=True)
+
+
+def _say(out: Path, source: Source, counts: Counts, config: EncodeConfig) -> None:
+    padding = 1 - counts.tokens / counts.padded if counts.padded else 0.0
+    logger.info(
+        "%s: %s vectors; encoded now: %s texts, %s distinct, %s tokens, %.1f %% padding",
+        out,
+        _grouped(source.rows),
+        _grouped(counts.texts),
+        _grouped(counts.distinct),
+        _grouped(counts.tokens),
+        100 * padding,
+    )
+    if counts.truncated:
+        logger.warning("%s texts were longer than the limit and cut off (--max_seq_length)", _grouped(counts.truncated))
+    if counts.blank:
+        logger.warning(
+            "%s texts are empty or white space: their vectors are what the model makes of its special tokens, zero "
+            "where it has none",
+            _grouped(counts.blank),
+        )
