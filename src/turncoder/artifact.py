@@ -21,7 +21,7 @@ from turncoder.data.tokenizer import pad_token_id
 from turncoder.model.attention import reopens
 from turncoder.model.conversion import is_converted
 
-__all__ = ["OPENS", "TEXT_ONLY", "put_in_place", "save_encoder"]
+__all__ = ["OPENS", "put_in_place", "save_encoder"]
 
 logger = logging.getLogger("turncoder")
 
@@ -37,11 +37,6 @@ MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
 ]
-TEXT_ONLY = {
-    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
-    "module_output_name": "token_embeddings",
-}
-"""Keeps sentence-transformers from putting every text through the chat template of a tokenizer that has one."""
 MENDS = "turncoder.make_bidirectional(model) after loading mends it"
 OPENS = {
     "bidirectional": "bidirectional",
@@ -61,7 +56,7 @@ def save_encoder(
     tokenizer_files: list[Path] | None,
     max_seq_length: int,
     pooling: str = "mean",
-    chat_template: bool = False,
+    inputs: dict[str, Any] | None = None,
     record: dict[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
 ) -> None:
@@ -81,8 +76,8 @@ def save_encoder(
         In tokens.
     pooling
         A pooling mode of sentence-transformers.
-    chat_template
-        Texts go through the tokenizer's chat template; else sentence-transformers is told to leave it alone.
+    inputs
+        Keys for ``sentence_bert_config.json`` that say what the model reads; None is plain text, as for every reader.
     record
         Extra keys for ``turncoder.json``: how MNTP aligned labels and states, the mask token id, the parents.
     extra
@@ -105,7 +100,7 @@ def save_encoder(
             "max_seq_length": max_seq_length,
             "do_lower_case": False,
             "tokenizer_args": {"padding_side": "right", "pad_token": pad_token},
-            **(TEXT_ONLY if tokenizer.chat_template and not chat_template else {}),
+            **(inputs or {}),
         },
         "1_Pooling/config.json": _pooling_config(backbone.config.get_text_config().hidden_size, pooling),
         "config_sentence_transformers.json": {

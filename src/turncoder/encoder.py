@@ -11,19 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Pooling, Transformer
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from turncoder.artifact import TEXT_ONLY, save_encoder
+from turncoder.artifact import save_encoder
 from turncoder.config import MergeConfig
 from turncoder.data.tokenizer import VOCABULARY_FILES, load_tokenizer, pad_token_id
 from turncoder.errors import UserError
 from turncoder.llm2vec import LLM2VecTransformer
 from turncoder.model.adapters import load_adapter
 from turncoder.model.attention import inspect_attention, make_bidirectional, settle_implementation
-from turncoder.model.backbone import find_file, load_backbone, load_model_config
+from turncoder.model.backbone import find_file, load_backbone, load_model_config, try_implementations
 from turncoder.model.conversion import is_converted
 
 __all__ = ["POOLING", "Source", "find_source", "load_encoder", "merge_to_folder"]
@@ -40,6 +41,10 @@ POOLING = {
 }
 """Our (and LLM2Vec's) names of poolings, and sentence-transformers'."""
 MAX_SEQ_LENGTH = 512
+TEXT_ONLY = {
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+}
 
 
 @dataclass(frozen=True)
@@ -247,26 +252,23 @@ def _open_folder(
     source: Source, where: dict[str, Any], loading: dict[str, Any], device: str | None
 ) -> SentenceTransformer:
     """Let sentence-transformers open its own folder."""
-    import torch
-
     dtype = loading["dtype"] or "float32"
-    kwargs = {
-        "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
-        "attn_implementation": loading["attn_implementation"],
-    }
-    try:
+    trusted = where["trust_remote_code"] or _is_ours(source.base, where)
+
+    def load(implementation: str) -> SentenceTransformer:
         return SentenceTransformer(
             source.base,
             device=device,
-            model_kwargs=kwargs,
+            model_kwargs={
+                "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
+                "attn_implementation": implementation,
+            },
             revision=where["revision"],
             cache_folder=where["cache_dir"],
-            trust_remote_code=where["trust_remote_code"] or _is_ours(source.base, where),
+            trust_remote_code=trusted,
         )
-    except (OSError, ValueError, KeyError) as error:
-        line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        remedy = "add --trust_remote_code if you trust its code" if "trust_remote_code" in str(error) else "look into it"
-        raise UserError(f"model_name_or_path: {source.base} cannot be opened: {line}; {remedy}") from error
+
+    return try_implementations(source.base, loading["attn_implementation"], load)
 
 
 def _is_ours(name: str, where: dict[str, Any]) -> bool:
@@ -445,7 +447,7 @@ def merge_to_folder(name: str, config: MergeConfig) -> Path:
         tokenizer_files=None,
         max_seq_length=encoder.max_seq_length or MAX_SEQ_LENGTH,
         pooling=str(pools[0].pooling_mode),
-        chat_template=config.chat_template,
+        inputs={name: getattr(encoder[0], name) for name in TEXT_ONLY} if config.chat_template else None,
         record={"stage": "merge", "parents": [{"name": source.base}, *({"name": one} for one in source.adapters)]},
         extra=extra,
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -14,10 +15,20 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Pretrained
 
 from turncoder.errors import UserError
 
-__all__ = ["count_embeddings", "find_file", "load_backbone", "load_causal_lm", "load_model_config", "resolve_model"]
+__all__ = [
+    "count_embeddings",
+    "find_file",
+    "load_backbone",
+    "load_causal_lm",
+    "load_model_config",
+    "resolve_model",
+    "try_implementations",
+]
 
 logger = logging.getLogger("turncoder")
 transformers.utils.logging.disable_progress_bar()  # a bar per shard of weights is noise in a log
+
+Loaded = TypeVar("Loaded")
 
 FALLBACKS = ("sdpa", "eager")
 IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
@@ -103,7 +114,7 @@ def load_backbone(
 def _load(
     auto_class: Any, name: str, where: dict[str, Any], dtype: str | None, implementation: str | None
 ) -> PreTrainedModel:
-    """Load with the first attention implementation that can be had, and see that no weight is missing."""
+    """Load with an attention implementation that can be had, and see that no weight is missing."""
     config = load_model_config(name, **where)
     if auto_class is AutoModel and config.is_encoder_decoder:
         raise UserError(
@@ -117,21 +128,47 @@ def _load(
         "output_loading_info": True,
         "use_safetensors": None,
     }
-    if implementation and "/" not in implementation and implementation not in IMPLEMENTATIONS:
+    model, loading = try_implementations(
+        name,
+        implementation,
+        lambda choice: auto_class.from_pretrained(name, config=config, attn_implementation=choice, **kwargs),
+    )
+    _check_complete(name, loading)
+    return model.eval()
+
+
+def try_implementations(name: str, asked: str | None, load: Callable[[str], Loaded]) -> Loaded:
+    """Load with the first of the attention implementation asked for, sdpa and eager that is to be had here.
+
+    Parameters
+    ----------
+    name
+        Of the model, for messages.
+    asked
+        What the user wants; None wants sdpa.
+    load
+        Called with the name of an implementation.
+
+    Raises
+    ------
+    UserError
+        No such implementation, none that works, or whatever else is wrong with the model.
+    """
+    if asked and "/" not in asked and asked not in IMPLEMENTATIONS:
         raise UserError(
-            f"attn_implementation = {implementation!r} is none of {', '.join(IMPLEMENTATIONS)}; "
+            f"attn_implementation = {asked!r} is none of {', '.join(IMPLEMENTATIONS)}; "
             "choose one, or a kernel of the hub as owner/name"
         )
     tried: list[str] = []
-    for choice in dict.fromkeys([implementation or "sdpa", *FALLBACKS]):
+    for choice in dict.fromkeys([asked or "sdpa", *FALLBACKS]):
         try:
-            model, loading = auto_class.from_pretrained(name, config=config, attn_implementation=choice, **kwargs)
+            loaded = load(choice)
         except (ImportError, ValueError) as error:  # no such kernel here, or the architecture does not have it
             if "attention" not in str(error).lower() and "attn" not in str(error).lower():
                 raise UserError(_why_not(name, error)) from error
             tried.append(choice)
             continue
-        except OSError as error:
+        except (OSError, KeyError) as error:
             raise UserError(_why_not(name, error)) from error
         except RuntimeError as error:
             if "mismatched_sizes" not in str(error):
@@ -141,8 +178,7 @@ def _load(
             ) from error
         if tried:
             logger.warning("attn_implementation: %s is not to be had here; %s is used", tried[0], choice)
-        _check_complete(name, loading)
-        return model.eval()
+        return loaded
     raise UserError(f"attn_implementation: none of {', '.join(tried)} can be used with {name}")
 
 

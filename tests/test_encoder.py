@@ -1,0 +1,250 @@
+"""load_encoder: whatever a name stands for, one call opens it, proven bidirectional or openly causal."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import Pooling, Transformer
+from transformers import (
+    AutoModel,
+    BertConfig,
+    DebertaV2Config,
+    GPT2Config,
+    GPTNeoConfig,
+    Lfm2Config,
+    LlamaConfig,
+    ModernBertConfig,
+    T5Config,
+)
+
+from turncoder.cli import main
+from turncoder.encoder import load_encoder
+from turncoder.errors import ConversionError, UserError
+from turncoder.model.attention import inspect_attention
+
+TEXTS = ["Once upon a time there was a dog", "a", "The cat sat on the mat and looked at the bird"]
+SMALL = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA = LlamaConfig(**SMALL, intermediate_size=48, max_position_embeddings=128)
+ENCODERS = {
+    "bert": BertConfig(**SMALL, intermediate_size=48, pad_token_id=0),
+    "deberta": DebertaV2Config(
+        **SMALL, intermediate_size=48, relative_attention=True, position_buckets=8, pos_att_type=["p2c", "c2p"]
+    ),
+    "modernbert": ModernBertConfig(**SMALL, intermediate_size=48, local_attention=8, pad_token_id=0),
+}
+DECODERS = {
+    "llama": LLAMA,
+    "gpt2": GPT2Config(vocab_size=512, n_embd=32, n_layer=2, n_head=4, n_positions=128),
+    "gpt_neo": GPTNeoConfig(
+        vocab_size=512, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]],
+        max_position_embeddings=128,
+    ),
+}  # fmt: skip
+
+
+def adapter(base: Path, folder: Path, seed: int, targets: tuple[str, ...] = ("q_proj", "v_proj")) -> Path:
+    """Write a LoRA that changes something, and names its base model."""
+    torch.manual_seed(seed)
+    config = LoraConfig(r=2, target_modules=list(targets), task_type="FEATURE_EXTRACTION")
+    model = get_peft_model(AutoModel.from_pretrained(base), config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.normal_(std=0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+def pool_by_hand(encoder: SentenceTransformer, texts: list[str]) -> np.ndarray:
+    rows = []
+    for text in texts:
+        ids = encoder.tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            rows.append(encoder.transformers_model(input_ids=ids).last_hidden_state[0].mean(0))
+    return torch.stack(rows).numpy()
+
+
+@pytest.mark.parametrize("name", [*ENCODERS, *DECODERS])
+def test_plain_models_open_proven(name: str, make_model: Callable[..., Path]) -> None:
+    folder = make_model({**ENCODERS, **DECODERS}[name])
+    encoder = load_encoder(str(folder))
+    assert type(encoder) is SentenceTransformer and type(encoder[0]) is Transformer
+    assert inspect_attention(encoder.transformers_model).verdict == "bidirectional"
+    np.testing.assert_allclose(encoder.encode(TEXTS), pool_by_hand(encoder, TEXTS), atol=1e-5)
+
+
+def test_a_decoder_that_stays_causal_says_so(make_model: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+    encoder = load_encoder(str(make_model(LLAMA)), bidirectional=False)
+    assert "attention is causal" in caplog.text
+    assert inspect_attention(encoder.transformers_model).verdict == "causal"
+
+
+def test_a_folder_that_automodel_opens_causal_is_mended(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_model(DECODERS["gpt_neo"])
+    assert main(["merge", str(folder), "--output", str(tmp_path / "merged")]) == 0
+    assert inspect_attention(AutoModel.from_pretrained(tmp_path / "merged")).verdict == "causal"
+    encoder = load_encoder(str(tmp_path / "merged"))
+    assert inspect_attention(encoder.transformers_model).verdict == "bidirectional"
+    np.testing.assert_allclose(encoder.encode(TEXTS), load_encoder(str(folder)).encode(TEXTS), atol=1e-5)
+
+
+def test_what_was_trained_bidirectional_is_not_opened_causal(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    main(["merge", str(make_model(LLAMA)), "--output", str(tmp_path / "merged")])
+    with pytest.raises(UserError, match="trained bidirectional"):
+        load_encoder(str(tmp_path / "merged"), bidirectional=False)
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_a_stack_of_adapters_from_any_side(merge: bool, make_model: Callable[..., Path], tmp_path: Path) -> None:
+    base = make_model(LLAMA)
+    first, second = adapter(base, tmp_path / "a1", 1), adapter(base, tmp_path / "a2", 2)
+    plain = load_encoder(str(base)).encode(TEXTS)
+    both = load_encoder(str(base), adapters=[str(first), str(second)], merge=merge).encode(TEXTS)
+    assert np.abs(both - plain).max() > 1e-2
+    np.testing.assert_allclose(load_encoder(str(first), adapters=[str(second)]).encode(TEXTS), both, atol=1e-5)
+    one = load_encoder(str(first)).encode(TEXTS)
+    assert np.abs(one - both).max() > 1e-2 and np.abs(one - plain).max() > 1e-2
+    out = tmp_path / "merged"
+    assert main(["merge", str(base), "--adapters", str(first), str(second), "--output", str(out)]) == 0
+    np.testing.assert_allclose(SentenceTransformer(str(out)).encode(TEXTS), both, atol=1e-5)
+    assert [one["name"] for one in json.loads((out / "turncoder.json").read_text())["parents"]] == [
+        str(base), str(first), str(second)
+    ]  # fmt: skip
+
+
+def test_a_run_that_kept_only_its_adapter(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+    words = ["--model_name_or_path", stories, "--train_file", stories_text, "--max_seq_length", "32", "--max_steps"]
+    words += ["3", "--max_train_samples", "16", "--max_eval_samples", "4", "--learning_rate", "0.01"]
+    for name, save in (("whole", "always"), ("adapter", "never")):
+        flags = [*words, "--output", tmp_path / name, "--save_merged", save]
+        assert main(["mntp", *map(str, flags)]) == 0
+    assert not (tmp_path / "adapter" / "model").exists()
+    whole, only = (load_encoder(str(tmp_path / name)) for name in ("whole", "adapter"))
+    np.testing.assert_allclose(only.encode(TEXTS), whole.encode(TEXTS), atol=1e-5)
+    plain = SentenceTransformer(str(tmp_path / "whole" / "model"))
+    np.testing.assert_array_equal(whole.encode(TEXTS), plain.encode(TEXTS))
+
+
+def test_poolings_under_either_padding_side(make_model: Callable[..., Path]) -> None:
+    folder = make_model(LLAMA)
+    for pooling in ("mean", "weighted_mean", "eos_token", "last_token", "bos_token", "cls"):
+        encoder = load_encoder(str(folder), pooling=pooling)
+        alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
+        for side in ("right", "left"):
+            encoder.tokenizer.padding_side = side
+            np.testing.assert_allclose(encoder.encode(TEXTS), alone, atol=1e-5, err_msg=f"{pooling} {side}")
+
+
+def test_the_end_of_text_is_added_once_and_survives_truncation(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    encoder = load_encoder(str(make_model(LLAMA)), pooling="eos_token", max_seq_length=8)
+    for text in ("a dog", "a dog and a cat and a bird and a fish"):
+        ids = encoder.preprocess([text])["input_ids"][0].tolist()
+        assert ids[0] == 1 and ids[-1] == 2 and ids.count(2) == 1 and len(ids) <= 8
+    encoder.save(str(tmp_path / "saved"))
+    np.testing.assert_allclose(SentenceTransformer(str(tmp_path / "saved")).encode(TEXTS), encoder.encode(TEXTS))
+
+
+def test_a_chat_template_is_an_option_and_never_a_surprise(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    plain = load_encoder(str(make_model(LLAMA))).encode(TEXTS)
+    folder = make_model(LLAMA, chat_template="{% for m in messages %}user: {{ m['content'] }} end{% endfor %}")
+    np.testing.assert_allclose(load_encoder(str(folder)).encode(TEXTS), plain, atol=1e-6)
+    assert main(["merge", str(folder), "--output", str(tmp_path / "merged")]) == 0
+    np.testing.assert_allclose(SentenceTransformer(str(tmp_path / "merged")).encode(TEXTS), plain, atol=1e-5)
+    templated = load_encoder(str(folder), chat_template=True).encode(TEXTS)
+    assert np.abs(templated - plain).max() > 1e-2
+    assert main(["merge", str(folder), "--chat_template", "--output", str(tmp_path / "chat")]) == 0
+    np.testing.assert_allclose(SentenceTransformer(str(tmp_path / "chat")).encode(TEXTS), templated, atol=1e-5)
+
+
+def test_a_folder_of_others_stays_what_it_is(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    module = Transformer(str(make_model(LLAMA)))
+    module.tokenizer.pad_token = "</s>"
+    theirs = SentenceTransformer(modules=[module, Pooling(32, "lasttoken")])
+    theirs.save(str(tmp_path / "theirs"))
+    np.testing.assert_allclose(load_encoder(str(tmp_path / "theirs")).encode(TEXTS), theirs.encode(TEXTS), atol=1e-6)
+    turned = load_encoder(str(tmp_path / "theirs"), bidirectional=True, pooling="mean")
+    assert inspect_attention(turned.transformers_model).verdict == "bidirectional"
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("pooling", "pooling = 'max' is none of mean"),
+        ("missing", "there is no model folder"),
+        ("empty", "no config.json"),
+        ("no weights", "no weights"),
+        ("no tokenizer", "tokenizer"),
+        ("other adapter", "does not fit"),
+        ("untrained adapter", "changes nothing"),
+        ("nameless adapter", "does not name its base model"),
+        ("encoder-decoder", "encoder-decoder"),
+        ("chat", "has none"),
+        ("remote code", "--trust_remote_code"),
+        ("part of a model", "lack"),
+    ],
+)
+def test_what_is_wrong_is_said(what: str, message: str, make_model: Callable[..., Path], tmp_path: Path) -> None:
+    folder, options = tmp_path / "model", {}
+    if what == "empty":
+        folder.mkdir()
+    elif what == "encoder-decoder":
+        make_model(T5Config(vocab_size=512, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4))
+    elif what != "missing":
+        make_model(LLAMA)
+    if what == "missing":
+        folder = tmp_path / "nothing"
+    elif what == "pooling":
+        options["pooling"] = "max"
+    elif what == "no weights":
+        (folder / "model.safetensors").unlink()
+    elif what == "no tokenizer":
+        for file in folder.glob("tokenizer*"):
+            file.unlink()
+    elif what == "other adapter":
+        other = make_model(GPT2Config(vocab_size=512, n_embd=32, n_layer=1, n_head=4), "other")
+        options["adapters"] = [str(adapter(other, tmp_path / "a", 0, ("c_attn",)))]
+    elif what == "untrained adapter":
+        config = LoraConfig(r=2, target_modules=["q_proj"])
+        get_peft_model(AutoModel.from_pretrained(folder), config).save_pretrained(tmp_path / "a")
+        options["adapters"] = [str(tmp_path / "a")]
+    elif what == "nameless adapter":
+        path = adapter(folder, tmp_path / "a", 0) / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
+        folder = tmp_path / "a"
+    elif what == "chat":
+        options["chat_template"] = True
+    elif what == "remote code":
+        config = {"model_type": "unheard-of", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "code.py").write_text("raise SystemExit('ran')")
+    elif what == "part of a model":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3, "layer_types": None}))
+    with pytest.raises(UserError, match=message):
+        load_encoder(str(folder), **options)
+
+
+def test_a_hybrid_is_refused_by_its_layers(make_model: Callable[..., Path]) -> None:
+    config = Lfm2Config(
+        vocab_size=512, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, layer_types=["conv", "full_attention"],
+    )  # fmt: skip
+    folder = str(make_model(config))
+    with pytest.raises(ConversionError, match=r"layers\.0: back only"):
+        load_encoder(folder)
+    assert load_encoder(folder, allow_partial=True).encode(TEXTS).shape == (3, 32)
+    assert load_encoder(folder, bidirectional=False).encode(TEXTS).shape == (3, 32)
+
+
+def test_no_beginning_no_bos_pooling(make_model: Callable[..., Path]) -> None:
+    folder = make_model(LLAMA)
+    state = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**state, "post_processor": None}))
+    with pytest.raises(UserError, match="puts no BOS"):
+        load_encoder(str(folder), pooling="bos_token")
+    assert load_encoder(str(folder), pooling="eos_token").preprocess(["a"])["input_ids"][0, -1] == 2
