@@ -1,0 +1,299 @@
+"""The command: files of texts to files of vectors, resumed, refused, in several processes; nothing half-written."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sentence_transformers import SentenceTransformer
+from transformers import LlamaConfig
+
+from turncoder.cli import main
+from turncoder.errors import UserError
+from turncoder.vectors import _File
+
+LLAMA = LlamaConfig(
+    vocab_size=512, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+    max_position_embeddings=256,
+)  # fmt: skip
+TEXTS = [f"Once upon a time there were {number} dogs" + " and a cat" * (number % 7) for number in range(60)] + ["", " "]
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
+
+
+@pytest.fixture
+def model(make_model: Callable[..., Path]) -> Path:
+    return make_model(LLAMA)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.jsonl"
+    rows = [{"text": text, "number": number} for number, text in enumerate(TEXTS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf8")
+    return path
+
+
+@pytest.fixture
+def expected(model: Path, tmp_path: Path) -> np.ndarray:
+    main(["merge", str(model), "--output", str(tmp_path / "merged")])
+    return SentenceTransformer(str(tmp_path / "merged")).encode(TEXTS)
+
+
+def test_one_row_per_line_in_order(
+    model: Path, source: Path, expected: np.ndarray, tmp_path: Path, command: Command
+) -> None:
+    code, out, err = command("encode", model, source, "--output", tmp_path / "out.npy")
+    assert code == 0 and out.strip() == str(tmp_path / "out.npy")
+    assert "62 texts, 62 distinct" in err and "2 texts are empty or white space" in err
+    assert "batches of up to 2,048 tokens" in err
+    vectors = np.load(tmp_path / "out.npy")
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+
+def test_parquet_with_ids(model: Path, source: Path, expected: np.ndarray, tmp_path: Path, command: Command) -> None:
+    out = tmp_path / "new" / "out.parquet"
+    assert command("encode", model, source, "--output", out, "--id-column", "number", "--shard_texts", 9)[0] == 0
+    table = pq.read_table(out)
+    assert table["id"].to_pylist() == [str(number) for number in range(len(TEXTS))]
+    np.testing.assert_allclose(np.stack(table["embedding"].to_numpy()), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["txt", "csv", "json.gz", "parquet", "folder", "saved"])
+def test_all_shapes_of_text(shape: str, model: Path, expected: np.ndarray, tmp_path: Path, command: Command) -> None:
+    path, words = tmp_path / f"in.{shape}", ["--id-column", "key"]
+    rows = [{"key": f"k{number}", "text": text} for number, text in enumerate(TEXTS)]
+    if shape == "txt":
+        path.write_text("\n".join(TEXTS) + "\n")
+        words = []
+    elif shape == "csv":
+        path.write_text("key,text\n" + "".join(f'{row["key"]},"{row["text"]}"\n' for row in rows))
+    elif shape == "json.gz":
+        path.write_bytes(gzip.compress(json.dumps(rows).encode()))
+    elif shape == "saved":
+        import datasets
+
+        datasets.Dataset.from_list(rows).save_to_disk(str(path))
+    else:
+        import pyarrow as pa
+
+        path = path if shape == "parquet" else tmp_path / "many" / "part.parquet"
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        path = path if shape == "parquet" else path.parent
+    assert command("encode", model, path, "--output", tmp_path / "out.parquet", *words)[0] == 0
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert not words or table["id"].to_pylist() == [row["key"] for row in rows]
+    np.testing.assert_allclose(np.stack(table["embedding"].to_numpy()), expected, atol=1e-5)
+
+
+def read_folder(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_goes_on_where_it_stopped(
+    model: Path, source: Path, expected: np.ndarray, tmp_path: Path, command: Command
+) -> None:
+    words = ["encode", model, source, "--shard_texts", 10, "--output"]
+    assert command(*words, tmp_path / "whole")[0] == 0
+    whole = read_folder(tmp_path / "whole")
+    assert sorted(whole) == ["manifest.json", *(f"vectors-{number:05d}.npy" for number in range(7))]
+    names = sorted((tmp_path / "whole").glob("*.npy"))
+    np.testing.assert_allclose(np.concatenate([np.load(name) for name in names]), expected, atol=1e-5)
+    for name in (names[0], names[3], names[6]):
+        name.unlink()
+    (tmp_path / "whole" / "vectors-00003.npy.partial").write_bytes(b"half")
+    _, _, err = command(*words, tmp_path / "whole")
+    assert "goes on after 40 of 62 texts" in err
+    assert read_folder(tmp_path / "whole") == whole
+    _, _, err = command(*words, tmp_path / "whole")
+    assert "encoded now: 0 texts" in err and read_folder(tmp_path / "whole") == whole
+
+
+def test_another_job_is_refused_and_overwritten_on_request(
+    model: Path, source: Path, tmp_path: Path, command: Command, make_model: Callable[..., Path]
+) -> None:
+    out, words = tmp_path / "out", ["--shard_texts", 10, "--output", tmp_path / "out"]
+    assert command("encode", model, source, *words)[0] == 0
+    before = read_folder(out)
+    code, _, err = command("encode", model, source, *words, "--normalize")
+    assert code == 2 and "normalize: False -> True" in err and "--overwrite" in err
+    other = make_model(LlamaConfig(**{**LLAMA.to_dict(), "num_hidden_layers": 1, "layer_types": None}), "other")
+    code, _, err = command("encode", other, source, *words)
+    assert code == 2 and "model:" in err
+    source.write_text(source.read_text().replace("Once", "Twice", 1))
+    code, _, err = command("encode", model, source, *words)
+    assert code == 2 and "texts:" in err
+    assert read_folder(out) == before
+    assert command("encode", model, source, *words, "--normalize", "--overwrite")[0] == 0
+    assert np.allclose(np.linalg.norm(np.load(out / "vectors-00000.npy"), axis=1), 1)
+
+
+def test_processes_have_a_model_each_and_the_same_vectors(
+    model: Path, source: Path, expected: np.ndarray, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "out"
+    assert command("encode", model, source, "--processes", 2, "--shard_texts", 10, "--output", out)[0] == 0
+    vectors = np.concatenate([np.load(name) for name in sorted(out.glob("*.npy"))])
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+
+def test_half_precision_says_what_it_costs(
+    model: Path, source: Path, expected: np.ndarray, tmp_path: Path, command: Command
+) -> None:
+    _, _, err = command("encode", model, source, "--dtype", "bfloat16", "--output", tmp_path / "out.npy")
+    assert "bfloat16 against float32 on 60 texts: lowest cosine 0.99" in err
+    vectors = np.load(tmp_path / "out.npy")
+    assert vectors.dtype == np.float32 and 1e-4 < np.abs(vectors - expected).max() < 0.5
+
+
+def test_settings_reach_the_encoder(model: Path, source: Path, tmp_path: Path, command: Command) -> None:
+    words = ["encode", model, source, "--overwrite", "--output", tmp_path / "out.npy"]
+    found = []
+    for flags in (
+        [], ["--no-bidirectional"], ["--pooling", "eos_token"], ["--prompt", "Find this:\n"], ["--max-seq-length", "8"],
+        ["--llm2vec"], ["--normalize"],
+    ):  # fmt: skip
+        code, _, err = command(*words, *flags)
+        assert code == 0
+        assert ("cut off" in err) == ("--max-seq-length" in flags)
+        found.append(np.load(tmp_path / "out.npy"))
+    for one in range(len(found)):
+        for other in range(one):
+            assert np.abs(found[one] - found[other]).max() > 1e-3
+
+
+BAD = {
+    "no words": (["encode"], "--output is missing"),
+    "no input": (["encode", "MODEL", "--output", "OUT.npy"], "encode needs MODEL and INPUT"),
+    "missing input": (["encode", "MODEL", "nothing.txt", "--output", "OUT.npy"], "no such file or folder"),
+    "empty input": (["encode", "MODEL", "empty.txt", "--output", "OUT.npy"], "the file is empty"),
+    "broken line": (["encode", "MODEL", "broken.jsonl", "--output", "OUT.npy"], "broken.jsonl, line 2: broken JSON"),
+    "not UTF-8": (["encode", "MODEL", "latin.txt", "--output", "OUT.npy"], "line 2.*not UTF-8"),
+    "no such column": (
+        ["encode", "MODEL", "INPUT", "--text-column", "body", "--output", "OUT.npy"],
+        "text_column 'body' is not there|no key 'body'",
+    ),
+    "no such id column": (
+        ["encode", "MODEL", "INPUT", "--id-column", "key", "--output", "OUT.parquet"],
+        "'key'",
+    ),
+    "twice the same id": (
+        ["encode", "MODEL", "twice.jsonl", "--id-column", "id", "--output", "OUT.parquet"],
+        "the id 'b' of column 'id' stands in rows 2 and 4",
+    ),
+    "ids of lines": (
+        ["encode", "MODEL", "good.txt", "--id-column", "id", "--output", "OUT.parquet"],
+        "has lines and no columns",
+    ),
+    "ids in npy": (["encode", "MODEL", "INPUT", "--id-column", "id", "--output", "OUT.npy"], "holds vectors only"),
+    "token ids": (["encode", "MODEL", "tokens.jsonl", "--output", "OUT.npy"], "holds token ids"),
+    "unknown pooling": (
+        ["encode", "MODEL", "INPUT", "--pooling", "max", "--output", "OUT.npy"],
+        "pooling = 'max' is not one of mean",
+    ),
+    "no model": (["encode", "absent/", "INPUT", "--output", "OUT.npy"], "model_name_or_path"),
+    "a folder that is no model": (["encode", "FOLDER", "INPUT", "--output", "OUT.npy"], "no config.json"),
+    "prompt too long": (
+        ["encode", "MODEL", "INPUT", "--prompt", "word " * 300, "--output", "OUT.npy"],
+        "tokens and max_seq_length is 256",
+    ),
+    "a folder of others": (["encode", "MODEL", "INPUT", "--output", "FOLDER"], "with other things in it"),
+    "no budget": (["encode", "MODEL", "INPUT", "--batch-tokens", "0", "--output", "OUT.npy"], "at least 1"),
+    "unknown flag": (["encode", "MODEL", "INPUT", "--poling", "mean", "--output", "OUT.npy"], "did you mean --pooling"),
+    "merge without output": (["merge", "MODEL"], "--output is missing"),
+    "merge over something": (["merge", "MODEL", "--output", "FOLDER", "--overwrite"], "is no model folder"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    name: str, model: Path, source: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").touch()
+    Path("good.txt").write_text("a dog\n")
+    Path("broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    Path("latin.txt").write_bytes("a\nFüße\n".encode("latin1"))
+    Path("twice.jsonl").write_text("".join(json.dumps({"id": one, "text": "a"}) + "\n" for one in "abcb"))
+    Path("tokens.jsonl").write_text('{"input_ids": [1, 2]}\n')
+    (tmp_path / "FOLDER").mkdir()
+    (tmp_path / "FOLDER" / "thesis.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    words, message = BAD[name]
+    names = {"MODEL": str(model), "INPUT": str(source)}
+    code, out, err = command(*(names.get(word, word) for word in words))
+    assert code == 2 and out == ""
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and re.search(message, errors[0]), err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_disk_leaves_nothing(model: Path, source: Path, tmp_path: Path, command: Command, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "out.npy")
+
+    monkeypatch.setattr(_File, "append", full)
+    code, _, err = command("encode", model, source, "--output", tmp_path / "out.npy")
+    assert code == 2 and "the disk is full" in err
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_out_of_memory_names_what_to_lower(model: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from turncoder.encode import encode_texts
+    from turncoder.encoder import load_encoder
+
+    encoder = load_encoder(str(model))
+
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(encoder[0], "forward", fail)
+    with pytest.raises(UserError, match="lower --batch_tokens"):
+        encode_texts(encoder, ["a"], batch_tokens=100)
+
+
+@pytest.mark.slow
+def test_killed_twice_the_bytes_are_those_of_one_go(model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "many.txt"
+    source.write_text("".join(f"Story {number}: a dog and {number % 97} cats.\n" for number in range(60_000)))
+    words = [sys.executable, "-m", "turncoder.cli", "encode", str(model), str(source), "--shard_texts", "2000"]
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen([*words, "--output", str(out)], env=environment, stderr=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait() == 0
+    for shards in (5, 15):
+        process = start(tmp_path / "killed")
+        while len(list((tmp_path / "killed").glob("vectors-*.npy"))) < shards and process.poll() is None:
+            time.sleep(0.005)
+        assert process.poll() is None, "it was done before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start(tmp_path / "killed").wait() == 0
+    assert read_folder(tmp_path / "killed") == read_folder(tmp_path / "whole")
