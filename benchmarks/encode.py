@@ -9,9 +9,9 @@ encode the same sentences and paragraphs. Every run of a side is a process of it
 few texts to warm up and is then timed; the sides take turns, medians over the rounds. sentence-transformers and llm2vec
 run with their defaults (32 texts a batch), sentence-transformers at other batch sizes too. llm2vec does a little less:
 it cuts texts to ``doc_max_length`` = 400 tokens, where the others go to 512, and leaves BOS out of the pooling.
-turncoder's vectors must be those of sentence-transformers, and in its LLM2Vec mode those of llm2vec. Tokens are the real
-ones that went through the model: a text that occurs twice counts twice with the others and once with turncoder, which
-encodes it once. FLOPs are those of real tokens, so padding lowers the share of the matrix-product rate.
+turncoder's vectors must be those of sentence-transformers, and in its LLM2Vec mode those of llm2vec. Tokens are the
+real ones that went through the model: a text that occurs twice counts twice with the others and once with turncoder,
+which encodes it once. FLOPs are those of real tokens, so padding lowers the share of the matrix-product rate.
 
 ``memory``: ``turncoder encode`` on a million short texts, its peak above that on 100 texts; then again, killed twice on
 the way, which must end in the same bytes.
@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import csv
 import filecmp
+import functools
 import json
 import os
 import random
@@ -54,6 +55,7 @@ ARMS = ("turncoder", DEFAULT, *BATCH_SIZES, "llm2vec")
 ALONE = 50
 BASE_TEXTS = 100
 SHARD_TEXTS = 16384  # the default of `turncoder encode`
+WORDS = ("small", "dog", "red", "house", "old", "tree", "cold", "water", "girl", "happy", "bird", "garden", "day")
 KILLS = (0.25, 0.6)  # shares of the shards that are there when it is killed
 
 
@@ -265,10 +267,9 @@ def measure_memory(options: argparse.Namespace, folder: Path) -> dict:
 def write_texts(path: Path, count: int) -> None:
     """Write made-up sentences of a few words, each with its own number."""
     draw = random.Random(0)
-    words = "small dog red house old tree cold water girl boy happy bird big garden sun friend play long day".split()
     with path.open("w", encoding="utf-8") as stream:
         for number in range(count):
-            stream.write(f"{' '.join(draw.choices(words, k=draw.randint(2, 10)))} {number}.\n")
+            stream.write(f"{' '.join(draw.choices(WORDS, k=draw.randint(2, 10)))} {number}.\n")
 
 
 def encode_command(texts: Path, out: Path, shard_texts: int) -> list[str]:
@@ -383,7 +384,10 @@ def make_model(setting: dict) -> dict:
     shutil.copyfile(TOKENIZER / "tokenizer.json", folder / "tokenizer.json")
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
     shape = {"padding_side": "right", "model_max_length": LENGTH, "clean_up_tokenization_spaces": False}
-    known = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens, **shape}
+    inputs = {
+        "model_input_names": ["input_ids", "attention_mask"]
+    }  # else 4.44 gives Llama token types, which it refuses
+    known = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens, **shape, **inputs}
     (folder / "tokenizer_config.json").write_text(json.dumps(known, indent=1) + "\n")
     embedded = model.get_input_embeddings().weight.numel()
     return {"non_embedding_parameters": sum(weight.numel() for weight in model.parameters()) - embedded}
@@ -406,7 +410,7 @@ def measure_matmul(setting: dict) -> dict:
 
 
 def peak_mb() -> float:
-    """Peak memory of this process; it began under a parent that has not loaded more than it will."""
+    """Peak memory of this process; Linux carries the parent's over into it, but the parent never loads as much."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
@@ -421,12 +425,16 @@ def time_encoding(setting: dict, model: Any, encode: Callable[[list[str]], Any],
     counted: list[list[int]] = []
     positions: list[int] = []
 
-    def count(module: Any, arguments: tuple, named: dict) -> None:
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def count_and_run(*arguments: Any, **named: Any) -> Any:
         mask_BL = named["attention_mask"]
         positions.append(mask_BL.numel())
         counted.append(mask_BL.sum(-1).tolist())
+        return forward(*arguments, **named)
 
-    model.register_forward_pre_hook(count, with_kwargs=True)
+    model.forward = count_and_run  # sentence-transformers calls it by this name, past all hooks
     loaded = peak_mb()
     begin, busy = time.perf_counter(), time.process_time()
     vectors_ND = encode(texts)

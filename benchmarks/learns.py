@@ -1,8 +1,8 @@
 """MNTP learns: what the objective gives, apart from what the text gives.
 
 Each model is trained five times for equally many steps on the same rows, through the same trainer: MNTP (masked tokens,
-bidirectional attention), as full training and as LoRA, and the controls: the masked objective under causal attention,
-both ways, and ordinary causal training on clean text. All of them are scored on the same held-out rows with the same masks:
+bidirectional attention), as full training and as LoRA, and the controls: the masked objective under causal
+attention, both ways, and ordinary causal training on clean text. All are scored on the same held-out rows and masks:
 loss in nats, top-1 and top-5, the state at t-1 predicting token t. Every row has the causal and the bidirectional
 model of step 0 beside it.
 

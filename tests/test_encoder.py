@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -189,35 +190,31 @@ def test_a_folder_of_others_stays_what_it_is(make_model: Callable[..., Path], tm
     ],
 )
 def test_what_is_wrong_is_said(what: str, message: str, make_model: Callable[..., Path], tmp_path: Path) -> None:
-    folder, options = tmp_path / "model", {}
-    if what == "empty":
-        folder.mkdir()
-    elif what == "encoder-decoder":
+    folder, options = tmp_path / "model", OPTIONS.get(what, {})
+    if what == "encoder-decoder":
         make_model(T5Config(vocab_size=512, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4))
+    elif what == "empty":
+        folder.mkdir()
     elif what != "missing":
         make_model(LLAMA)
-    if what == "missing":
-        folder = tmp_path / "nothing"
-    elif what == "pooling":
-        options["pooling"] = "max"
-    elif what == "no weights":
+        break_model(what, folder)
+    if what.endswith("adapter"):
+        options = {"adapters": [str(make_bad_adapter(what, folder, tmp_path / "a", make_model))]}
+    if what == "nameless adapter":
+        folder, options = tmp_path / "a", {}
+    with pytest.raises(UserError, match=message):
+        load_encoder(str(folder), **options)
+
+
+OPTIONS: dict[str, Any] = {"pooling": {"pooling": "max"}, "chat": {"chat_template": True}}
+
+
+def break_model(what: str, folder: Path) -> None:
+    if what == "no weights":
         (folder / "model.safetensors").unlink()
     elif what == "no tokenizer":
         for file in folder.glob("tokenizer*"):
             file.unlink()
-    elif what == "other adapter":
-        other = make_model(GPT2Config(vocab_size=512, n_embd=32, n_layer=1, n_head=4), "other")
-        options["adapters"] = [str(adapter(other, tmp_path / "a", 0, ("c_attn",)))]
-    elif what == "untrained adapter":
-        config = LoraConfig(r=2, target_modules=["q_proj"])
-        get_peft_model(AutoModel.from_pretrained(folder), config).save_pretrained(tmp_path / "a")
-        options["adapters"] = [str(tmp_path / "a")]
-    elif what == "nameless adapter":
-        path = adapter(folder, tmp_path / "a", 0) / "adapter_config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
-        folder = tmp_path / "a"
-    elif what == "chat":
-        options["chat_template"] = True
     elif what == "remote code":
         config = {"model_type": "unheard-of", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
         (folder / "config.json").write_text(json.dumps(config))
@@ -225,8 +222,19 @@ def test_what_is_wrong_is_said(what: str, message: str, make_model: Callable[...
     elif what == "part of a model":
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3, "layer_types": None}))
-    with pytest.raises(UserError, match=message):
-        load_encoder(str(folder), **options)
+
+
+def make_bad_adapter(what: str, base: Path, folder: Path, make_model: Callable[..., Path]) -> Path:
+    if what == "other adapter":
+        other = make_model(GPT2Config(vocab_size=512, n_embd=32, n_layer=1, n_head=4), "other")
+        return adapter(other, folder, 0, ("c_attn",))
+    if what == "nameless adapter":
+        path = adapter(base, folder, 0) / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
+        return folder
+    config = LoraConfig(r=2, target_modules=["q_proj"])
+    get_peft_model(AutoModel.from_pretrained(base), config).save_pretrained(folder)
+    return folder
 
 
 def test_a_hybrid_is_refused_by_its_layers(make_model: Callable[..., Path]) -> None:

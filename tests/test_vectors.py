@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,8 +18,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import LlamaConfig
 
 from turncoder.cli import main
+from turncoder.data.vectorfile import VectorFile
 from turncoder.errors import UserError
-from turncoder.vectors import _File
 
 LLAMA = LlamaConfig(
     vocab_size=512, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
@@ -230,8 +231,6 @@ BAD = {
 def test_bad_input_is_one_line_and_nothing_is_written(
     name: str, model: Path, source: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import re
-
     monkeypatch.chdir(tmp_path)
     Path("empty.txt").touch()
     Path("good.txt").write_text("a dog\n")
@@ -251,11 +250,13 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_full_disk_leaves_nothing(model: Path, source: Path, tmp_path: Path, command: Command, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_full_disk_leaves_nothing(
+    model: Path, source: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "out.npy")
 
-    monkeypatch.setattr(_File, "append", full)
+    monkeypatch.setattr(VectorFile, "append", full)
     code, _, err = command("encode", model, source, "--output", tmp_path / "out.npy")
     assert code == 2 and "the disk is full" in err
     assert not list(tmp_path.glob("out*"))

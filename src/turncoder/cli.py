@@ -174,7 +174,7 @@ def _merge(config: MergeConfig, words: list[str], console: Console) -> int:
     if len(words) != 1:
         raise UserError("merge needs one MODEL: a folder or a hub id, with --adapters to put on it")
     _look_for_hub(words[0], *config.adapters)
-    from turncoder.encoder import merge_to_folder
+    from turncoder.merging import merge_to_folder
 
     console.print(f"{merge_to_folder(words[0], config)}", highlight=False)
     return 0

@@ -398,7 +398,9 @@ class EncodeConfig(OpenKeys):
         if self.prompt is not None and self.prompt_name is not None:
             raise UserError(f"prompt = {self.prompt!r} and prompt_name = {self.prompt_name!r} are both set; keep one")
         if not self.output_dir:
-            raise UserError("--output is missing: OUT.npy, OUT.parquet, or a folder that an interrupted job goes on with")
+            raise UserError(
+                "--output is missing: OUT.npy, OUT.parquet, or a folder, which an interrupted job goes on in"
+            )
         if self.id_column and self.output_dir.endswith(".npy"):
             raise UserError("id_column: an .npy file holds vectors only; give --output OUT.parquet or a folder")
 

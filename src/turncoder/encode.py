@@ -95,10 +95,10 @@ class BatchEncoder:
         self.batch_tokens = batch_tokens or choose_batch_tokens(encoder)
         self.limit = encoder.max_seq_length or 1 << 30
         module = encoder[0]
-        tokenizer = getattr(module, "tokenizer", None)
-        reads_text = isinstance(module, Transformer) and tokenizer is not None
-        # A copy, for every call of the tokenizer leaves its padding and truncation behind
-        self.backend = take_backend(copy.deepcopy(tokenizer)) if reads_text else None
+        self.backend: Any = None
+        if isinstance(module, Transformer) and module.tokenizer is not None:
+            # A copy, for every call of the tokenizer leaves its padding and truncation behind
+            self.backend = take_backend(copy.deepcopy(module.tokenizer))
         self.added = self._count_added() if self.backend is not None else 0
         self.checked = not self.prompt or not _leaves_prompt_out(encoder)
 
@@ -120,7 +120,6 @@ class BatchEncoder:
         return (self.prompt or "") + text
 
     def _tokenise(self, texts: Sequence[str]) -> list[Any]:
-        assert self.backend is not None
         return self.backend.encode_batch_fast(list(texts))
 
     def _measure(self, texts: Sequence[str]) -> np.ndarray:
@@ -237,10 +236,7 @@ def choose_batch_tokens(encoder: SentenceTransformer) -> int:
     per_token = size * (12 * width + 4 * inner)
     if config._attn_implementation == "eager":
         per_token += 3 * size * longest * getattr(config, "num_attention_heads", 16)
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = free_memory()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     most = int(free / 2 / per_token)
     if device.type == "cpu":
         most = min(most, CPU_TOKENS)

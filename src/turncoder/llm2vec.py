@@ -9,7 +9,7 @@ In the names of tensors: B rows of a batch, L positions.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from sentence_transformers.models import Transformer
@@ -39,7 +39,13 @@ class LLM2VecTransformer(Transformer):
         The name by which LLM2Vec finds the chat template.
     """
 
-    config_keys = [*Transformer.config_keys, "pooling", "doc_max_length", "skip_instruction", "template_name"]
+    config_keys: ClassVar[list[str]] = [
+        *Transformer.config_keys,
+        "pooling",
+        "doc_max_length",
+        "skip_instruction",
+        "template_name",
+    ]
 
     def __init__(
         self,
@@ -81,9 +87,7 @@ class LLM2VecTransformer(Transformer):
         ids = self.tokenizer(text, add_special_tokens=False, truncation=True, max_length=self.max_seq_length)
         return len(ids["input_ids"])
 
-    def preprocess(  # type: ignore[override]
-        self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """Tokenise texts, or [instruction, text] pairs; the prompt is the instruction of those that bring none."""
         pairs = [(prompt, entry) if isinstance(entry, str) else (entry[0] or prompt, entry[1]) for entry in inputs]
         written = [self.write(text, instruction) for instruction, text in pairs]

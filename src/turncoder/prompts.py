@@ -2,20 +2,21 @@
 
 A prompt goes before the text as it is. What pooling leaves out is counted in tokens, so the tokens of the prompt must
 be the first tokens of prompt and text together; a prompt that ends in a newline, for example, keeps apart.
+What stands around both (a chat template, an end of text) is here too.
 """
 
 import json
 from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from turncoder.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Template", "check_prompt", "llm2vec_template"]
+__all__ = ["Template", "append_eos", "check_prompt", "llm2vec_template"]
 
 
 class Template(NamedTuple):
@@ -85,3 +86,40 @@ def llm2vec_template(name: str, model_type: str, pooling: str) -> Template:
     ends = table["ends"]
     end = ends.get(name, ends.get(model_type, "")) if pooling == "eos_token" else ""
     return Template(before, after + end, bool(before or end))
+
+
+def append_eos(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Have a tokenizer end every text in its end-of-text token, if it does not do so already.
+
+    Raises
+    ------
+    UserError
+        It has no such token, or is no fast tokenizer.
+    """
+    eos = tokenizer.eos_token
+    if eos is not None and tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:
+        return
+    from tokenizers import Tokenizer, processors
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if eos is None or backend is None:
+        raise UserError("pooling = 'eos_token': the tokenizer has no end-of-text token; choose mean or last_token")
+    number = tokenizer.eos_token_id
+    state = json.loads(backend.to_str())
+    steps = state["post_processor"]["processors"] if _kind(state) == "Sequence" else [state["post_processor"]]
+    template = next((step for step in steps if step and step["type"] == "TemplateProcessing"), None)
+    if template is None:
+        ends = processors.TemplateProcessing(
+            single=f"$A {eos}", pair=f"$A {eos} $B:1 {eos}:1", special_tokens=[(eos, number)]
+        )
+        before = backend.post_processor
+        backend.post_processor = ends if before is None else processors.Sequence([before, ends])
+        return
+    template["special_tokens"][eos] = {"id": eos, "ids": [number], "tokens": [eos]}
+    template["single"].append({"SpecialToken": {"id": eos, "type_id": 0}})
+    template["pair"].append({"SpecialToken": {"id": eos, "type_id": 1}})
+    backend.post_processor = Tokenizer.from_str(json.dumps(state)).post_processor
+
+
+def _kind(state: dict[str, Any]) -> str | None:
+    return (state["post_processor"] or {}).get("type")

@@ -11,22 +11,19 @@ import logging
 import multiprocessing
 import shutil
 import time
-from array import array
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
 from turncoder.config import ACTIONS, EncodeConfig, differences, to_dict
-from turncoder.data.corpus import Corpus, open_corpus
+from turncoder.data.rows import Rows, scan_rows
+from turncoder.data.vectorfile import VectorFile
 from turncoder.encode import BatchEncoder, Counts, free_memory
 from turncoder.encoder import load_encoder
 from turncoder.errors import UserError
@@ -39,18 +36,6 @@ logger = logging.getLogger("turncoder")
 FORMAT = 1
 PLACES = ACTIONS | {"output_dir", "processes", "device", "cache_dir", "batch_tokens", "model_revision"}
 """Settings that the vectors do not depend on, or that the manifest has otherwise."""
-SAMPLE = 64
-
-
-@dataclass(frozen=True)
-class Source:
-    """The texts, and their ids where there are any."""
-
-    texts: Corpus
-    ids: Corpus | None
-    rows: int
-    fingerprint: str
-    sample: tuple[str, ...]
 
 
 def encode_file(model: str, source: str, config: EncodeConfig) -> Path:
@@ -78,7 +63,7 @@ def encode_file(model: str, source: str, config: EncodeConfig) -> Path:
     assert config.output_dir is not None
     out = Path(config.output_dir)
     manifest = _read_manifest(out, config)
-    texts = _scan(source, config)
+    texts = scan_rows(source, text_column=config.text_column, id_column=config.id_column, cache_dir=config.cache_dir)
     spec = {"model": model, "config": config, "sample": texts.sample, "batch_tokens": config.batch_tokens}
     if manifest is not None:
         spec["batch_tokens"] = config.batch_tokens or manifest["batch_tokens"]
@@ -89,7 +74,7 @@ def encode_file(model: str, source: str, config: EncodeConfig) -> Path:
             "format": FORMAT,
             "model": facts["fingerprint"],
             "texts": texts.fingerprint,
-            "rows": texts.rows,
+            "rows": texts.count,
             "dimension": facts["dimension"],
             "batch_tokens": facts["batch_tokens"],
             **{name: value for name, value in to_dict(config).items() if name not in PLACES},
@@ -129,70 +114,13 @@ def _read_manifest(out: Path, config: EncodeConfig) -> dict[str, Any] | None:
         raise UserError(f"--output {out}: its manifest.json is broken; use --overwrite to start anew") from error
 
 
-def _scan(source: str, config: EncodeConfig) -> Source:
-    """Read everything once: what is wrong is said before a model is loaded, and the time left is known."""
-    shape: dict[str, Any] = {"cache_dir": config.cache_dir}
-    if Path(source).expanduser().exists():
-        shape["file"] = source
-    elif source.startswith((".", "/", "~")) or Path(source).suffix:
-        raise UserError(f"{source}: no such file or folder; INPUT is a file of texts, a folder of those, or a hub id")
-    else:
-        shape["dataset_name"] = source
-    texts = open_corpus(**shape, text_column=config.text_column)
-    if texts.tokenised:
-        raise UserError(f"{source} holds token ids; encode needs the texts (--text_column names their column)")
-    ids = open_corpus(**shape, text_column=config.id_column, numbers=True) if config.id_column else None
-    if ids is not None and source.removesuffix(".gz").endswith(".txt"):
-        raise UserError(f"id_column = {config.id_column!r}: {source} has lines and no columns; leave the flag away")
-    whole, rows, sample = hashlib.sha256(), 0, []
-    for text in texts:
-        data = text.encode("utf-8", "surrogatepass")
-        whole.update(len(data).to_bytes(8, "little") + data)
-        rows += 1
-        if len(sample) < SAMPLE and text.strip():
-            sample.append(text)
-    if not rows:
-        raise UserError(f"{source}: no text at all")
-    if ids is not None:
-        _check_ids(ids, source, str(config.id_column))
-    return Source(texts, ids, rows, whole.hexdigest(), tuple(sample))
-
-
-def _check_ids(ids: Corpus, source: str, column: str) -> None:
-    """Refuse ids that occur twice, holding eight bytes for each."""
-    hashes = array("Q", (_hash(one) for one in ids))
-    ordered = np.sort(np.frombuffer(hashes, dtype=np.uint64))
-    twice = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
-    if twice:
-        seen: dict[str, int] = {}
-        for row, one in enumerate(ids, 1):
-            if _hash(one) in twice:
-                if one in seen:
-                    raise UserError(
-                        f"{source}: the id {one!r} of column {column!r} stands in rows {seen[one]} and {row}; "
-                        "make ids unique, or leave --id_column away"
-                    )
-                seen[one] = row
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-
-
-def _shards(source: Source, size: int) -> Iterator[tuple[list[str], list[str] | None]]:
-    texts = iter(source.texts)
-    ids = iter(source.ids) if source.ids is not None else None
-    while shard := list(islice(texts, size)):
-        yield shard, None if ids is None else list(islice(ids, size))
-
-
 # In a process that encodes ------------------------------------------------------------------------------------------
 
 _worker: BatchEncoder | None = None
 _device: str | None = None
 
 
-class _start:  # noqa: N801 - a context manager that reads as a verb
+class _start:
     """A thread of this process, or processes that each have the model on a device of their own."""
 
     def __init__(self, config: EncodeConfig) -> None:
@@ -207,7 +135,10 @@ class _start:  # noqa: N801 - a context manager that reads as a verb
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         number = context.Value("i", 0)
         self.pool = ProcessPoolExecutor(
-            self.count, mp_context=context, initializer=_adopt, initargs=(number, devices, self.count)
+            self.count,
+            mp_context=context,
+            initializer=_adopt,  # type: ignore[arg-type]
+            initargs=(number, devices, self.count),  # type: ignore[arg-type]
         )
 
     def __enter__(self) -> tuple[Executor, int]:
@@ -351,7 +282,7 @@ def _grouped(number: float) -> str:
 
 
 def _encode_to_folder(
-    out: Path, manifest: dict[str, Any], source: Source, pool: Executor, width: int, spec: dict[str, Any]
+    out: Path, manifest: dict[str, Any], source: Rows, pool: Executor, width: int, spec: dict[str, Any]
 ) -> Counts:
     """Write the shards that are not there yet."""
     out.mkdir(parents=True, exist_ok=True)
@@ -361,20 +292,18 @@ def _encode_to_folder(
         partial.replace(out / "manifest.json")
     ending = ".npy" if source.ids is None else ".parquet"
     size = manifest["shard_texts"]
-    shards = range(-(-source.rows // size))
+    shards = range(-(-source.count // size))
     names = [out / f"vectors-{number:05d}{ending}" for number in shards]
     there = [name.exists() for name in names]
     counts = Counts()
-    done = sum(min(size, source.rows - number * size) for number in shards if there[number])
+    done = sum(min(size, source.count - number * size) for number in shards if there[number])
     if done:
-        logger.info("%s: goes on after %s of %s texts", out, _grouped(done), _grouped(source.rows))
-    progress = _Progress(source.rows, done)
-    missing = (
-        (number, texts, ids) for number, (texts, ids) in enumerate(_shards(source, size)) if not there[number]
-    )
+        logger.info("%s: goes on after %s of %s texts", out, _grouped(done), _grouped(source.count))
+    progress = _Progress(source.count, done)
+    missing = ((number, texts, ids) for number, (texts, ids) in enumerate(source.shards(size)) if not there[number])
     with progress.bar:
         for number, ids, vectors, counted in _results(missing, pool, width, spec):
-            with _File(names[number], len(vectors), vectors.shape[1]) as file:
+            with VectorFile(names[number], len(vectors), vectors.shape[1]) as file:
                 file.append(ids, vectors)
             counts.add(counted)
             progress.advance(len(vectors))
@@ -382,67 +311,31 @@ def _encode_to_folder(
 
 
 def _encode_to_file(
-    out: Path, manifest: dict[str, Any], source: Source, pool: Executor, width: int, spec: dict[str, Any]
+    out: Path, manifest: dict[str, Any], source: Rows, pool: Executor, width: int, spec: dict[str, Any]
 ) -> Counts:
     """Write one file."""
     out.parent.mkdir(parents=True, exist_ok=True)
     counts = Counts()
-    progress = _Progress(source.rows, 0)
-    work = ((number, texts, ids) for number, (texts, ids) in enumerate(_shards(source, manifest["shard_texts"])))
-    with progress.bar, _File(out, source.rows, manifest["dimension"]) as file:
-        for _, ids, vectors, counted in _results(work, pool, width, spec):
-            file.append(ids, vectors)
-            counts.add(counted)
-            progress.advance(len(vectors))
+    progress = _Progress(source.count, 0)
+    work = ((number, texts, ids) for number, (texts, ids) in enumerate(source.shards(manifest["shard_texts"])))
+    try:
+        with progress.bar, VectorFile(out, source.count, manifest["dimension"]) as file:
+            for _, ids, vectors, counted in _results(work, pool, width, spec):
+                file.append(ids, vectors)
+                counts.add(counted)
+                progress.advance(len(vectors))
+    except KeyboardInterrupt:
+        logger.warning("%s begins anew next time; --output with a folder goes on where it stopped", out)
+        raise
     return counts
 
 
-class _File:
-    """A file of vectors that gets its name when it is whole; ``.npy``, or ``.parquet`` with ``embedding`` and ``id``."""
-
-    def __init__(self, path: Path, rows: int, dimension: int) -> None:
-        self.path, self.partial = path, path.with_name(path.name + ".partial")
-        self.rows, self.dimension = rows, dimension
-        self.stream: IO[bytes] = self.partial.open("wb")
-        self.writer: Any = None
-
-    def __enter__(self) -> "_File":
-        if self.path.suffix == ".npy":
-            shape = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, self.dimension)}
-            np.lib.format.write_array_header_1_0(self.stream, shape)
-        return self
-
-    def append(self, ids: list[str] | None, vectors: np.ndarray) -> None:
-        if self.path.suffix == ".npy":
-            self.stream.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
-            return
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self.dimension)
-        columns = {"embedding": embedding} if ids is None else {"id": pa.array(ids, pa.string()), "embedding": embedding}
-        table = pa.table(columns)
-        if self.writer is None:
-            self.writer = pq.ParquetWriter(self.stream, table.schema)
-        self.writer.write_table(table)
-
-    def __exit__(self, kind: Any, *error: Any) -> None:
-        if self.writer is not None:
-            with suppress(OSError) if kind else suppress():
-                self.writer.close()
-        self.stream.close()
-        if kind is None:
-            self.partial.replace(self.path)
-        else:
-            self.partial.unlink(missing_ok=True)
-
-
-def _say(out: Path, source: Source, counts: Counts, config: EncodeConfig) -> None:
+def _say(out: Path, source: Rows, counts: Counts, config: EncodeConfig) -> None:
     padding = 1 - counts.tokens / counts.padded if counts.padded else 0.0
     logger.info(
         "%s: %s vectors; encoded now: %s texts, %s distinct, %s tokens, %.1f %% padding",
         out,
-        _grouped(source.rows),
+        _grouped(source.count),
         _grouped(counts.texts),
         _grouped(counts.distinct),
         _grouped(counts.tokens),

@@ -157,8 +157,12 @@ def open_corpora(
     UserError
         As :func:`open_corpus`.
     """
-    shape = {"dataset_config_name": dataset_config_name, "text_column": text_column, "cache_dir": cache_dir}
-    train = open_corpus(dataset_name=dataset_name, file=train_file, **shape)  # type: ignore[arg-type]
+    shape: dict[str, Any] = {
+        "dataset_config_name": dataset_config_name,
+        "text_column": text_column,
+        "cache_dir": cache_dir,
+    }
+    train = open_corpus(dataset_name=dataset_name, file=train_file, **shape)
     if validation_file is not None:
         if not Path(validation_file).expanduser().exists():
             raise UserError(f"validation_file: {validation_file}: no such file or folder")
@@ -205,7 +209,8 @@ def _from_files(path: Path, files: list[Path], text_column: str | None, numbers:
     def digest() -> str:
         return _hash_files(files, text_column)
 
-    first = next(read_file(files[0], text_column, numbers=numbers), "")  # what is wrong with the file is said now and not hours later
+    # What is wrong with the file is said now and not hours later
+    first = next(read_file(files[0], text_column, numbers=numbers), "")
     plain = all(find_ending(file) != ".parquet" and not file.name.lower().endswith(".gz") for file in files)
     size = sum(file.stat().st_size for file in files) if plain else None
     return Corpus(str(path), read, digest, isinstance(first, np.ndarray), size)

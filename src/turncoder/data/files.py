@@ -160,9 +160,7 @@ def _split_lines(chunks: Iterable[str]) -> Iterator[str]:
         yield last.removesuffix("\r")
 
 
-def _take_text(
-    row: Any, column: str | None, text_column: str | None, where: str, numbers: bool
-) -> tuple[str, Row]:
+def _take_text(row: Any, column: str | None, text_column: str | None, where: str, numbers: bool) -> tuple[str, Row]:
     """Take the text out of one JSON object; the first object decides the column."""
     if not isinstance(row, dict):
         raise UserError(f'{where}: expected an object like {{"text": "..."}}, found {json.dumps(row)[:40]}')

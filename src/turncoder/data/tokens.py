@@ -27,7 +27,6 @@ from turncoder.errors import UserError
 from turncoder.progress import NOTICE_SECONDS, open_bar
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["TokenPass"]

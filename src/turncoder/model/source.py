@@ -1,0 +1,105 @@
+"""What a name stands for: a base model, the adapters on it, and what is known about them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from turncoder.data.tokenizer import VOCABULARY_FILES
+from turncoder.errors import UserError
+from turncoder.model.backbone import find_file
+
+__all__ = ["Source", "find_source"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a name stands for.
+
+    Attributes
+    ----------
+    base
+        What transformers, or sentence-transformers, opens.
+    adapters
+        LoRA folders or hub ids on top of it, in order.
+    is_encoder
+        It is a sentence-transformers folder.
+    tokenizer
+        Where the tokenizer is.
+    bidirectional
+        Whether the run that it comes from was; None where that is not known.
+    llm2vec
+        The content of ``llm2vec_config.json``, if there is one.
+    template_name
+        The name by which LLM2Vec finds its chat templates.
+    """
+
+    base: str
+    adapters: tuple[str, ...] = ()
+    is_encoder: bool = False
+    tokenizer: str = ""
+    bidirectional: bool | None = None
+    llm2vec: dict[str, Any] | None = None
+    template_name: str = ""
+
+
+def find_source(
+    name: str, adapters: Sequence[str] = (), *, revision: str = "main", cache_dir: str | None = None
+) -> Source:
+    """Follow a name to its base model: through a run that kept only its adapter, and through adapters' own folders.
+
+    Raises
+    ------
+    UserError
+        A run that has nothing to open yet, or an adapter that does not say what it belongs to.
+    """
+    record = Path(name) / "run.json"
+    if record.exists():
+        source = _find_run(Path(name), json.loads(record.read_text(encoding="utf8")))
+    elif find_file(name, "modules.json", revision=revision, cache_dir=cache_dir):
+        source = Source(name, is_encoder=True, tokenizer=name)
+    elif path := find_file(name, "adapter_config.json", revision=revision, cache_dir=cache_dir):
+        base = json.loads(path.read_text(encoding="utf8")).get("base_model_name_or_path")
+        if not base or base == name:
+            raise UserError(
+                f"model_name_or_path: {name} is an adapter that does not name its base model; name that, and this as "
+                "--adapters"
+            )
+        below = find_source(base)
+        has_tokenizer = any(find_file(name, file, revision=revision, cache_dir=cache_dir) for file in VOCABULARY_FILES)
+        source = Source(
+            below.base, (*below.adapters, name), tokenizer=name if has_tokenizer else below.tokenizer or below.base
+        )
+    else:
+        source = Source(name, tokenizer=name)
+    last = [*source.adapters, *adapters][-1] if source.adapters or adapters else name
+    config = next(
+        (path for place in (last, name) if (path := find_file(place, "llm2vec_config.json", cache_dir=cache_dir))), None
+    )
+    kept = find_file(name, "config.json", cache_dir=cache_dir) if Path(name).is_dir() else None
+    template = json.loads(kept.read_text(encoding="utf8")).get("_name_or_path") if kept else None
+    return Source(
+        source.base,
+        (*source.adapters, *adapters),
+        source.is_encoder,
+        source.tokenizer,
+        source.bidirectional,
+        json.loads(config.read_text(encoding="utf8")) if config else None,
+        template or source.base,
+    )
+
+
+def _find_run(folder: Path, record: dict[str, Any]) -> Source:
+    if (folder / "model").is_dir():
+        return Source(str(folder / "model"), is_encoder=True, tokenizer=str(folder / "model"))
+    if not (folder / "adapter").is_dir():
+        raise UserError(f"model_name_or_path: the run {folder} has neither model/ nor adapter/ yet; let it finish")
+    config = record["config"]
+    below = find_source(config["model_name_or_path"])
+    return Source(
+        below.base,
+        (*below.adapters, *config["adapters"], str(folder / "adapter")),
+        tokenizer=config["tokenizer_name"] or below.tokenizer,
+        bidirectional=config["bidirectional"],
+    )
