@@ -384,9 +384,8 @@ def make_model(setting: dict) -> dict:
     shutil.copyfile(TOKENIZER / "tokenizer.json", folder / "tokenizer.json")
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
     shape = {"padding_side": "right", "model_max_length": LENGTH, "clean_up_tokenization_spaces": False}
-    inputs = {
-        "model_input_names": ["input_ids", "attention_mask"]
-    }  # else 4.44 gives Llama token types, which it refuses
+    # Else the tokenizer of 4.44 gives token types, which its Llama refuses
+    inputs = {"model_input_names": ["input_ids", "attention_mask"]}
     known = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens, **shape, **inputs}
     (folder / "tokenizer_config.json").write_text(json.dumps(known, indent=1) + "\n")
     embedded = model.get_input_embeddings().weight.numel()

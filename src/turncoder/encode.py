@@ -6,7 +6,6 @@ long ones a few at a time. A vector does not depend on its batch.
 In the names of tensors: N texts, U distinct ones, D width.
 """
 
-import copy
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +21,6 @@ from sentence_transformers.models import Pooling, Transformer
 from sentence_transformers.util import batch_to_device, truncate_embeddings
 
 from turncoder.data.batching import budget_batches
-from turncoder.data.tokenizer import take_backend
 from turncoder.errors import UserError
 from turncoder.llm2vec import LLM2VecTransformer
 from turncoder.prompts import check_prompt
@@ -95,10 +93,8 @@ class BatchEncoder:
         self.batch_tokens = batch_tokens or choose_batch_tokens(encoder)
         self.limit = encoder.max_seq_length or 1 << 30
         module = encoder[0]
-        self.backend: Any = None
-        if isinstance(module, Transformer) and module.tokenizer is not None:
-            # A copy, for every call of the tokenizer leaves its padding and truncation behind
-            self.backend = take_backend(copy.deepcopy(module.tokenizer))
+        tokenizer = module.tokenizer if isinstance(module, Transformer) else None
+        self.backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self.added = self._count_added() if self.backend is not None else 0
         self.checked = not self.prompt or not _leaves_prompt_out(encoder)
 
@@ -120,6 +116,9 @@ class BatchEncoder:
         return (self.prompt or "") + text
 
     def _tokenise(self, texts: Sequence[str]) -> list[Any]:
+        # Every call of the tokenizer leaves padding and truncation behind, and sets them anew
+        self.backend.no_padding()
+        self.backend.no_truncation()
         return self.backend.encode_batch_fast(list(texts))
 
     def _measure(self, texts: Sequence[str]) -> np.ndarray:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Pairs",
-    "build_encoder",
     "compare_ranks",
+    "forget_weights",
     "nearest",
     "rank_answers",
     "rank_encoded",
@@ -101,50 +101,30 @@ def score_bm25(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
     return scores_QN
 
 
-def build_encoder(folder: str, *, bidirectional: bool, max_length: int, random: bool = False) -> "SentenceTransformer":
-    """Mean pooling over a model as it lies in ``folder``, opened by sentence-transformers.
-
-    Parameters
-    ----------
-    folder
-        A decoder's folder or hub id.
-    bidirectional
-        Whether attention is turned, and proven, with no training.
-    random
-        Take the architecture and leave the weights at their random initialisation.
-    max_length
-        Tokens after which a text is cut.
-    """
+def forget_weights(encoder: "SentenceTransformer") -> "SentenceTransformer":
+    """Take the architecture of an encoder and leave its weights at their random initialisation."""
     import torch
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-    from turncoder.model.attention import make_bidirectional
-
-    transformer = Transformer(folder, max_seq_length=max_length, model_kwargs={"dtype": "float32"})
-    if random:
-        network = transformer.auto_model
-        torch.manual_seed(0)
-        network.load_state_dict(type(network)(network.config).state_dict())
-    if bidirectional:
-        make_bidirectional(transformer.auto_model)
-    tokenizer = transformer.tokenizer
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    tokenizer.padding_side = "right"
-    return SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())], device="cpu")
+    model = encoder.transformers_model
+    assert model is not None
+    torch.manual_seed(0)
+    model.load_state_dict(type(model)(model.config).state_dict())
+    return encoder
 
 
 def rank_encoded(encoder: "SentenceTransformer", pairs: Pairs) -> np.ndarray:
     """Rank documents by the cosine of an encoder's vectors; see `rank_answers`."""
-    queries_QD = encoder.encode(pairs.queries, normalize_embeddings=True, show_progress_bar=False)
-    documents_ND = encoder.encode(pairs.documents, normalize_embeddings=True, show_progress_bar=False)
-    return rank_answers(np.asarray(queries_QD) @ np.asarray(documents_ND).T)
+    from turncoder.encode import encode_texts
+
+    queries_QD, documents_ND = (encode_texts(encoder, one, normalize=True) for one in (pairs.queries, pairs.documents))
+    return rank_answers(queries_QD @ documents_ND.T)
 
 
 def nearest(encoder: "SentenceTransformer", sentences: Sequence[str], chosen: Sequence[int]) -> list[tuple[str, float]]:
     """Return the nearest other sentence, and its cosine, of each chosen one."""
-    vectors_ND = np.asarray(encoder.encode(list(sentences), normalize_embeddings=True, show_progress_bar=False))
+    from turncoder.encode import encode_texts
+
+    vectors_ND = encode_texts(encoder, list(sentences), normalize=True)
     cosine_QN = vectors_ND[list(chosen)] @ vectors_ND.T
     cosine_QN[np.arange(len(chosen)), list(chosen)] = -np.inf
     best_Q = cosine_QN.argmax(axis=1)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from turncoder.errors import UserError
 from turncoder.quickstart.retrieval import (
     Pairs,
-    build_encoder,
     compare_ranks,
+    forget_weights,
     nearest,
     rank_answers,
     rank_encoded,
@@ -62,7 +62,7 @@ def compare(base: str, turned: Path, control: Path, held_out: Sequence[str], siz
     UserError
         Fewer than ten of the held-out texts have a first sentence and a rest.
     """
-    from sentence_transformers import SentenceTransformer
+    from turncoder.encoder import load_encoder
 
     pairs = split_pairs(held_out, limit=sizes.pairs)
     if len(pairs.queries) < 10:
@@ -72,13 +72,13 @@ def compare(base: str, turned: Path, control: Path, held_out: Sequence[str], siz
         )
     masked = {CAUSAL: _read_scores(turned, "causal"), UNTRAINED: _read_scores(turned, "bidirectional")}
     masked |= {TURNED: _read_scores(turned, None), CONTROL: _read_scores(control, None)}
-    length = sizes.block_size
+    options: dict[str, Any] = {"max_seq_length": sizes.block_size, "device": "cpu"}
     builders = {
-        RANDOM: lambda: build_encoder(base, bidirectional=True, max_length=length, random=True),
-        CAUSAL: lambda: build_encoder(base, bidirectional=False, max_length=length),
-        CONTROL: lambda: SentenceTransformer(str(control / "model"), device="cpu"),
-        UNTRAINED: lambda: build_encoder(base, bidirectional=True, max_length=length),
-        TURNED: lambda: SentenceTransformer(str(turned / "model"), device="cpu"),
+        RANDOM: lambda: forget_weights(load_encoder(base, **options)),
+        CAUSAL: lambda: load_encoder(base, bidirectional=False, **options),
+        CONTROL: lambda: load_encoder(str(control), **options),
+        UNTRAINED: lambda: load_encoder(base, **options),
+        TURNED: lambda: load_encoder(str(turned), **options),
     }
     chosen, found = _choose(pairs), {}
     ranks = {WORDS: rank_answers(score_bm25(pairs.queries, pairs.documents))}

@@ -1,0 +1,71 @@
+"""The how-to pages are true: every command is run, and says what the page says; every piece of Python runs."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from turncoder.cli import main
+
+PAGES = sorted((Path(__file__).resolve().parents[1] / "docs" / "how-to").glob("*.md"))
+BLOCK = re.compile(r"```(console|python)\n(.*?)```", re.DOTALL)
+
+
+@pytest.fixture
+def place(stories: Path, stories_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the pages speak of."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(stories, "stories260k")
+    lines = [line for line in stories_text.read_text(encoding="utf8").splitlines() if line.strip()][:2000]
+    Path("stories.txt").write_text("\n".join(lines) + "\n", encoding="utf8")
+    rows = [json.dumps({"key": number, "story": line}) for number, line in enumerate(lines)]
+    Path("stories.jsonl").write_text("\n".join(rows) + "\n", encoding="utf8")
+    words = "mntp --model_name_or_path stories260k --train_file stories.txt --max_seq_length 64 --max_steps 20"
+    assert main([*words.split(), "--learning_rate", "1e-3", "--output", "mine", "--max_eval_samples", "8"]) == 0
+    return tmp_path
+
+
+def say(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Run a line of a transcript: turncoder, or rm."""
+    words = shlex.split(command)
+    capsys.readouterr()
+    if words[0] == "rm":
+        Path(words[1]).unlink()
+        return []
+    assert words[0] == "turncoder"
+    main(words[1:])
+    said = capsys.readouterr()
+    return [line for line in (said.err + said.out).splitlines() if line.strip()]
+
+
+def loose(line: str) -> str:
+    """Numbers with a point differ between processors; everything else is exact."""
+    return re.sub(r"\d+\.\d+(e-\d+)?", "#", line)
+
+
+def run_page(text: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run all blocks of a page, in order; give the page with what they say now."""
+
+    def run(block: re.Match[str]) -> str:
+        kind, body = block.groups()
+        if kind == "python":
+            exec(compile(body, "page", "exec"), {})  # noqa: S102 - our own page
+            return block.group(0)
+        lines = []
+        for command in re.findall(r"^\$ (.*)$", body, re.MULTILINE):
+            lines += [f"$ {command}", *say(command, capsys)]
+        return "```console\n" + "\n".join(lines) + "\n```"
+
+    return BLOCK.sub(run, text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_are_true(page: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = page.read_text(encoding="utf8")
+    now = run_page(text, capsys)
+    (place / page.name).write_text(now, encoding="utf8")  # to copy from, when the page is to be changed
+    assert [loose(line) for line in text.splitlines()] == [loose(line) for line in now.splitlines()]
