@@ -37,8 +37,8 @@ lint: $(STAMP)
 	$(BIN)/codespell
 
 docs: $(STAMP)
-	$(BIN)/turncoder check --all-architectures --markdown > docs/architectures.md.partial
-	mv docs/architectures.md.partial docs/architectures.md
+	$(BIN)/python -c "from pathlib import Path; from turncoder.model.architectures import write_docs; \
+	write_docs(Path('docs/architectures.md'))"
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
