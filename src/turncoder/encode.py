@@ -6,11 +6,13 @@ long ones a few at a time. A vector does not depend on its batch.
 In the names of tensors: N texts, U distinct ones, D width.
 """
 
+import ctypes
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -87,6 +89,8 @@ class BatchEncoder:
         batch_tokens: int | None = None,
         normalize: bool = False,
     ) -> None:
+        if encoder.device.type == "cpu":
+            keep_freed_memory()
         self.encoder = encoder.eval()
         self.prompt = self._find_prompt(prompt, prompt_name)
         self.normalize = normalize
@@ -240,6 +244,22 @@ def choose_batch_tokens(encoder: SentenceTransformer) -> int:
     if device.type == "cpu":
         most = min(most, CPU_TOKENS)
     return max(longest, min(most, MOST_TOKENS)) if most >= longest else max(most, 1)
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed instead of giving it back to the system, for the rest of the process.
+
+    Activations of some megabytes are allocated and freed for every operation of a layer; given back each time, every
+    page of them faults anew (300,000 faults against 7,000 for 2,000 texts). Other systems are left alone.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(trim_threshold, 256 << 20)
+        libc.mallopt(mmap_threshold, 64 << 20)
+    except (OSError, AttributeError):
+        return
 
 
 def free_memory() -> int:
