@@ -4,7 +4,8 @@
     python benchmarks/gpu.py --tiny     # anywhere: the same code at a toy shape, nothing committed
 
 Measured: the layer map under every attention implementation present; MNTP tokens/s, share of the measured
-matrix-product rate and peak memory (LoRA 16, mask rate 0.2); encoding; agreement with the CPU in fp32.
+matrix-product rate and peak memory (LoRA 16, mask rate 0.2); encoding, of full rows and of texts; agreement with the
+CPU in fp32.
 """
 
 import argparse
@@ -22,6 +23,9 @@ from machine import describe_machine, write_results
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, TrainingArguments, set_seed
 
 from turncoder.data.masking import Masking, collate
+from turncoder.data.tokenizer import train_tokenizer
+from turncoder.encode import BatchEncoder
+from turncoder.encoder import load_encoder
 from turncoder.model.adapters import attach_lora
 from turncoder.model.attention import attention_map, make_bidirectional
 from turncoder.model.heads import take_backbone, take_head
@@ -154,6 +158,31 @@ def encode(shape: dict, device: str, dtype: torch.dtype, rows: int, length: int,
     return {"rows": rows, "length": length, "tokens_per_second": round(rows * length / seconds)}
 
 
+def make_vectors(shape: dict, device: str, dtype: torch.dtype, count: int) -> dict:
+    """Texts of 3 to 300 words through `load_encoder` and token-budget batches, tokenizer included."""
+    draw = np.random.default_rng(0)
+    words = ["".join(draw.choice(list("abcdefghijklmnop"), 6)) for _ in range(5000)]
+    texts = [" ".join(draw.choice(words, length)) for length in draw.integers(3, 300, count)]
+    with tempfile.TemporaryDirectory() as folder:
+        take_backbone(build(shape, device, dtype)).save_pretrained(folder)
+        free()
+        train_tokenizer(texts[:500], 8000).save_pretrained(folder)
+        encoder = load_encoder(folder, dtype=str(dtype).removeprefix("torch."), device=device)
+        batches = BatchEncoder(encoder)
+        batches.encode(texts[:64])
+        started = time.perf_counter()
+        _, counts = batches.encode(texts)
+        seconds = time.perf_counter() - started
+    return {
+        "texts": count,
+        "batch_tokens": batches.batch_tokens,
+        "texts_per_second": round(count / seconds, 1),
+        "tokens_per_second": round(counts.tokens / seconds),
+        "padding_share": round(1 - counts.tokens / counts.padded, 4),
+        "peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if device == "cuda" else None,
+    }
+
+
 def agree(shape: dict, device: str) -> dict:
     """Run the same weights and rows on this device and on the CPU, fp32: states and the MNTP loss."""
     from turncoder.objectives.alignment import select_rows
@@ -206,6 +235,8 @@ def main() -> None:
         results[name]["share_of_matmul_rate"] = results[name]["flops_per_second"] / results["matmul_flops_per_second"]
         free()
     results["encode"] = encode(shape, device, dtype, rows, length, repeats)
+    free()
+    results["vectors"] = make_vectors(shape, device, dtype, 100 if options.tiny else 5000)
     free()
     results["agreement_with_cpu"] = agree(shape, device)
     if options.tiny or options.out:

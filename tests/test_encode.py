@@ -206,3 +206,21 @@ def test_prompts_are_checked_on_real_texts(stories: Path) -> None:
     check_prompt(tokenizer, "Find:\n", ["a dog", "", "  "], 100)
     with pytest.raises(UserError, match="does not stay apart"):
         check_prompt(tokenizer, "There w", ["as a dog"], 100)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gpu_gives_the_vectors_of_the_cpu(dtype: str, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModel
+
+    from turncoder.data.tokenizer import train_tokenizer
+
+    torch.manual_seed(0)
+    AutoModel.from_config(MODELS["llama"]).save_pretrained(tmp_path)
+    texts = make_texts(200)
+    train_tokenizer(texts, 300).save_pretrained(tmp_path)
+    cpu, gpu = (load_encoder(str(tmp_path), dtype=dtype, device=device) for device in ("cpu", "cuda"))
+    expected, found = encode_texts(cpu, texts, normalize=True), encode_texts(gpu, texts, normalize=True)
+    np.testing.assert_allclose(found, expected, atol=1e-5 if dtype == "float32" else 3e-2)
+    assert BatchEncoder(gpu).batch_tokens > encoding.CPU_TOKENS
