@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
-from transformers import BertConfig, GPT2Config, LlamaConfig, MistralConfig, ModernBertConfig
+from transformers import AutoModel, BertConfig, GPT2Config, LlamaConfig, MistralConfig, ModernBertConfig
 
 import turncoder
 from turncoder import encode as encoding
 from turncoder.data.batching import budget_batches
+from turncoder.data.tokenizer import train_tokenizer
 from turncoder.encode import BatchEncoder, choose_batch_tokens, encode_stream, encode_texts
 from turncoder.encoder import load_encoder
 from turncoder.errors import UserError
@@ -209,13 +211,9 @@ def test_prompts_are_checked_on_real_texts(stories: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_gpu_gives_the_vectors_of_the_cpu(dtype: str, tmp_path: Path) -> None:
-    import torch
-    from transformers import AutoModel
-
-    from turncoder.data.tokenizer import train_tokenizer
-
     torch.manual_seed(0)
     AutoModel.from_config(MODELS["llama"]).save_pretrained(tmp_path)
     texts = make_texts(200)
