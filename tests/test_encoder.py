@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,8 @@ def test_poolings_under_either_padding_side(make_model: Callable[..., Path]) -> 
     for pooling in ("mean", "weighted_mean", "eos_token", "last_token", "bos_token", "cls"):
         encoder = load_encoder(str(folder), pooling=pooling)
         alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
-        for side in ("right", "left"):
+        old = version("sentence-transformers") < "6.2" and pooling == "weighted_mean"  # which weighs from column 0
+        for side in ("right",) if old else ("right", "left"):
             encoder.tokenizer.padding_side = side
             np.testing.assert_allclose(encoder.encode(TEXTS), alone, atol=1e-5, err_msg=f"{pooling} {side}")
 

@@ -5,7 +5,7 @@ can be off by a token. Here a token belongs to the text when its character span 
 in llm2vec 0.2.3: chat templates by the model's name, an end of text for ``eos_token``, texts cut to ``doc_max_length``
 tokens word by word.
 
-In the names of tensors: B rows of a batch, L positions.
+In the names of tensors: B rows of a batch, L positions, D width.
 """
 
 from collections.abc import Sequence
@@ -110,4 +110,10 @@ class LLM2VecTransformer(Transformer):
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Run the model on the whole row; what follows sees the mask of the text."""
         rest = {name: value for name, value in features.items() if name != "pooled_BL"}
-        return {**super().forward(rest, **kwargs), "attention_mask": features["pooled_BL"]}
+        rest, pooled_BL = super().forward(rest, **kwargs), features["pooled_BL"]
+        if self.pooling == "weighted_mean":  # the first token pooled weighs 1; before 6.2 weights count from column 0
+            columns_L = torch.arange(pooled_BL.shape[1], device=pooled_BL.device)
+            from_BL = (columns_L + pooled_BL.argmax(-1, keepdim=True)) % pooled_BL.shape[1]
+            hidden_BLD, pooled_BL = rest["token_embeddings"], pooled_BL.gather(1, from_BL)
+            rest["token_embeddings"] = hidden_BLD.gather(1, from_BL[..., None].expand_as(hidden_BLD))
+        return {**rest, "attention_mask": pooled_BL}

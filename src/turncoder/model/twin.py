@@ -7,6 +7,7 @@ what a few architectures need besides is in `EXCEPTIONS`. All weights are redraw
 """
 
 import dataclasses
+import inspect
 from typing import Any, cast
 
 import torch
@@ -214,7 +215,7 @@ def shrink(config: PreTrainedConfig, *, width: int, window: int) -> PreTrainedCo
     given = config.to_dict()
     kept = kept_layers(given)
     values = {}
-    for name in (field.name for field in dataclasses.fields(type(config))):
+    for name in field_names(config):
         saved_as = name if name in given else config.attribute_map.get(name, "")
         if saved_as not in given or name in RECOMPUTED:
             continue
@@ -236,6 +237,13 @@ def shrink(config: PreTrainedConfig, *, width: int, window: int) -> PreTrainedCo
     if given.get("is_causal") is not None:  # no field of its own
         small.is_causal = given["is_causal"]
     return small
+
+
+def field_names(config: PreTrainedConfig) -> list[str]:
+    """Return what a configuration is made of: its fields, or for transformers before 5.4 what its constructor takes."""
+    if dataclasses.is_dataclass(config):
+        return [field.name for field in dataclasses.fields(config)]
+    return [name for name in inspect.signature(type(config).__init__).parameters if name not in ("self", "kwargs")]
 
 
 def layer_count(values: dict[str, Any]) -> int:
