@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.models import Pooling, Transformer
+from sentence_transformers.models import Normalize, Pooling, Transformer
 from transformers import (
     AutoModel,
     BertConfig,
@@ -21,6 +21,7 @@ from transformers import (
     Lfm2Config,
     LlamaConfig,
     ModernBertConfig,
+    RobertaConfig,
     T5Config,
 )
 
@@ -258,3 +259,43 @@ def test_no_beginning_no_bos_pooling(make_model: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match="puts no BOS"):
         load_encoder(str(folder), pooling="bos_token")
     assert load_encoder(str(folder), pooling="eos_token").preprocess(["a"])["input_ids"][0, -1] == 2
+
+
+def test_flags_reach_a_model_folder_too(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_model(LLAMA, chat_template="{{ messages }}")
+    main(["merge", str(folder), "--output", str(tmp_path / "merged")])
+    merged = str(tmp_path / "merged")
+    assert load_encoder(merged, pooling="eos_token").preprocess(["a dog"])["input_ids"][0, -1] == 2
+    assert load_encoder(merged, max_seq_length=1000).max_seq_length == 128
+    with pytest.raises(UserError, match="name its base model"):
+        load_encoder(merged, chat_template=True)
+    theirs = load_encoder(merged)
+    theirs.append(Normalize())
+    theirs.save(str(tmp_path / "theirs"))
+    with pytest.raises(UserError, match="leave the flag away"):
+        load_encoder(str(tmp_path / "theirs"), llm2vec=True)
+
+
+def test_prompts_survive_a_merge(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    encoder = load_encoder(str(make_model(LLAMA)))
+    encoder.prompts, encoder.default_prompt_name = {"query": "Find this:\n"}, "query"
+    encoder.save(str(tmp_path / "saved"))
+    main(["merge", str(tmp_path / "saved"), "--output", str(tmp_path / "merged")])
+    merged = SentenceTransformer(str(tmp_path / "merged"))
+    assert merged.default_prompt_name == "query"
+    np.testing.assert_allclose(merged.encode(TEXTS), encoder.encode(TEXTS), atol=1e-5)
+
+
+def test_models_of_roberta_s_kind_have_fewer_positions_than_they_say(make_model: Callable[..., Path]) -> None:
+    config = RobertaConfig(**SMALL, intermediate_size=48, max_position_embeddings=40, pad_token_id=1)
+    encoder = load_encoder(str(make_model(config)))
+    assert encoder.max_seq_length == 38
+    assert np.isfinite(encoder.encode(["a dog " * 100])).all()
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "modules.json", "llm2vec_config.json"])
+def test_broken_files_of_a_model_are_named(file: str, make_model: Callable[..., Path]) -> None:
+    folder = make_model(LLAMA)
+    (folder / file).write_text("{")
+    with pytest.raises(UserError, match="broken JSON"):
+        load_encoder(str(folder))

@@ -172,3 +172,11 @@ def test_a_text_of_nothing_has_a_vector(folders: Path) -> None:
     alone = encoder.encode([""])
     assert np.isfinite(alone).all()
     np.testing.assert_allclose(encoder.encode(["", TEXTS[1]])[:1], alone, atol=1e-5)
+
+
+def test_a_merge_keeps_the_chat_template(folders: Path, tmp_path: Path) -> None:
+    case = next(case for case in CASES if case["name_or_path"] and case["pooling"] == "mean")
+    out = tmp_path / "merged"
+    assert main(["merge", str(folders / f"{case['kind']}-chat"), "--llm2vec", "--output", str(out)]) == 0
+    before, after = open_case(folders, case), load_encoder(str(out))
+    np.testing.assert_allclose(after.encode(TEXTS), before.encode(TEXTS), atol=1e-5)

@@ -221,6 +221,13 @@ BAD = {
     ),
     "a folder of others": (["encode", "MODEL", "INPUT", "--output", "FOLDER"], "with other things in it"),
     "no budget": (["encode", "MODEL", "INPUT", "--batch-tokens", "0", "--output", "OUT.npy"], "at least 1"),
+    "unknown device": (["encode", "MODEL", "INPUT", "--device", "cudda", "--output", "OUT.npy"], "device = 'cudda'"),
+    "unknown suffix": (["encode", "MODEL", "INPUT", "--output", "OUT.npz"], r"\.npz is not written"),
+    "inside a file": (["encode", "MODEL", "INPUT", "--output", "good.txt/x.npy"], "is no folder"),
+    "a column of lines": (
+        ["encode", "MODEL", "good.txt", "--text-column", "body", "--output", "OUT.npy"],
+        "has lines and no columns",
+    ),
     "unknown flag": (["encode", "MODEL", "INPUT", "--poling", "mean", "--output", "OUT.npy"], "did you mean --pooling"),
     "merge without output": (["merge", "MODEL"], "--output is missing"),
     "merge over something": (["merge", "MODEL", "--output", "FOLDER", "--overwrite"], "is no model folder"),
@@ -298,3 +305,85 @@ def test_killed_twice_the_bytes_are_those_of_one_go(model: Path, tmp_path: Path)
         process.wait()
     assert start(tmp_path / "killed").wait() == 0
     assert read_folder(tmp_path / "killed") == read_folder(tmp_path / "whole")
+
+
+def test_overwriting_waits_for_right_input_and_takes_nothing_else(
+    model: Path, source: Path, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "out"
+    assert command("encode", model, source, "--output", out)[0] == 0
+    (out / "notes.md").write_text("mine")
+    before = read_folder(out)
+    for words in ([model, tmp_path / "nothing.txt"], [tmp_path / "nothing", source]):
+        assert command("encode", *words, "--output", out, "--overwrite")[0] == 2
+        assert read_folder(out) == before
+    assert command("encode", model, source, "--output", out, "--overwrite", "--normalize")[0] == 0
+    assert (out / "notes.md").read_text() == "mine"
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "manifest.json").write_text('{"name": "an app"}')
+    assert command("encode", model, source, "--output", app, "--overwrite")[0] == 2
+    assert [path.name for path in app.iterdir()] == ["manifest.json"]
+
+
+def test_a_folder_is_not_taken_up_with_another_pooling(
+    model: Path, source: Path, tmp_path: Path, command: Command
+) -> None:
+    main(["merge", str(model), "--output", str(tmp_path / "merged")])
+    words = ["encode", tmp_path / "merged", source, "--shard_texts", 10, "--output", tmp_path / "out"]
+    assert command(*words)[0] == 0
+    path = tmp_path / "merged" / "sentence_bert_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "max_seq_length": 4}))
+    (tmp_path / "out" / "vectors-00001.npy").unlink()
+    code, _, err = command(*words)
+    assert code == 2 and "model:" in err
+
+
+def test_a_shard_without_content_is_not_done(model: Path, source: Path, tmp_path: Path, command: Command) -> None:
+    words = ["encode", model, source, "--shard_texts", 10, "--output", tmp_path / "out"]
+    assert command(*words)[0] == 0
+    whole = read_folder(tmp_path / "out")
+    (tmp_path / "out" / "vectors-00002.npy").write_bytes(b"")
+    assert command(*words)[0] == 0
+    assert read_folder(tmp_path / "out") == whole
+
+
+def test_a_second_job_keeps_out(model: Path, source: Path, tmp_path: Path, command: Command) -> None:
+    from filelock import FileLock
+
+    with FileLock(tmp_path / ".out.lock"):
+        code, _, err = command("encode", model, source, "--output", tmp_path / "out")
+    assert code == 2 and "another job is writing there" in err
+
+
+def test_every_text_is_held_against_the_prompt(model: Path, tmp_path: Path, command: Command) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("".join(f"{number} dogs\n" for number in range(300)) + "as a dog\n")
+    code, _, err = command("encode", model, path, "--prompt", "There w", "--output", tmp_path / "out.npy")
+    assert code == 2 and "share a token" in err and not (tmp_path / "out.npy").exists()
+
+
+def test_half_a_surrogate_pair_and_blank_texts(model: Path, tmp_path: Path, command: Command) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "\\ud800 hi"}\n{"text": " "}\n{"text": ""}\n')
+    words = ["encode", model, path, "--output", tmp_path / "out.npy", "--overwrite"]
+    assert command(*words)[0] == 0 and np.isfinite(np.load(tmp_path / "out.npy")).all()
+    path.write_text("\n  \n\n")
+    blank = path.rename(tmp_path / "blank.txt")
+    assert command("encode", model, blank, "--dtype", "bfloat16", "--output", tmp_path / "b.npy")[0] == 0
+
+
+def test_ctrl_c_does_not_wait_for_the_shard(model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "many.txt"
+    source.write_text("".join(f"{number} " + "a dog and a cat " * 15 + "\n" for number in range(16_000)))
+    words = [sys.executable, "-m", "turncoder.cli", "encode", str(model), str(source), "--output", str(tmp_path / "o")]
+    process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "o" / "manifest.json").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    assert process.wait(timeout=60) == 130
+    assert time.monotonic() - began < 5
+    assert not list((tmp_path / "o").glob("vectors-*"))

@@ -18,7 +18,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from turncoder.data.tokenizer import pad_token_id
-from turncoder.model.attention import reopens
+from turncoder.model.attention import inspect_attention, reopens
 from turncoder.model.conversion import is_converted
 
 __all__ = ["OPENS", "put_in_place", "save_encoder"]
@@ -57,6 +57,8 @@ def save_encoder(
     max_seq_length: int,
     pooling: str = "mean",
     inputs: dict[str, Any] | None = None,
+    prompts: dict[str, str] | None = None,
+    default_prompt_name: str | None = None,
     record: dict[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
 ) -> None:
@@ -78,6 +80,8 @@ def save_encoder(
         A pooling mode of sentence-transformers.
     inputs
         Keys for ``sentence_bert_config.json`` that say what the model reads; None is plain text, as for every reader.
+    prompts, default_prompt_name
+        That the encoder keeps.
     record
         Extra keys for ``turncoder.json``: how MNTP aligned labels and states, the mask token id, the parents.
     extra
@@ -88,7 +92,10 @@ def save_encoder(
     Where plain ``AutoModel`` would not open the folder bidirectional again, a warning says so and ``turncoder.json``
     records it.
     """
-    opens = reopens(backbone) if is_converted(backbone.config) else "causal"
+    if is_converted(backbone.config):
+        opens = reopens(backbone)
+    else:  # an encoder, or a decoder that was left causal
+        opens = "bidirectional" if inspect_attention(backbone).verdict == "bidirectional" else "causal"
     if is_converted(backbone.config) and opens != "bidirectional":
         name = type(backbone).__name__
         logger.warning("%s: plain AutoModel opens %s %s; %s", folder, name, OPENS[opens], MENDS)
@@ -106,8 +113,8 @@ def save_encoder(
         "config_sentence_transformers.json": {
             "__version__": {key: importlib.metadata.version(package) for key, package in named.items()},
             "model_type": "SentenceTransformer",
-            "prompts": {},
-            "default_prompt_name": None,
+            "prompts": prompts or {},
+            "default_prompt_name": default_prompt_name,
             "similarity_fn_name": "cosine",
         },
         "turncoder.json": {**(record or {}), "reopens": opens},

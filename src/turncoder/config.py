@@ -401,7 +401,7 @@ class EncodeConfig(OpenKeys):
             raise UserError(
                 "--output is missing: OUT.npy, OUT.parquet, or a folder, which an interrupted job goes on in"
             )
-        if self.id_column and self.output_dir.endswith(".npy"):
+        if self.id_column and Path(self.output_dir).suffix == ".npy":
             raise UserError("id_column: an .npy file holds vectors only; give --output OUT.parquet or a folder")
 
 

@@ -34,7 +34,7 @@ logger = logging.getLogger("turncoder")
 SHARD_TEXTS = 16384
 CPU_TOKENS = 2048  # what keeps the activations of a layer in the processor's cache; measured, see docs/decisions.md
 MOST_TOKENS = 1 << 18
-MEASURED_AT_ONCE = 2048
+MEASURED_CHARACTERS = 1 << 20  # a text takes some twenty times its size while its tokens are counted
 
 
 @dataclass
@@ -91,7 +91,10 @@ class BatchEncoder:
     ) -> None:
         if encoder.device.type == "cpu":
             keep_freed_memory()
+        if batch_tokens is not None and batch_tokens < 1:
+            raise UserError(f"batch_tokens = {batch_tokens} must be at least 1")
         self.encoder = encoder.eval()
+        self.stopped = False  # by whoever has no use for the rest of a long list
         self.prompt = self._find_prompt(prompt, prompt_name)
         self.normalize = normalize
         self.batch_tokens = batch_tokens or choose_batch_tokens(encoder)
@@ -100,7 +103,7 @@ class BatchEncoder:
         tokenizer = module.tokenizer if isinstance(module, Transformer) else None
         self.backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self.added = self._count_added() if self.backend is not None else 0
-        self.checked = not self.prompt or not _leaves_prompt_out(encoder)
+        self.prompt_ids = self._count_prompt() if self.prompt and _leaves_prompt_out(encoder) else []
 
     def _find_prompt(self, prompt: str | None, name: str | None) -> str | None:
         if prompt is not None and name is not None:
@@ -111,29 +114,46 @@ class BatchEncoder:
             raise UserError(f"prompt_name = {name!r} is not among the encoder's prompts; it has {known}")
         return prompt if prompt is not None else prompts.get(name or self.encoder.default_prompt_name or "")
 
+    def _count_prompt(self) -> list[int]:
+        """Give the tokens that pooling leaves out."""
+        if "message" in getattr(self.encoder[0], "modality_config", {}):
+            raise UserError("--prompt: a chat template cannot leave a prompt out of the pooling; keep one of the two")
+        check_prompt(self.encoder.tokenizer, self.prompt or "", [], self.limit)
+        special = set(self.encoder.tokenizer.all_special_ids)
+        ids = list(self._tokenise([""])[0].ids)
+        while ids and ids[-1] in special:
+            ids.pop()
+        return ids
+
     def _count_added(self) -> int:
         """Count the tokens that the encoder puts around a text besides prompt and special tokens: a template's."""
         ids = self.encoder.preprocess(["a"], prompt=self.prompt)["input_ids"]
-        return int(ids.shape[-1]) - len(self._tokenise([self._write("a")])[0])
-
-    def _write(self, text: str) -> str:
-        return (self.prompt or "") + text
+        return int(ids.shape[-1]) - len(self._tokenise(["a"])[0])
 
     def _tokenise(self, texts: Sequence[str]) -> list[Any]:
         # Every call of the tokenizer leaves padding and truncation behind, and sets them anew
         self.backend.no_padding()
         self.backend.no_truncation()
-        return self.backend.encode_batch_fast(list(texts))
+        return self.backend.encode_batch_fast([(self.prompt or "") + text for text in texts])
 
     def _measure(self, texts: Sequence[str]) -> np.ndarray:
         """Count the tokens of each text [U], as if there were no limit."""
         if self.backend is None:  # some other module, that cuts texts as it likes
             return np.array([len(text) // 4 + 1 for text in texts])
         lengths: list[int] = []
-        for start in range(0, len(texts), MEASURED_AT_ONCE):
-            written = [self._write(text) for text in texts[start : start + MEASURED_AT_ONCE]]
-            lengths += map(len, self._tokenise(written))
-        return np.array(lengths) + self.added
+        batch: list[str] = []
+        size = 0
+        for number, text in enumerate(texts, 1):
+            batch.append(text)
+            size += len(text)
+            if size < MEASURED_CHARACTERS and number < len(texts):
+                continue
+            for one, encoding in zip(batch, self._tokenise(batch), strict=True):
+                lengths.append(len(encoding))
+                if self.prompt_ids and encoding.ids[: len(self.prompt_ids)] != self.prompt_ids:
+                    check_prompt(self.encoder.tokenizer, self.prompt or "", [one], self.limit)  # for its message
+            batch, size = [], 0
+        return np.array(lengths, dtype=np.int64) + self.added
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, Counts]:
         """Encode texts.
@@ -148,15 +168,14 @@ class BatchEncoder:
         tuple
             float32 [N, D], in the order of the texts, and what was done. A text without any token has the zero vector.
         """
+        texts = [clean(text) for text in texts]
         place = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         distinct = list(place)
-        if not self.checked and distinct:
-            check_prompt(self.encoder.tokenizer, self.prompt or "", distinct[:256], self.limit)
-            self.checked = True
         whole_U = self._measure(distinct)
-        most = self.limit
-        if isinstance(self.encoder[0], LLM2VecTransformer):
-            most = min(most, self.encoder[0].doc_max_length + self.added)
+        cut_U = whole_U > self.limit
+        module = self.encoder[0]
+        if isinstance(module, LLM2VecTransformer):
+            cut_U |= np.array([module.cuts(text) for text in distinct], dtype=bool)
         length_U = np.minimum(whole_U, self.limit)
         batches = budget_batches(length_U, self.batch_tokens)
         vectors_UD: np.ndarray | None = None
@@ -171,7 +190,7 @@ class BatchEncoder:
         counts = Counts(
             texts=len(texts),
             distinct=len(distinct),
-            truncated=sum(bool(whole_U[place[text]] > most) for text in texts) if self.backend is not None else 0,
+            truncated=sum(bool(cut_U[place[text]]) for text in texts) if self.backend is not None else 0,
             blank=sum(not text or text.isspace() for text in texts),
             tokens=int(length_U.sum()),
             padded=padded,
@@ -195,6 +214,8 @@ class BatchEncoder:
         with ThreadPoolExecutor(1) as ahead:
             following = ahead.submit(prepare, batches[0])
             for number, rows in enumerate(batches):
+                if self.stopped:
+                    raise RuntimeError("encoding was stopped")
                 features = following.result()
                 if number + 1 < len(batches):
                     following = ahead.submit(prepare, batches[number + 1])
@@ -214,6 +235,21 @@ class BatchEncoder:
         if self.normalize:
             vectors = torch.nn.functional.normalize(vectors, dim=-1)
         return vectors.cpu().numpy()
+
+
+def clean(text: str) -> str:
+    """Give a text that can be UTF-8: half a surrogate pair, which JSON can name, becomes U+FFFD.
+
+    Raises
+    ------
+    UserError
+        It is no text.
+    """
+    if not isinstance(text, str):
+        raise UserError(f"texts: {text!r} is no text; give strings")
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _leaves_prompt_out(encoder: SentenceTransformer) -> bool:

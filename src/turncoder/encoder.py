@@ -4,7 +4,6 @@ What comes back is a `SentenceTransformer`, so that everything of that ecosystem
 bidirectional, or it is said to be causal.
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Pooling, Transformer
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from turncoder.data.tokenizer import load_tokenizer, pad_token_id
 from turncoder.errors import UserError
@@ -21,10 +20,10 @@ from turncoder.model.adapters import load_adapter
 from turncoder.model.attention import inspect_attention, make_bidirectional, settle_implementation
 from turncoder.model.backbone import find_file, load_backbone, load_model_config, try_implementations
 from turncoder.model.conversion import is_converted
-from turncoder.model.source import Source, find_source
+from turncoder.model.source import Source, find_source, read_json
 from turncoder.prompts import append_eos
 
-__all__ = ["MAX_SEQ_LENGTH", "POOLING", "TEXT_ONLY", "load_encoder"]
+__all__ = ["MAX_SEQ_LENGTH", "POOLING", "TEXT_ONLY", "check_flags", "load_encoder"]
 
 logger = logging.getLogger("turncoder")
 
@@ -108,8 +107,8 @@ def load_encoder(
     ConversionError
         Layers stay causal; the message names them.
     """
-    if pooling is not None and pooling not in POOLING:
-        raise UserError(f"pooling = {pooling!r} is none of {', '.join(POOLING)}")
+    check_flags(pooling, dtype, device, max_seq_length)
+    adapters = [adapters] if isinstance(adapters, str) else adapters
     where: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
     source = find_source(name, adapters, **where)
     if source.base != name:
@@ -120,21 +119,23 @@ def load_encoder(
     loading: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     turning: dict[str, Any] = {"bidirectional": bidirectional, "allow_partial": allow_partial}
     settings = (source.llm2vec or {}) if llm2vec or (llm2vec is None and source.llm2vec is not None) else None
+    if source.is_encoder:
+        _check_folder(source, where, chat_template=chat_template, llm2vec=settings is not None)
     if source.is_encoder and settings is None:
         encoder = _open_folder(source, where, loading, device)
         backbone = encoder.transformers_model
         if isinstance(backbone, PreTrainedModel):
-            for adapter in source.adapters:
-                load_adapter(backbone, adapter, merge=merge)
+            _adapt(backbone, source, merge, cache_dir)
             _turn(backbone, source, **turning, plain=False)
-        if max_seq_length is not None:
-            encoder.max_seq_length = max_seq_length
+            if max_seq_length is not None:
+                encoder.max_seq_length = limit_length(backbone, max_seq_length)
         if pooling is not None:
+            if isinstance(encoder[0], Transformer):
+                fit_tokenizer(encoder.tokenizer, pooling)
             _set_pooling(encoder, pooling)
         return encoder.eval()
     backbone = load_backbone(source.base, **where, **loading)
-    for adapter in source.adapters:
-        load_adapter(backbone, adapter, merge=merge, cache_dir=cache_dir)
+    _adapt(backbone, source, merge, cache_dir)
     _turn(backbone, source, **turning, plain=not source.is_encoder)
     module = _wrap(
         backbone,
@@ -145,12 +146,34 @@ def load_encoder(
         chat_template=chat_template,
         max_seq_length=max_seq_length,
     )
-    named = pooling or (settings or {}).get("pooling_mode", "mean")
+    named = _name_pooling(pooling, settings)
     width = module.get_embedding_dimension()
     encoder = SentenceTransformer(modules=[module, Pooling(width, "mean", include_prompt=False)], device=device)
     encoder.similarity_fn_name = "cosine"
+    kept = _read_beside(source, "config_sentence_transformers.json", where) if source.is_encoder else None
+    if kept:
+        encoder.prompts, encoder.default_prompt_name = kept.get("prompts") or {}, kept.get("default_prompt_name")
     _set_pooling(encoder, named)
     return encoder.eval()
+
+
+def _check_folder(source: Source, where: dict[str, Any], *, chat_template: bool, llm2vec: bool) -> None:
+    """Refuse what a sentence-transformers folder decides for itself, or what would throw parts of it away."""
+    if chat_template:
+        raise UserError(
+            f"--chat_template: {source.base} is a sentence-transformers folder, which says itself what goes through a "
+            "template; name its base model"
+        )
+    if llm2vec and len(_read_beside(source, "modules.json", where) or []) > 2:
+        raise UserError(
+            f"--llm2vec: {source.base} has modules besides a model and its pooling, which LLM2Vec does not know; "
+            "leave the flag away"
+        )
+
+
+def _adapt(backbone: PreTrainedModel, source: Source, merge: bool, cache_dir: str | None) -> None:
+    for adapter in source.adapters:
+        load_adapter(backbone, adapter, merge=merge, cache_dir=cache_dir)
 
 
 def _open_folder(
@@ -180,9 +203,10 @@ def _is_ours(name: str, where: dict[str, Any]) -> bool:
     """Return whether all the code that a folder refers to is sentence-transformers' or our own."""
     place = {"revision": where["revision"], "cache_dir": where["cache_dir"]}
     modules, config = (find_file(name, file, **place) for file in ("modules.json", "config.json"))
-    if modules is None or (config is not None and "auto_map" in json.loads(config.read_text(encoding="utf8"))):
+    if modules is None or (config is not None and "auto_map" in read_json(config)):
         return False
-    types = [module["type"] for module in json.loads(modules.read_text(encoding="utf8"))]
+    listed: Any = read_json(modules)
+    types = [module["type"] for module in listed]
     return all(one.startswith(("sentence_transformers.", "turncoder.")) for one in types)
 
 
@@ -222,11 +246,8 @@ def _wrap(
     tokenizer = load_tokenizer(source.tokenizer, **where)  # its messages are better, and the padding is asked of it
     if chat_template and not tokenizer.chat_template:
         raise UserError(f"--chat_template: the tokenizer of {source.tokenizer} has none; leave the flag away")
-    named = pooling or (settings or {}).get("pooling_mode", "mean")
-    if settings is None and named == "eos_token":
-        append_eos(tokenizer)
-    if named == "bos_token" and tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id:
-        raise UserError("pooling = 'bos_token': the tokenizer puts no BOS before a text; choose mean or last_token")
+    named = _name_pooling(pooling, settings)
+    fit_tokenizer(tokenizer, named, ends=settings is None)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id(tokenizer))
     options: dict[str, Any] = {}
@@ -253,9 +274,70 @@ def _wrap(
     module = Given(source.tokenizer, processor_kwargs=where, **options)
     module.__class__ = kind
     module.processor = tokenizer
-    limit = getattr(backbone.config.get_text_config(), "max_position_embeddings", None) or MAX_SEQ_LENGTH
-    module.max_seq_length = min(max_seq_length or MAX_SEQ_LENGTH, limit if limit > 0 else MAX_SEQ_LENGTH)
+    module.max_seq_length = limit_length(backbone, max_seq_length)
     return module
+
+
+def limit_length(backbone: PreTrainedModel, asked: int | None) -> int:
+    """Return how many tokens a model can read: what is asked for (None: 512), or fewer where it has fewer positions.
+
+    Models of RoBERTa's kind count positions from behind their padding token's.
+    """
+    positions = getattr(backbone.config.get_text_config(), "max_position_embeddings", None) or 0
+    for name, module in backbone.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            positions = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    length = asked or MAX_SEQ_LENGTH
+    if positions > 0 and length > positions:
+        if asked:
+            logger.warning("max_seq_length: the model has %d positions; %d are read", positions, positions)
+        return positions
+    return length
+
+
+def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, pooling: str, ends: bool = True) -> None:
+    """See that the token which a pooling takes is there.
+
+    Raises
+    ------
+    UserError
+        There is no such token.
+    """
+    if pooling == "eos_token" and ends:
+        append_eos(tokenizer)
+    if pooling == "bos_token" and tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id:
+        raise UserError("pooling = 'bos_token': the tokenizer puts no BOS before a text; choose mean or last_token")
+
+
+def check_flags(pooling: str | None, dtype: str | None, device: str | None, length: int | None) -> None:
+    """Refuse, with a UserError, what no model could be opened with."""
+    if pooling is not None and pooling not in POOLING:
+        raise UserError(f"pooling = {pooling!r} is none of {', '.join(POOLING)}")
+    if dtype not in (None, "auto", "float32", "bfloat16", "float16"):
+        raise UserError(f"dtype = {dtype!r} is none of auto, float32, bfloat16, float16")
+    if length is not None and length < 1:
+        raise UserError(f"max_seq_length = {length} must be at least 1")
+    if device is None:
+        return
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UserError(f"device = {device!r} is none; choose cpu, cuda, cuda:1, mps, ...") from error
+    there: dict[str, Any] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if kind in there and not there[kind]():
+        raise UserError(f"device = {device!r} is not to be had on this machine; choose cpu, or leave the flag away")
+
+
+def _name_pooling(pooling: str | None, settings: dict[str, Any] | None) -> str:
+    named = pooling or (settings or {}).get("pooling_mode", "mean")
+    if named not in POOLING:
+        raise UserError(f"llm2vec_config.json: pooling_mode = {named!r} is none of {', '.join(POOLING)}; use --pooling")
+    return named
+
+
+def _read_beside(source: Source, file: str, where: dict[str, Any]) -> Any:
+    path = find_file(source.base, file, revision=where["revision"], cache_dir=where["cache_dir"])
+    return read_json(path) if path else None
 
 
 def _set_pooling(encoder: SentenceTransformer, pooling: str) -> None:

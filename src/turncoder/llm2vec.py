@@ -72,6 +72,10 @@ class LLM2VecTransformer(Transformer):
         head = self.template.before + head
         return head + text + self.template.after, len(head)
 
+    def cuts(self, text: str) -> bool:
+        """Say whether a text is longer than ``doc_max_length``."""
+        return self._count(text) > self.doc_max_length
+
     def _cut(self, text: str) -> str:
         """Drop words until the text has at most ``doc_max_length`` tokens, as LLM2Vec does: it counts to the limit."""
         length = self._count(text)

@@ -1,5 +1,6 @@
 """A base model and its adapters become one folder."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from turncoder.llm2vec import LLM2VecTransformer
 from turncoder.model.source import find_source
 
 __all__ = ["merge_to_folder"]
+
+logger = logging.getLogger("turncoder")
 
 
 def merge_to_folder(name: str, config: MergeConfig) -> Path:
@@ -66,7 +69,9 @@ def merge_to_folder(name: str, config: MergeConfig) -> Path:
             "max_length": encoder.max_seq_length,
             "doc_max_length": encoder[0].doc_max_length,
             "skip_instruction": encoder[0].skip_instruction,
+            "template_name": encoder[0].template_name,
         }
+        logger.warning("%s: LLM2Vec's semantics need turncoder.load_encoder; others pool every token", out)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_encoder(
         backbone,
@@ -76,6 +81,8 @@ def merge_to_folder(name: str, config: MergeConfig) -> Path:
         max_seq_length=encoder.max_seq_length or MAX_SEQ_LENGTH,
         pooling=str(pools[0].pooling_mode),
         inputs={name: getattr(encoder[0], name) for name in TEXT_ONLY} if config.chat_template else None,
+        prompts={name: prompt for name, prompt in encoder.prompts.items() if prompt},
+        default_prompt_name=encoder.default_prompt_name,
         record={"stage": "merge", "parents": [{"name": source.base}, *({"name": one} for one in source.adapters)]},
         extra=extra,
     )

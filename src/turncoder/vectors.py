@@ -9,23 +9,27 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import shutil
+import os
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedModel
 
 from turncoder.config import ACTIONS, EncodeConfig, differences, to_dict
 from turncoder.data.rows import Rows, scan_rows
-from turncoder.data.vectorfile import VectorFile
+from turncoder.data.vectorfile import VectorFile, is_whole
 from turncoder.encode import BatchEncoder, Counts, free_memory
-from turncoder.encoder import load_encoder
+from turncoder.encoder import check_flags, load_encoder
 from turncoder.errors import UserError
 from turncoder.progress import NOTICE_SECONDS, open_bar
 
@@ -34,8 +38,9 @@ __all__ = ["encode_file"]
 logger = logging.getLogger("turncoder")
 
 FORMAT = 1
-PLACES = ACTIONS | {"output_dir", "processes", "device", "cache_dir", "batch_tokens", "model_revision"}
+PLACES = ACTIONS | {"output_dir", "processes", "cache_dir", "batch_tokens", "model_revision"}
 """Settings that the vectors do not depend on, or that the manifest has otherwise."""
+FILES = (".npz", ".pt", ".csv", ".tsv", ".json", ".jsonl", ".txt", ".h5", ".safetensors", ".gz")
 
 
 def encode_file(model: str, source: str, config: EncodeConfig) -> Path:
@@ -62,12 +67,14 @@ def encode_file(model: str, source: str, config: EncodeConfig) -> Path:
     """
     assert config.output_dir is not None
     out = Path(config.output_dir)
-    manifest = _read_manifest(out, config)
+    check_flags(config.pooling, config.dtype, config.device, config.max_seq_length)
+    manifest = _look_at(out, config)
     texts = scan_rows(source, text_column=config.text_column, id_column=config.id_column, cache_dir=config.cache_dir)
     spec = {"model": model, "config": config, "sample": texts.sample, "batch_tokens": config.batch_tokens}
     if manifest is not None:
         spec["batch_tokens"] = config.batch_tokens or manifest["batch_tokens"]
-    with _start(config) as (pool, width):
+    with ExitStack() as stack:
+        pool, width = stack.enter_context(_start(config))
         facts = pool.submit(_describe, spec).result()
         spec["batch_tokens"] = facts["batch_tokens"]
         now = {
@@ -78,6 +85,7 @@ def encode_file(model: str, source: str, config: EncodeConfig) -> Path:
             "dimension": facts["dimension"],
             "batch_tokens": facts["batch_tokens"],
             **{name: value for name, value in to_dict(config).items() if name not in PLACES},
+            "dtype": config.dtype or "float32",
         }
         if manifest is not None and (changed := differences(manifest, now)):
             raise UserError(
@@ -87,31 +95,59 @@ def encode_file(model: str, source: str, config: EncodeConfig) -> Path:
         if facts["notice"]:
             logger.info("%s", facts["notice"])
         logger.info("batches of up to %s tokens", f"{facts['batch_tokens']:,}")
+        stack.enter_context(_lock(out))
         encode_shards = _encode_to_folder if out.suffix not in (".npy", ".parquet") else _encode_to_file
         counts = encode_shards(out, now, texts, pool, width, spec)
     _say(out, texts, counts, config)
     return out
 
 
-def _read_manifest(out: Path, config: EncodeConfig) -> dict[str, Any] | None:
+def _look_at(out: Path, config: EncodeConfig) -> dict[str, Any] | None:
     """Look at what is there already: nothing, the shards of a job that is taken up, or something else."""
-    if out.is_dir() and out.suffix in (".npy", ".parquet"):
+    suffix = out.suffix.lower()
+    if suffix in FILES or suffix != out.suffix:
+        raise UserError(f"--output {out}: {out.suffix} is not written; give OUT.npy, OUT.parquet, or a folder")
+    if any(parent.exists() and not parent.is_dir() for parent in out.parents):
+        raise UserError(f"--output {out} lies in something that is no folder; choose another place")
+    as_file = suffix in (".npy", ".parquet")
+    if out.is_dir() and as_file:
         raise UserError(f"--output {out} is a folder; name a file, or a folder without .npy or .parquet in its name")
-    found = out / "manifest.json"
-    if out.is_dir() and any(out.iterdir()) and not found.exists():
-        raise UserError(f"--output {out} is a folder with other things in it; choose a new one")
-    if out.is_file() and not config.overwrite:
-        raise UserError(f"--output {out} exists; choose another name, or use --overwrite to replace it")
-    if out.is_dir() and config.overwrite:
-        if found.exists():
-            shutil.rmtree(out)
-        return None
-    if not found.exists():
+    if out.is_file() and not (config.overwrite and as_file):
+        remedy = ", or use --overwrite to replace it" if as_file else ""
+        raise UserError(f"--output {out} exists; choose another name{remedy}")
+    if not out.is_dir() or not any(out.iterdir()):
         return None
     try:
-        return json.loads(found.read_text(encoding="utf8"))
+        manifest = json.loads((out / "manifest.json").read_text(encoding="utf8"))
+    except FileNotFoundError:
+        manifest = None
     except ValueError as error:
-        raise UserError(f"--output {out}: its manifest.json is broken; use --overwrite to start anew") from error
+        raise UserError(f"--output {out}: its manifest.json is broken; choose a new folder") from error
+    if not isinstance(manifest, dict) or not {"format", "shard_texts", "batch_tokens", "dimension"} <= set(manifest):
+        raise UserError(f"--output {out} is a folder with other things in it; choose a new one")
+    return None if config.overwrite else manifest
+
+
+@contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """Keep a second job out of a folder; what is killed leaves no lock behind."""
+    path = out.with_name(f".{out.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(
+            f"--output {out}: another job is writing there; wait for it, or choose another place"
+        ) from error
+    path.unlink(missing_ok=True)
+
+
+def _clear(out: Path) -> None:
+    """Remove the vectors of another job, and nothing else."""
+    for pattern in ("manifest.*", "vectors-*"):
+        for path in out.glob(pattern):
+            path.unlink()
 
 
 # In a process that encodes ------------------------------------------------------------------------------------------
@@ -144,7 +180,12 @@ class _start:
     def __enter__(self) -> tuple[Executor, int]:
         return self.pool, self.count
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        if kind is not None and _worker is not None:
+            _worker.stopped = True  # else the shard at hand is waited for
+        if kind is not None and isinstance(self.pool, ProcessPoolExecutor):
+            for process in list((self.pool._processes or {}).values()):
+                process.terminate()
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -155,6 +196,15 @@ def _adopt(number: Any, devices: list[str | None], count: int) -> None:
         _device = devices[number.value % len(devices)]
         number.value += 1
     torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def _leave_with(parent: Any) -> None:
+    """End when the process that writes has ended, killed perhaps: nobody would take the vectors."""
+    parent.join()
+    os._exit(1)
 
 
 def _open(spec: dict[str, Any]) -> BatchEncoder:
@@ -198,11 +248,11 @@ def _encode(spec: dict[str, Any], texts: list[str]) -> tuple[np.ndarray, Counts]
 def _describe(spec: dict[str, Any]) -> dict[str, Any]:
     """Open the encoder and say what it is; in half precision also what that costs."""
     batches = _open(spec)
-    first, _ = batches.encode(spec["sample"])
+    first, _ = batches.encode(spec["sample"] or ("a",))
     dtype = batches.encoder.dtype
     return {
         "notice": _compare(batches, first, spec, str(dtype)[6:]) if dtype not in (torch.float32, None) else None,
-        "fingerprint": digest_weights(batches.encoder),
+        "fingerprint": digest_encoder(batches),
         "dimension": first.shape[1] if len(first) else batches.width,
         "batch_tokens": batches.batch_tokens,
     }
@@ -218,7 +268,7 @@ def _compare(batches: BatchEncoder, half_ND: np.ndarray, spec: dict[str, Any], n
     whole = BatchEncoder(
         _load(spec, "float32"), prompt=batches.prompt, batch_tokens=batches.batch_tokens, normalize=batches.normalize
     )
-    full_ND, _ = whole.encode(spec["sample"])
+    full_ND, _ = whole.encode(spec["sample"] or ("a",))
     lengths_N = np.linalg.norm(full_ND, axis=1) * np.linalg.norm(half_ND, axis=1)
     cosine_N = (full_ND * half_ND).sum(1) / np.maximum(lengths_N, 1e-12)
     off_N = np.linalg.norm(full_ND - half_ND, axis=1) / np.maximum(np.linalg.norm(full_ND, axis=1), 1e-12)
@@ -228,9 +278,22 @@ def _compare(batches: BatchEncoder, half_ND: np.ndarray, spec: dict[str, Any], n
     )
 
 
-def digest_weights(encoder: SentenceTransformer) -> str:
-    """Hash names, shapes and up to 1024 values of every weight, evenly spread: quick, and another for another model."""
-    whole = hashlib.sha256()
+def digest_encoder(batches: BatchEncoder) -> str:
+    """Hash all that vectors depend on: settings of every module, tokenizer, prompt, limit, and the weights.
+
+    Of each weight up to 1024 values, evenly spread, stand for it: quick, and another for another model.
+    """
+    encoder = batches.encoder
+    settings: list[Any] = [[type(module).__name__, getattr(module, "get_config_dict", dict)()] for module in encoder]
+    model = encoder.transformers_model
+    if isinstance(model, PreTrainedModel):
+        settings.append(["model", {**model.config.to_dict(), "_name_or_path": None}])
+    settings.append(["text", [batches.prompt, batches.limit, encoder.truncate_dim]])
+    if batches.backend is not None:
+        batches.backend.no_padding()
+        batches.backend.no_truncation()
+        settings.append(["tokenizer", batches.backend.to_str()])
+    whole = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         flat = tensor.detach().reshape(-1)
         values = flat[:: max(1, flat.numel() // 1024)].float().cpu().numpy()
@@ -286,6 +349,10 @@ def _encode_to_folder(
 ) -> Counts:
     """Write the shards that are not there yet."""
     out.mkdir(parents=True, exist_ok=True)
+    if spec["config"].overwrite:
+        _clear(out)
+    for path in out.glob("*.partial"):  # of a job that was killed
+        path.unlink()
     if not (out / "manifest.json").exists():
         partial = out / "manifest.partial"
         partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf8")
@@ -294,7 +361,10 @@ def _encode_to_folder(
     size = manifest["shard_texts"]
     shards = range(-(-source.count // size))
     names = [out / f"vectors-{number:05d}{ending}" for number in shards]
-    there = [name.exists() for name in names]
+    there = [
+        is_whole(name, min(size, source.count - number * size), manifest["dimension"])
+        for number, name in enumerate(names)
+    ]
     counts = Counts()
     done = sum(min(size, source.count - number * size) for number in shards if there[number])
     if done:

@@ -62,6 +62,8 @@ def read_file(path: Path, text_column: str | None = None, *, numbers: bool = Fal
     ending = find_ending(path)
     if not path.exists():
         raise UserError(f"{path}: no such file")
+    if ending == ".txt" and numbers:
+        raise UserError(f"{path} has lines and no columns; a column of ids needs another kind of file")
     if ending is None:
         raise UserError(f"{path}: unknown ending {path.suffix!r}; known: {', '.join(ENDINGS)}, each also with .gz")
     if path.stat().st_size == 0:
@@ -175,6 +177,8 @@ def _take_text(row: Any, column: str | None, text_column: str | None, where: str
         value = str(value)
     if column in TOKEN_COLUMNS and isinstance(value, list) and all(isinstance(token, int) for token in value):
         return column, np.asarray(value, dtype=np.int64)
+    if not isinstance(value, str) and numbers:
+        raise UserError(f"{where}: {column!r} is neither a text nor a whole number but {json.dumps(value)[:40]}")
     if not isinstance(value, str):
         raise UserError(f"{where}: {column!r} is not a text but {json.dumps(value)[:40]} (text_column names another)")
     return column, value

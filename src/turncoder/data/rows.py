@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from turncoder.data.corpus import Corpus, open_corpus
+from turncoder.data.files import find_ending
 from turncoder.errors import UserError
 
 __all__ = ["Rows", "scan_rows"]
@@ -70,16 +71,16 @@ def scan_rows(
     shape: dict[str, Any] = {"cache_dir": cache_dir}
     if Path(source).expanduser().exists():
         shape["file"] = source
-    elif source.startswith((".", "/", "~")) or Path(source).suffix:
+    elif source.startswith((".", "/", "~")) or find_ending(Path(source)):
         raise UserError(f"{source}: no such file or folder; INPUT is a file of texts, a folder of those, or a hub id")
     else:
         shape["dataset_name"] = source
+    if text_column and find_ending(Path(source)) == ".txt":
+        raise UserError(f"text_column = {text_column!r}: {source} has lines and no columns; leave the flag away")
     texts = open_corpus(**shape, text_column=text_column)
     if texts.tokenised:
         raise UserError(f"{source} holds token ids; encode needs the texts (--text_column names their column)")
     ids = open_corpus(**shape, text_column=id_column, numbers=True) if id_column else None
-    if ids is not None and source.removesuffix(".gz").endswith(".txt"):
-        raise UserError(f"id_column = {id_column!r}: {source} has lines and no columns; leave the flag away")
     whole, rows = hashlib.sha256(), 0
     sample: list[str] = []
     for text in texts:

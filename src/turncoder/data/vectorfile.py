@@ -1,11 +1,28 @@
 """A file of vectors, ``.npy`` or ``.parquet``, that gets its name when it is whole."""
 
+import os
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-__all__ = ["VectorFile"]
+from turncoder.errors import UserError
+
+__all__ = ["VectorFile", "is_whole"]
+
+
+def is_whole(path: Path, rows: int, dimension: int) -> bool:
+    """Say whether a file is there and holds so many vectors: a power cut leaves names without content."""
+    if not path.exists():
+        return False
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, mmap_mode="r").shape == (rows, dimension)
+        import pyarrow.parquet as pq
+
+        return pq.ParquetFile(path).metadata.num_rows == rows
+    except (ValueError, OSError, EOFError):
+        return False
 
 
 class VectorFile:
@@ -20,8 +37,8 @@ class VectorFile:
     """
 
     def __init__(self, path: Path, rows: int, dimension: int) -> None:
-        self.path, self.partial = path, path.with_name(path.name + ".partial")
-        self.rows, self.dimension = rows, dimension
+        self.path, self.partial = path, path.with_name(f"{path.name}.{os.getpid()}.partial")
+        self.rows, self.dimension, self.written = rows, dimension, 0
         self.stream: IO[bytes] = self.partial.open("wb")
         self.writer: Any = None
 
@@ -33,6 +50,7 @@ class VectorFile:
 
     def append(self, ids: list[str] | None, vectors: np.ndarray) -> None:
         """Append vectors float32 [N, D]."""
+        self.written += len(vectors)
         if self.path.suffix == ".npy":
             self.stream.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
             return
@@ -52,7 +70,15 @@ class VectorFile:
         try:
             if self.writer is not None:
                 self.writer.close()
+            if kind is None:
+                self.stream.flush()
+                os.fsync(self.stream.fileno())
             self.stream.close()
+            if kind is None and self.written != self.rows:
+                raise UserError(
+                    f"{self.path}: {self.written} texts came where {self.rows} were counted before; the input changed "
+                    "meanwhile: begin again"
+                )
             if kind is None:
                 self.partial.replace(self.path)
         finally:

@@ -10,7 +10,7 @@ from turncoder.data.tokenizer import VOCABULARY_FILES
 from turncoder.errors import UserError
 from turncoder.model.backbone import find_file
 
-__all__ = ["Source", "find_source"]
+__all__ = ["Source", "find_source", "read_json"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,17 @@ class Source:
     template_name: str = ""
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a model's own JSON file; raises UserError where it is broken."""
+    try:
+        table = json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise UserError(f"{path} is broken JSON ({error}); download or write it again") from error
+    if not isinstance(table, dict | list):
+        raise UserError(f"{path} holds no table; download or write it again")
+    return table  # type: ignore[return-value]
+
+
 def find_source(
     name: str, adapters: Sequence[str] = (), *, revision: str = "main", cache_dir: str | None = None
 ) -> Source:
@@ -56,11 +67,11 @@ def find_source(
     """
     record = Path(name) / "run.json"
     if record.exists():
-        source = _find_run(Path(name), json.loads(record.read_text(encoding="utf8")))
+        source = _find_run(Path(name), read_json(record))
     elif find_file(name, "modules.json", revision=revision, cache_dir=cache_dir):
         source = Source(name, is_encoder=True, tokenizer=name)
     elif path := find_file(name, "adapter_config.json", revision=revision, cache_dir=cache_dir):
-        base = json.loads(path.read_text(encoding="utf8")).get("base_model_name_or_path")
+        base = read_json(path).get("base_model_name_or_path")
         if not base or base == name:
             raise UserError(
                 f"model_name_or_path: {name} is an adapter that does not name its base model; name that, and this as "
@@ -78,14 +89,15 @@ def find_source(
         (path for place in (last, name) if (path := find_file(place, "llm2vec_config.json", cache_dir=cache_dir))), None
     )
     kept = find_file(name, "config.json", cache_dir=cache_dir) if Path(name).is_dir() else None
-    template = json.loads(kept.read_text(encoding="utf8")).get("_name_or_path") if kept else None
+    settings = read_json(config) if config else None
+    template = (settings or {}).pop("template_name", None) or (read_json(kept).get("_name_or_path") if kept else None)
     return Source(
         source.base,
         (*source.adapters, *adapters),
         source.is_encoder,
         source.tokenizer,
         source.bidirectional,
-        json.loads(config.read_text(encoding="utf8")) if config else None,
+        settings,
         template or source.base,
     )
 
