@@ -387,3 +387,19 @@ def test_ctrl_c_does_not_wait_for_the_shard(model: Path, tmp_path: Path) -> None
     assert process.wait(timeout=60) == 130
     assert time.monotonic() - began < 5
     assert not list((tmp_path / "o").glob("vectors-*"))
+
+
+def test_progress_is_told_batch_by_batch(
+    model: Path, source: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turncoder.vectors.NOTICE_SECONDS", -1.0)
+    _, _, err = command("encode", model, source, "--batch-tokens", 200, "--output", tmp_path / "out.npy")
+    lines = [line for line in err.splitlines() if " of 62 texts, " in line]
+    assert len(lines) > 5 and "texts/s" in lines[0] and "min left" in lines[0]
+
+
+def test_a_few_texts_keep_several_processes_busy() -> None:
+    from turncoder.vectors import _choose_shard
+
+    assert _choose_shard(10_000, 1) == 16_384
+    assert 10_000 / _choose_shard(10_000, 4) >= 4 and _choose_shard(10**9, 8) == 16_384

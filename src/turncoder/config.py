@@ -373,8 +373,8 @@ class EncodeConfig(OpenKeys):
     """Give vectors the length 1."""
     batch_tokens: int | None = None
     """Tokens of a batch, padding included; default: found from the free memory."""
-    shard_texts: int = 16384
-    """Texts that are read, made distinct, sorted and written together."""
+    shard_texts: int | None = None
+    """Texts that are read, made distinct, sorted and written together; default: 16384, fewer to keep processes busy."""
     processes: int | None = None
     """Processes with a model each; default: one per GPU, or one."""
     device: str | None = None

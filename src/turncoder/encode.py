@@ -9,7 +9,7 @@ In the names of tensors: N texts, U distinct ones, D width.
 import ctypes
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cache
@@ -95,6 +95,7 @@ class BatchEncoder:
             raise UserError(f"batch_tokens = {batch_tokens} must be at least 1")
         self.encoder = encoder.eval()
         self.stopped = False  # by whoever has no use for the rest of a long list
+        self.report: Callable[[int], None] = lambda texts: None  # told how many distinct texts a batch held
         self.prompt = self._find_prompt(prompt, prompt_name)
         self.normalize = normalize
         self.batch_tokens = batch_tokens or choose_batch_tokens(encoder)
@@ -220,6 +221,7 @@ class BatchEncoder:
                 if number + 1 < len(batches):
                     following = ahead.submit(prepare, batches[number + 1])
                 yield rows, self._forward(features)
+                self.report(len(rows))
 
     @torch.inference_mode()
     def _forward(self, features: dict[str, Any]) -> np.ndarray:

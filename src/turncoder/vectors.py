@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from turncoder.config import ACTIONS, EncodeConfig, differences, to_dict
 from turncoder.data.rows import Rows, scan_rows
 from turncoder.data.vectorfile import VectorFile, is_whole
-from turncoder.encode import BatchEncoder, Counts, free_memory
+from turncoder.encode import SHARD_TEXTS, BatchEncoder, Counts, free_memory
 from turncoder.encoder import check_flags, load_encoder
 from turncoder.errors import UserError
 from turncoder.progress import NOTICE_SECONDS, open_bar
@@ -86,6 +86,9 @@ def encode_file(model: str, source: str, config: EncodeConfig) -> Path:
             "batch_tokens": facts["batch_tokens"],
             **{name: value for name, value in to_dict(config).items() if name not in PLACES},
             "dtype": config.dtype or "float32",
+            "shard_texts": config.shard_texts
+            or (manifest or {}).get("shard_texts")
+            or _choose_shard(texts.count, width),
         }
         if manifest is not None and (changed := differences(manifest, now)):
             raise UserError(
@@ -100,6 +103,13 @@ def encode_file(model: str, source: str, config: EncodeConfig) -> Path:
         counts = encode_shards(out, now, texts, pool, width, spec)
     _say(out, texts, counts, config)
     return out
+
+
+def _choose_shard(rows: int, processes: int) -> int:
+    """Choose a shard's texts: few enough that each process gets some shards, many enough that batches are full."""
+    if processes == 1:
+        return SHARD_TEXTS
+    return min(SHARD_TEXTS, max(512, -(-rows // (4 * processes))))
 
 
 def _look_at(out: Path, config: EncodeConfig) -> dict[str, Any] | None:
@@ -287,7 +297,8 @@ def digest_encoder(batches: BatchEncoder) -> str:
     settings: list[Any] = [[type(module).__name__, getattr(module, "get_config_dict", dict)()] for module in encoder]
     model = encoder.transformers_model
     if isinstance(model, PreTrainedModel):
-        settings.append(["model", {**model.config.to_dict(), "_name_or_path": None}])
+        unsaid = {"_name_or_path": None, "transformers_version": None}
+        settings.append(["model", {**model.config.to_dict(), **unsaid}, model.config._attn_implementation])
     settings.append(["text", [batches.prompt, batches.limit, encoder.truncate_dim]])
     if batches.backend is not None:
         batches.backend.no_padding()
@@ -325,19 +336,30 @@ class _Progress:
     def __init__(self, rows: int, done: int) -> None:
         self.bar = open_bar()
         self.task = self.bar.add_task("texts", total=rows, completed=done, speed="")
-        self.rows, self.done, self.encoded = rows, done, 0
+        self.rows, self.done, self.encoded, self.within = rows, done, 0, 0
         self.started = self.noticed = time.monotonic()
+        if _worker is not None:  # in this process: every batch can be told of
+            _worker.report = self.move
 
     def advance(self, texts: int) -> None:
+        """A shard is written."""
         self.done += texts
         self.encoded += texts
+        self.within = 0
+        self.move(0)
+
+    def move(self, texts: int) -> None:
+        """A batch of the shard at hand is done."""
+        self.within += texts
         now = time.monotonic()
-        rate = self.encoded / max(now - self.started, 1e-9)
-        self.bar.update(self.task, advance=texts, speed=f"{rate:,.0f} texts/s")
+        encoded = self.encoded + self.within
+        rate = max(encoded, 1) / max(now - self.started, 1e-9)
+        self.bar.update(self.task, completed=self.done + self.within, speed=f"{rate:,.0f} texts/s")
         if self.bar.disable and now - self.noticed > NOTICE_SECONDS:
             self.noticed = now
-            left = (self.rows - self.done) / rate / 60
-            logger.info("%s of %s texts, %s texts/s, %.1f min left", *map(_grouped, (self.done, self.rows, rate)), left)
+            done = self.done + self.within
+            left = max(self.rows - done, 0) / rate / 60
+            logger.info("%s of %s texts, %s texts/s, %.1f min left", *map(_grouped, (done, self.rows, rate)), left)
 
 
 def _grouped(number: float) -> str:
