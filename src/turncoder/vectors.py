@@ -5,33 +5,27 @@ renamed to its name when it is whole: an interrupted job goes on with the shards
 bytes.
 """
 
-import hashlib
 import json
 import logging
-import multiprocessing
-import os
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
-from sentence_transformers import SentenceTransformer
-from transformers import PreTrainedModel
 
 from turncoder.config import ACTIONS, EncodeConfig, differences, to_dict
 from turncoder.data.rows import Rows, scan_rows
 from turncoder.data.vectorfile import VectorFile, is_whole
-from turncoder.encode import SHARD_TEXTS, BatchEncoder, Counts, free_memory
-from turncoder.encoder import check_flags, load_encoder
+from turncoder.encode import SHARD_TEXTS, Counts
+from turncoder.encoder import check_flags
 from turncoder.errors import UserError
 from turncoder.progress import NOTICE_SECONDS, open_bar
+from turncoder.workers import Workers
 
 __all__ = ["encode_file"]
 
@@ -74,22 +68,10 @@ def encode_file(model: str, source: str, config: EncodeConfig) -> Path:
     if manifest is not None:
         spec["batch_tokens"] = config.batch_tokens or manifest["batch_tokens"]
     with ExitStack() as stack:
-        pool, width = stack.enter_context(_start(config))
-        facts = pool.submit(_describe, spec).result()
+        workers = stack.enter_context(Workers(config))
+        facts = workers.describe(spec)
         spec["batch_tokens"] = facts["batch_tokens"]
-        now = {
-            "format": FORMAT,
-            "model": facts["fingerprint"],
-            "texts": texts.fingerprint,
-            "rows": texts.count,
-            "dimension": facts["dimension"],
-            "batch_tokens": facts["batch_tokens"],
-            **{name: value for name, value in to_dict(config).items() if name not in PLACES},
-            "dtype": config.dtype or "float32",
-            "shard_texts": config.shard_texts
-            or (manifest or {}).get("shard_texts")
-            or _choose_shard(texts.count, width),
-        }
+        now = _describe_job(config, texts, facts, manifest or {}, workers.count)
         if manifest is not None and (changed := differences(manifest, now)):
             raise UserError(
                 f"--output {out} holds vectors of another job ({'; '.join(changed)}); "
@@ -100,9 +82,26 @@ def encode_file(model: str, source: str, config: EncodeConfig) -> Path:
         logger.info("batches of up to %s tokens", f"{facts['batch_tokens']:,}")
         stack.enter_context(_lock(out))
         encode_shards = _encode_to_folder if out.suffix not in (".npy", ".parquet") else _encode_to_file
-        counts = encode_shards(out, now, texts, pool, width, spec)
+        counts = encode_shards(out, now, texts, workers, spec)
     _say(out, texts, counts, config)
     return out
+
+
+def _describe_job(
+    config: EncodeConfig, texts: Rows, facts: dict[str, Any], kept: dict[str, Any], processes: int
+) -> dict[str, Any]:
+    """Return the manifest: all that the vectors and their shards depend on."""
+    return {
+        "format": FORMAT,
+        "model": facts["fingerprint"],
+        "texts": texts.fingerprint,
+        "rows": texts.count,
+        "dimension": facts["dimension"],
+        "batch_tokens": facts["batch_tokens"],
+        **{name: value for name, value in to_dict(config).items() if name not in PLACES},
+        "dtype": config.dtype or "float32",
+        "shard_texts": config.shard_texts or kept.get("shard_texts") or _choose_shard(texts.count, processes),
+    }
 
 
 def _choose_shard(rows: int, processes: int) -> int:
@@ -160,169 +159,14 @@ def _clear(out: Path) -> None:
             path.unlink()
 
 
-# In a process that encodes ------------------------------------------------------------------------------------------
-
-_worker: BatchEncoder | None = None
-_device: str | None = None
-
-
-class _start:
-    """A thread of this process, or processes that each have the model on a device of their own."""
-
-    def __init__(self, config: EncodeConfig) -> None:
-        gpus = torch.cuda.device_count() if config.device in (None, "cuda") else 0
-        self.count = config.processes or max(1, gpus)
-        devices = [f"cuda:{number}" for number in range(gpus)] if gpus > 1 else [config.device]
-        global _worker, _device
-        _worker, _device = None, devices[0]
-        if self.count == 1:
-            self.pool: Executor = ThreadPoolExecutor(1)
-            return
-        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-        number = context.Value("i", 0)
-        self.pool = ProcessPoolExecutor(
-            self.count,
-            mp_context=context,
-            initializer=_adopt,  # type: ignore[arg-type]
-            initargs=(number, devices, self.count),  # type: ignore[arg-type]
-        )
-
-    def __enter__(self) -> tuple[Executor, int]:
-        return self.pool, self.count
-
-    def __exit__(self, kind: Any, *error: Any) -> None:
-        if kind is not None and _worker is not None:
-            _worker.stopped = True  # else the shard at hand is waited for
-        if kind is not None and isinstance(self.pool, ProcessPoolExecutor):
-            for process in list((self.pool._processes or {}).values()):
-                process.terminate()
-        self.pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _adopt(number: Any, devices: list[str | None], count: int) -> None:
-    """Take a device, and in turn a share of the processor's threads."""
-    global _device
-    with number.get_lock():
-        _device = devices[number.value % len(devices)]
-        number.value += 1
-    torch.set_num_threads(max(1, torch.get_num_threads() // count))
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-
-
-def _leave_with(parent: Any) -> None:
-    """End when the process that writes has ended, killed perhaps: nobody would take the vectors."""
-    parent.join()
-    os._exit(1)
-
-
-def _open(spec: dict[str, Any]) -> BatchEncoder:
-    global _worker
-    if _worker is None:
-        config = spec["config"]
-        _worker = BatchEncoder(
-            _load(spec, config.dtype),
-            prompt=config.prompt,
-            prompt_name=config.prompt_name,
-            batch_tokens=spec["batch_tokens"],
-            normalize=config.normalize,
-        )
-    return _worker
-
-
-def _load(spec: dict[str, Any], dtype: str | None) -> SentenceTransformer:
-    config: EncodeConfig = spec["config"]
-    return load_encoder(
-        spec["model"],
-        adapters=config.adapters,
-        pooling=config.pooling,
-        bidirectional=config.bidirectional,
-        allow_partial=config.allow_partial,
-        max_seq_length=config.max_seq_length,
-        chat_template=config.chat_template,
-        llm2vec=config.llm2vec,
-        dtype=dtype,
-        attn_implementation=config.attn_implementation,
-        device=_device,
-        revision=config.model_revision,
-        cache_dir=config.cache_dir,
-        trust_remote_code=config.trust_remote_code,
-    )
-
-
-def _encode(spec: dict[str, Any], texts: list[str]) -> tuple[np.ndarray, Counts]:
-    return _open(spec).encode(texts)
-
-
-def _describe(spec: dict[str, Any]) -> dict[str, Any]:
-    """Open the encoder and say what it is; in half precision also what that costs."""
-    batches = _open(spec)
-    first, _ = batches.encode(spec["sample"] or ("a",))
-    dtype = batches.encoder.dtype
-    return {
-        "notice": _compare(batches, first, spec, str(dtype)[6:]) if dtype not in (torch.float32, None) else None,
-        "fingerprint": digest_encoder(batches),
-        "dimension": first.shape[1] if len(first) else batches.width,
-        "batch_tokens": batches.batch_tokens,
-    }
-
-
-def _compare(batches: BatchEncoder, half_ND: np.ndarray, spec: dict[str, Any], name: str) -> str:
-    """Say how far the vectors of a sample are from float32's, where a second model fits beside the first."""
-    size = 4 * sum(parameter.numel() for parameter in batches.encoder.parameters())
-    on_gpu = batches.encoder.device.type == "cuda"
-    free = torch.cuda.mem_get_info(batches.encoder.device)[0] if on_gpu else free_memory()
-    if size > 0.8 * free:
-        return f"{name}: not compared to float32, whose model does not fit into memory beside this one"
-    whole = BatchEncoder(
-        _load(spec, "float32"), prompt=batches.prompt, batch_tokens=batches.batch_tokens, normalize=batches.normalize
-    )
-    full_ND, _ = whole.encode(spec["sample"] or ("a",))
-    lengths_N = np.linalg.norm(full_ND, axis=1) * np.linalg.norm(half_ND, axis=1)
-    cosine_N = (full_ND * half_ND).sum(1) / np.maximum(lengths_N, 1e-12)
-    off_N = np.linalg.norm(full_ND - half_ND, axis=1) / np.maximum(np.linalg.norm(full_ND, axis=1), 1e-12)
-    return (
-        f"{name} against float32 on {len(cosine_N)} texts: lowest cosine {cosine_N.min():.5f}, largest difference "
-        f"{off_N.max():.2g} of a vector's length"
-    )
-
-
-def digest_encoder(batches: BatchEncoder) -> str:
-    """Hash all that vectors depend on: settings of every module, tokenizer, prompt, limit, and the weights.
-
-    Of each weight up to 1024 values, evenly spread, stand for it: quick, and another for another model.
-    """
-    encoder = batches.encoder
-    settings: list[Any] = [[type(module).__name__, getattr(module, "get_config_dict", dict)()] for module in encoder]
-    model = encoder.transformers_model
-    if isinstance(model, PreTrainedModel):
-        unsaid = {"_name_or_path": None, "transformers_version": None}
-        settings.append(["model", {**model.config.to_dict(), **unsaid}, model.config._attn_implementation])
-    settings.append(["text", [batches.prompt, batches.limit, encoder.truncate_dim]])
-    if batches.backend is not None:
-        batches.backend.no_padding()
-        batches.backend.no_truncation()
-        settings.append(["tokenizer", batches.backend.to_str()])
-    whole = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
-        values = flat[:: max(1, flat.numel() // 1024)].float().cpu().numpy()
-        whole.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + values.tobytes())
-    return whole.hexdigest()
-
-
-# In the process that writes -----------------------------------------------------------------------------------------
-
-
 def _results(
-    work: Iterator[tuple[int, list[str], list[str] | None]], pool: Executor, width: int, spec: dict[str, Any]
+    work: Iterator[tuple[int, list[str], list[str] | None]], workers: Workers, spec: dict[str, Any]
 ) -> Iterator[tuple[int, list[str] | None, np.ndarray, Counts]]:
     """Send shards to the pool, a few ahead, and give their vectors in order."""
     pending: deque[tuple[int, list[str] | None, Future[tuple[np.ndarray, Counts]]]] = deque()
     for number, texts, ids in work:
-        pending.append((number, ids, pool.submit(_encode, spec, texts)))
-        if len(pending) > width:
+        pending.append((number, ids, workers.submit(spec, texts)))
+        if len(pending) > workers.count:
             number, ids, future = pending.popleft()
             yield number, ids, *future.result()
     while pending:
@@ -333,23 +177,22 @@ def _results(
 class _Progress:
     """Texts per second and the time that is left, as a bar or as lines."""
 
-    def __init__(self, rows: int, done: int) -> None:
+    def __init__(self, rows: int, done: int, workers: Workers) -> None:
         self.bar = open_bar()
         self.task = self.bar.add_task("texts", total=rows, completed=done, speed="")
         self.rows, self.done, self.encoded, self.within = rows, done, 0, 0
         self.started = self.noticed = time.monotonic()
-        if _worker is not None:  # in this process: every batch can be told of
-            _worker.report = self.move
+        workers.report_to(self.move)
 
     def advance(self, texts: int) -> None:
-        """A shard is written."""
+        """Count a shard that is written."""
         self.done += texts
         self.encoded += texts
         self.within = 0
         self.move(0)
 
     def move(self, texts: int) -> None:
-        """A batch of the shard at hand is done."""
+        """Count a batch of the shard at hand."""
         self.within += texts
         now = time.monotonic()
         encoded = self.encoded + self.within
@@ -367,7 +210,7 @@ def _grouped(number: float) -> str:
 
 
 def _encode_to_folder(
-    out: Path, manifest: dict[str, Any], source: Rows, pool: Executor, width: int, spec: dict[str, Any]
+    out: Path, manifest: dict[str, Any], source: Rows, workers: Workers, spec: dict[str, Any]
 ) -> Counts:
     """Write the shards that are not there yet."""
     out.mkdir(parents=True, exist_ok=True)
@@ -391,10 +234,10 @@ def _encode_to_folder(
     done = sum(min(size, source.count - number * size) for number in shards if there[number])
     if done:
         logger.info("%s: goes on after %s of %s texts", out, _grouped(done), _grouped(source.count))
-    progress = _Progress(source.count, done)
+    progress = _Progress(source.count, done, workers)
     missing = ((number, texts, ids) for number, (texts, ids) in enumerate(source.shards(size)) if not there[number])
     with progress.bar:
-        for number, ids, vectors, counted in _results(missing, pool, width, spec):
+        for number, ids, vectors, counted in _results(missing, workers, spec):
             with VectorFile(names[number], len(vectors), vectors.shape[1]) as file:
                 file.append(ids, vectors)
             counts.add(counted)
@@ -403,16 +246,16 @@ def _encode_to_folder(
 
 
 def _encode_to_file(
-    out: Path, manifest: dict[str, Any], source: Rows, pool: Executor, width: int, spec: dict[str, Any]
+    out: Path, manifest: dict[str, Any], source: Rows, workers: Workers, spec: dict[str, Any]
 ) -> Counts:
     """Write one file."""
     out.parent.mkdir(parents=True, exist_ok=True)
     counts = Counts()
-    progress = _Progress(source.count, 0)
+    progress = _Progress(source.count, 0, workers)
     work = ((number, texts, ids) for number, (texts, ids) in enumerate(source.shards(manifest["shard_texts"])))
     try:
         with progress.bar, VectorFile(out, source.count, manifest["dimension"]) as file:
-            for _, ids, vectors, counted in _results(work, pool, width, spec):
+            for _, ids, vectors, counted in _results(work, workers, spec):
                 file.append(ids, vectors)
                 counts.add(counted)
                 progress.advance(len(vectors))

@@ -1,0 +1,183 @@
+"""Encoders at work: in a thread of this process, or in processes that each have a model and a device of their own."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedModel
+
+from turncoder.config import EncodeConfig
+from turncoder.encode import BatchEncoder, Counts, free_memory
+from turncoder.encoder import load_encoder
+
+__all__ = ["Workers"]
+
+_worker: BatchEncoder | None = None
+_device: str | None = None
+
+
+class Workers:
+    """A thread of this process, or processes that each have the model on a device of their own."""
+
+    def __init__(self, config: EncodeConfig) -> None:
+        gpus = torch.cuda.device_count() if config.device in (None, "cuda") else 0
+        self.count = config.processes or max(1, gpus)
+        devices = [f"cuda:{number}" for number in range(gpus)] if gpus > 1 else [config.device]
+        global _worker, _device
+        _worker, _device = None, devices[0]
+        if self.count == 1:
+            self.pool: Executor = ThreadPoolExecutor(1)
+            return
+        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+        number = context.Value("i", 0)
+        self.pool = ProcessPoolExecutor(
+            self.count,
+            mp_context=context,
+            initializer=_adopt,  # type: ignore[arg-type]
+            initargs=(number, devices, self.count),  # type: ignore[arg-type]
+        )
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def describe(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """Open the encoder in one of them, and say what it is."""
+        return self.pool.submit(_describe, spec).result()
+
+    def submit(self, spec: dict[str, Any], texts: list[str]) -> "Future[tuple[np.ndarray, Counts]]":
+        """Have texts encoded."""
+        return self.pool.submit(_encode, spec, texts)
+
+    def report_to(self, listener: Callable[[int], None]) -> None:
+        """Have every batch told of, where the one worker is a thread of this process."""
+        if _worker is not None:
+            _worker.report = listener
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        if kind is not None and _worker is not None:
+            _worker.stopped = True  # else the shard at hand is waited for
+        if kind is not None and isinstance(self.pool, ProcessPoolExecutor):
+            for process in list((self.pool._processes or {}).values()):
+                process.terminate()
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _adopt(number: Any, devices: list[str | None], count: int) -> None:
+    """Take a device, and in turn a share of the processor's threads."""
+    global _device
+    with number.get_lock():
+        _device = devices[number.value % len(devices)]
+        number.value += 1
+    torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def _leave_with(parent: Any) -> None:
+    """End when the process that writes has ended, killed perhaps: nobody would take the vectors."""
+    parent.join()
+    os._exit(1)
+
+
+def _open(spec: dict[str, Any]) -> BatchEncoder:
+    global _worker
+    if _worker is None:
+        config = spec["config"]
+        _worker = BatchEncoder(
+            _load(spec, config.dtype),
+            prompt=config.prompt,
+            prompt_name=config.prompt_name,
+            batch_tokens=spec["batch_tokens"],
+            normalize=config.normalize,
+        )
+    return _worker
+
+
+def _load(spec: dict[str, Any], dtype: str | None) -> SentenceTransformer:
+    config: EncodeConfig = spec["config"]
+    return load_encoder(
+        spec["model"],
+        adapters=config.adapters,
+        pooling=config.pooling,
+        bidirectional=config.bidirectional,
+        allow_partial=config.allow_partial,
+        max_seq_length=config.max_seq_length,
+        chat_template=config.chat_template,
+        llm2vec=config.llm2vec,
+        dtype=dtype,
+        attn_implementation=config.attn_implementation,
+        device=_device,
+        revision=config.model_revision,
+        cache_dir=config.cache_dir,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def _encode(spec: dict[str, Any], texts: list[str]) -> tuple[np.ndarray, Counts]:
+    return _open(spec).encode(texts)
+
+
+def _describe(spec: dict[str, Any]) -> dict[str, Any]:
+    """Open the encoder and say what it is; in half precision also what that costs."""
+    batches = _open(spec)
+    first, _ = batches.encode(spec["sample"] or ("a",))
+    dtype = batches.encoder.dtype
+    return {
+        "notice": _compare(batches, first, spec, str(dtype)[6:]) if dtype not in (torch.float32, None) else None,
+        "fingerprint": digest_encoder(batches),
+        "dimension": first.shape[1] if len(first) else batches.width,
+        "batch_tokens": batches.batch_tokens,
+    }
+
+
+def _compare(batches: BatchEncoder, half_ND: np.ndarray, spec: dict[str, Any], name: str) -> str:
+    """Say how far the vectors of a sample are from float32's, where a second model fits beside the first."""
+    size = 4 * sum(parameter.numel() for parameter in batches.encoder.parameters())
+    on_gpu = batches.encoder.device.type == "cuda"
+    free = torch.cuda.mem_get_info(batches.encoder.device)[0] if on_gpu else free_memory()
+    if size > 0.8 * free:
+        return f"{name}: not compared to float32, whose model does not fit into memory beside this one"
+    whole = BatchEncoder(
+        _load(spec, "float32"), prompt=batches.prompt, batch_tokens=batches.batch_tokens, normalize=batches.normalize
+    )
+    full_ND, _ = whole.encode(spec["sample"] or ("a",))
+    lengths_N = np.linalg.norm(full_ND, axis=1) * np.linalg.norm(half_ND, axis=1)
+    cosine_N = (full_ND * half_ND).sum(1) / np.maximum(lengths_N, 1e-12)
+    off_N = np.linalg.norm(full_ND - half_ND, axis=1) / np.maximum(np.linalg.norm(full_ND, axis=1), 1e-12)
+    return (
+        f"{name} against float32 on {len(cosine_N)} texts: lowest cosine {cosine_N.min():.5f}, largest difference "
+        f"{off_N.max():.2g} of a vector's length"
+    )
+
+
+def digest_encoder(batches: BatchEncoder) -> str:
+    """Hash all that vectors depend on: settings of every module, tokenizer, prompt, limit, and the weights.
+
+    Of each weight up to 1024 values, evenly spread, stand for it: quick, and another for another model.
+    """
+    encoder = batches.encoder
+    settings: list[Any] = [[type(module).__name__, getattr(module, "get_config_dict", dict)()] for module in encoder]
+    model = encoder.transformers_model
+    if isinstance(model, PreTrainedModel):
+        unsaid = {"_name_or_path": None, "transformers_version": None}
+        settings.append(["model", {**model.config.to_dict(), **unsaid}, model.config._attn_implementation])
+    settings.append(["text", [batches.prompt, batches.limit, encoder.truncate_dim]])
+    if batches.backend is not None:
+        batches.backend.no_padding()
+        batches.backend.no_truncation()
+        settings.append(["tokenizer", batches.backend.to_str()])
+    whole = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        values = flat[:: max(1, flat.numel() // 1024)].float().cpu().numpy()
+        whole.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + values.tobytes())
+    return whole.hexdigest()
