@@ -142,14 +142,16 @@ def _lock(out: Path) -> Iterator[None]:
     """Keep a second job out of a folder; what is killed leaves no lock behind."""
     path = out.with_name(f".{out.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=0)
     try:
-        with FileLock(path, timeout=0):
-            yield
+        lock.acquire()
     except Timeout as error:
-        raise UserError(
-            f"--output {out}: another job is writing there; wait for it, or choose another place"
-        ) from error
-    path.unlink(missing_ok=True)
+        raise UserError(f"--output {out}: another job is writing there; wait, or choose another place") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        path.unlink(missing_ok=True)
 
 
 def _clear(out: Path) -> None:
