@@ -375,13 +375,13 @@ def test_half_a_surrogate_pair_and_blank_texts(model: Path, tmp_path: Path, comm
 
 def test_ctrl_c_does_not_wait_for_the_shard(model: Path, tmp_path: Path) -> None:
     source = tmp_path / "many.txt"
-    source.write_text("".join(f"{number} " + "a dog and a cat " * 15 + "\n" for number in range(16_000)))
+    source.write_text("".join(f"{number} " + "a dog and a cat " * 60 + "\n" for number in range(16_000)))
     words = [sys.executable, "-m", "turncoder.cli", "encode", str(model), str(source), "--output", str(tmp_path / "o")]
     process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     while not (tmp_path / "o" / "manifest.json").exists():
         assert process.poll() is None
-        time.sleep(0.05)
-    time.sleep(1)
+        time.sleep(0.01)
+    time.sleep(0.2)  # of the many seconds that it has to go
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     assert process.wait(timeout=60) == 130
