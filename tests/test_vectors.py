@@ -377,7 +377,12 @@ def test_ctrl_c_does_not_wait_for_the_shard(model: Path, tmp_path: Path) -> None
     source = tmp_path / "many.txt"
     source.write_text("".join(f"{number} " + "a dog and a cat " * 60 + "\n" for number in range(16_000)))
     words = [sys.executable, "-m", "turncoder.cli", "encode", str(model), str(source), "--output", str(tmp_path / "o")]
-    process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        words,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     while not (tmp_path / "o" / "manifest.json").exists():
         assert process.poll() is None
         time.sleep(0.01)
