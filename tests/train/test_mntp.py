@@ -219,7 +219,13 @@ def test_killed_and_resumed_gives_identical_weights(stories: Path, stories_text:
 def test_ctrl_c_says_how_to_go_on_and_loses_nothing(stories: Path, stories_text: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = command(stories, stories_text, folder, max_steps=3000, save_steps=2, logging_steps=500, save_total_limit=1)
-    process = subprocess.Popen([*PROCESS, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*PROCESS, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list(folder.glob("checkpoints/checkpoint-*/complete")):
         time.sleep(0.05)
