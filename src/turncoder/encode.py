@@ -8,7 +8,6 @@ In the names of tensors: N texts, U distinct ones, D width.
 
 import ctypes
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -17,6 +16,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Pooling, Transformer
@@ -119,12 +119,7 @@ class BatchEncoder:
         """Give the tokens that pooling leaves out."""
         if "message" in getattr(self.encoder[0], "modality_config", {}):
             raise UserError("--prompt: a chat template cannot leave a prompt out of the pooling; keep one of the two")
-        check_prompt(self.encoder.tokenizer, self.prompt or "", [], self.limit)
-        special = set(self.encoder.tokenizer.all_special_ids)
-        ids = list(self._tokenise([""])[0].ids)
-        while ids and ids[-1] in special:
-            ids.pop()
-        return ids
+        return check_prompt(self.encoder.tokenizer, self.prompt or "", [], self.limit)
 
     def _count_added(self) -> int:
         """Count the tokens that the encoder puts around a text besides prompt and special tokens: a template's."""
@@ -281,7 +276,7 @@ def choose_batch_tokens(encoder: SentenceTransformer) -> int:
     most = int(free / 2 / per_token)
     if device.type == "cpu":
         most = min(most, CPU_TOKENS)
-    return max(longest, min(most, MOST_TOKENS)) if most >= longest else max(most, 1)
+    return max(1, min(most, MOST_TOKENS))
 
 
 @cache
@@ -301,11 +296,8 @@ def keep_freed_memory() -> None:
 
 
 def free_memory() -> int:
-    """Return the bytes of main memory that are free."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not on this system
-        return 4 << 30
+    """Return the bytes of main memory that can be had, what the system only caches included."""
+    return psutil.virtual_memory().available
 
 
 def encode_texts(encoder: SentenceTransformer, texts: Sequence[str], **options: Any) -> np.ndarray:

@@ -6,6 +6,7 @@ bidirectional, or it is said to be causal.
 
 import logging
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Pooling, Transformer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from turncoder.config import OpenKeys
 from turncoder.data.tokenizer import load_tokenizer, pad_token_id
 from turncoder.errors import UserError
 from turncoder.llm2vec import LLM2VecTransformer
@@ -23,7 +25,7 @@ from turncoder.model.conversion import is_converted
 from turncoder.model.source import Source, find_source, read_json
 from turncoder.prompts import append_eos
 
-__all__ = ["MAX_SEQ_LENGTH", "POOLING", "TEXT_ONLY", "check_flags", "load_encoder"]
+__all__ = ["MAX_SEQ_LENGTH", "POOLING", "TEXT_ONLY", "check_flags", "load_encoder", "open_encoder"]
 
 logger = logging.getLogger("turncoder")
 
@@ -155,6 +157,13 @@ def load_encoder(
         encoder.prompts, encoder.default_prompt_name = kept.get("prompts") or {}, kept.get("default_prompt_name")
     _set_pooling(encoder, named)
     return encoder.eval()
+
+
+def open_encoder(name: str, keys: OpenKeys, **others: Any) -> SentenceTransformer:
+    """Open an encoder as the keys of a command say; ``others`` win over them."""
+    told = {field.name: getattr(keys, field.name) for field in fields(OpenKeys)}
+    told["revision"] = told.pop("model_revision")
+    return load_encoder(name, **{**told, **others})
 
 
 def _check_folder(source: Source, where: dict[str, Any], *, chat_template: bool, llm2vec: bool) -> None:

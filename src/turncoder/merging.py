@@ -2,14 +2,13 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from sentence_transformers.models import Pooling
 from transformers import PreTrainedModel
 
 from turncoder.artifact import save_encoder
 from turncoder.config import MergeConfig
-from turncoder.encoder import MAX_SEQ_LENGTH, TEXT_ONLY, load_encoder
+from turncoder.encoder import MAX_SEQ_LENGTH, TEXT_ONLY, open_encoder
 from turncoder.errors import UserError
 from turncoder.llm2vec import LLM2VecTransformer
 from turncoder.model.source import find_source
@@ -42,23 +41,8 @@ def merge_to_folder(name: str, config: MergeConfig) -> Path:
         raise UserError(f"--output {out} exists; choose another name, or use --overwrite to replace it")
     if out.exists() and not (out / "modules.json").exists():
         raise UserError(f"--output {out} is no model folder, and is not replaced; choose another name")
-    where: dict[str, Any] = {"revision": config.model_revision, "cache_dir": config.cache_dir}
-    source = find_source(name, config.adapters, **where)
-    encoder = load_encoder(
-        name,
-        adapters=config.adapters,
-        pooling=config.pooling,
-        bidirectional=config.bidirectional,
-        allow_partial=config.allow_partial,
-        max_seq_length=config.max_seq_length,
-        chat_template=config.chat_template,
-        llm2vec=config.llm2vec,
-        dtype=config.dtype,
-        attn_implementation=config.attn_implementation,
-        trust_remote_code=config.trust_remote_code,
-        device="cpu",
-        **where,
-    )
+    source = find_source(name, config.adapters, revision=config.model_revision, cache_dir=config.cache_dir)
+    encoder = open_encoder(name, config, device="cpu")
     backbone, pools = encoder.transformers_model, [module for module in encoder if isinstance(module, Pooling)]
     if len(list(encoder)) != 2 or not pools or not isinstance(backbone, PreTrainedModel):
         raise UserError(f"model_name_or_path: {name} has other modules than a model and its pooling; name their model")

@@ -28,7 +28,7 @@ class Template(NamedTuple):
     """White space around prompt and text is dropped."""
 
 
-def check_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, texts: Iterable[str], limit: int) -> None:
+def check_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, texts: Iterable[str], limit: int) -> list[int]:
     """See that the tokens of a prompt are the first tokens of prompt and text, and leave room for a text.
 
     Parameters
@@ -41,6 +41,11 @@ def check_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, texts: Itera
         Some real ones.
     limit
         Most tokens of prompt and text together.
+
+    Returns
+    -------
+    list of int
+        The tokens of the prompt, special ones before it included.
 
     Raises
     ------
@@ -62,6 +67,7 @@ def check_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, texts: Itera
                 f"the prompt {prompt!r} does not stay apart from the text: its last characters share a token with "
                 f"{text[:20]!r}, so it cannot be left out of the pooling; end it in a newline"
             )
+    return ids
 
 
 @cache

@@ -83,7 +83,7 @@ def encode_file(model: str, source: str, config: EncodeConfig) -> Path:
         stack.enter_context(_lock(out))
         encode_shards = _encode_to_folder if out.suffix not in (".npy", ".parquet") else _encode_to_file
         counts = encode_shards(out, now, texts, workers, spec)
-    _say(out, texts, counts, config)
+    _say(out, texts, counts)
     return out
 
 
@@ -190,7 +190,7 @@ class _Progress:
         """Count a shard that is written."""
         self.done += texts
         self.encoded += texts
-        self.within = 0
+        self.within = max(0, self.within - texts)  # of the next shard some batches may be done
         self.move(0)
 
     def move(self, texts: int) -> None:
@@ -267,7 +267,7 @@ def _encode_to_file(
     return counts
 
 
-def _say(out: Path, source: Rows, counts: Counts, config: EncodeConfig) -> None:
+def _say(out: Path, source: Rows, counts: Counts) -> None:
     padding = 1 - counts.tokens / counts.padded if counts.padded else 0.0
     logger.info(
         "%s: %s vectors; encoded now: %s texts, %s distinct, %s tokens, %.1f %% padding",

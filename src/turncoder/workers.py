@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
 from turncoder.config import EncodeConfig
+from turncoder.data.tokenizer import digest_tokenizer
 from turncoder.encode import BatchEncoder, Counts, free_memory
-from turncoder.encoder import load_encoder
+from turncoder.encoder import open_encoder
 
 __all__ = ["Workers"]
 
@@ -93,33 +93,13 @@ def _open(spec: dict[str, Any]) -> BatchEncoder:
     if _worker is None:
         config = spec["config"]
         _worker = BatchEncoder(
-            _load(spec, config.dtype),
+            open_encoder(spec["model"], config, device=_device),
             prompt=config.prompt,
             prompt_name=config.prompt_name,
             batch_tokens=spec["batch_tokens"],
             normalize=config.normalize,
         )
     return _worker
-
-
-def _load(spec: dict[str, Any], dtype: str | None) -> SentenceTransformer:
-    config: EncodeConfig = spec["config"]
-    return load_encoder(
-        spec["model"],
-        adapters=config.adapters,
-        pooling=config.pooling,
-        bidirectional=config.bidirectional,
-        allow_partial=config.allow_partial,
-        max_seq_length=config.max_seq_length,
-        chat_template=config.chat_template,
-        llm2vec=config.llm2vec,
-        dtype=dtype,
-        attn_implementation=config.attn_implementation,
-        device=_device,
-        revision=config.model_revision,
-        cache_dir=config.cache_dir,
-        trust_remote_code=config.trust_remote_code,
-    )
 
 
 def _encode(spec: dict[str, Any], texts: list[str]) -> tuple[np.ndarray, Counts]:
@@ -132,7 +112,9 @@ def _describe(spec: dict[str, Any]) -> dict[str, Any]:
     first, _ = batches.encode(spec["sample"] or ("a",))
     dtype = batches.encoder.dtype
     return {
-        "notice": _compare(batches, first, spec, str(dtype)[6:]) if dtype not in (torch.float32, None) else None,
+        "notice": _compare(batches, first, spec, str(dtype).removeprefix("torch."))
+        if dtype not in (torch.float32, None)
+        else None,
         "fingerprint": digest_encoder(batches),
         "dimension": first.shape[1] if len(first) else batches.width,
         "batch_tokens": batches.batch_tokens,
@@ -147,7 +129,10 @@ def _compare(batches: BatchEncoder, half_ND: np.ndarray, spec: dict[str, Any], n
     if size > 0.8 * free:
         return f"{name}: not compared to float32, whose model does not fit into memory beside this one"
     whole = BatchEncoder(
-        _load(spec, "float32"), prompt=batches.prompt, batch_tokens=batches.batch_tokens, normalize=batches.normalize
+        open_encoder(spec["model"], spec["config"], device=_device, dtype="float32"),
+        prompt=batches.prompt,
+        batch_tokens=batches.batch_tokens,
+        normalize=batches.normalize,
     )
     full_ND, _ = whole.encode(spec["sample"] or ("a",))
     lengths_N = np.linalg.norm(full_ND, axis=1) * np.linalg.norm(half_ND, axis=1)
@@ -172,9 +157,7 @@ def digest_encoder(batches: BatchEncoder) -> str:
         settings.append(["model", {**model.config.to_dict(), **unsaid}, model.config._attn_implementation])
     settings.append(["text", [batches.prompt, batches.limit, encoder.truncate_dim]])
     if batches.backend is not None:
-        batches.backend.no_padding()
-        batches.backend.no_truncation()
-        settings.append(["tokenizer", batches.backend.to_str()])
+        settings.append(["tokenizer", digest_tokenizer(encoder.tokenizer)])
     whole = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         flat = tensor.detach().reshape(-1)

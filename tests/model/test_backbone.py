@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModel
 
 from turncoder.errors import UserError
+from turncoder.model import backbone
 from turncoder.model.backbone import count_embeddings, load_causal_lm, load_model_config, resolve_model
 
 
@@ -76,3 +77,22 @@ def test_a_kernel_that_is_not_here_falls_back_with_a_notice_and_a_typo_does_not(
         assert "flash_attention_2 is not to be had here; sdpa is used" in caplog.text
     with pytest.raises(UserError, match="'sdpq' is none of sdpa, eager"):
         load_causal_lm(str(stories), attn_implementation="sdpq")
+
+
+def test_a_failing_hub_is_not_an_absent_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
+
+    def answer(error: type[HfHubHTTPError], code: int) -> None:
+        response = httpx.Response(code, request=httpx.Request("GET", "https://hub.invalid"))
+
+        def fetch(*_: object, **__: object) -> str:
+            raise error("no answer", response=response)
+
+        monkeypatch.setattr(backbone, "hf_hub_download", fetch)
+
+    answer(RemoteEntryNotFoundError, 404)
+    assert backbone.find_file("owner/model", "modules.json") is None
+    answer(HfHubHTTPError, 503)
+    with pytest.raises(UserError, match=r"modules\.json cannot be fetched.*try again"):
+        backbone.find_file("owner/model", "modules.json")

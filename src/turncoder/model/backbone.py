@@ -10,7 +10,13 @@ from typing import Any, TypeVar
 import torch
 import transformers
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from turncoder.errors import UserError
@@ -191,8 +197,10 @@ def find_file(name: str, file: str, *, revision: str = "main", cache_dir: str | 
         return None
     try:
         return Path(hf_hub_download(name, file, revision=revision, cache_dir=cache_dir))
-    except (OSError, ValueError, HFValidationError):  # no such file or repository, or out of reach: transformers says
-        return None
+    except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
+        return None  # no such file; or no such repository, which transformers says better
+    except HfHubHTTPError as error:
+        raise UserError(f"{name}: {file} cannot be fetched from the hub ({_first_line(error)}); try again") from error
 
 
 def count_embeddings(model: PreTrainedModel) -> int:
