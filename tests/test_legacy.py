@@ -103,8 +103,11 @@ def test_migrate_page_holds_the_tables():
 
 
 def test_notice_is_one_line_with_every_difference_that_can_be_switched_back():
-    assert "\n" not in legacy.NOTICE
-    assert all((row.what in legacy.NOTICE) == ("--as-llm2vec" in row.back) for row in legacy.DIFFERENCES)
+    for stage in legacy.ALL:
+        notice = legacy.tell_differences(stage)
+        assert "\n" not in notice
+        for row in legacy.DIFFERENCES:
+            assert (row.what in notice) == ("--as-llm2vec" in row.back and stage in row.stages)
 
 
 @pytest.mark.parametrize("as_llm2vec", [False, True])
@@ -122,4 +125,4 @@ def test_files_of_others_run_unchanged(shared, caplog, as_llm2vec):
             assert config.training.get(name, getattr(config, name, None)) == value, (file, name)
         said = [record.getMessage() for record in caplog.records]
         assert len(said) == len(set(said))
-        assert (legacy.NOTICE in said) != as_llm2vec
+        assert (legacy.tell_differences("mntp") in said) != as_llm2vec

@@ -4,12 +4,13 @@ Names are those of LLM2Vec and of ``transformers.TrainingArguments`` wherever on
 keeps LLM2Vec's default. Importing this module imports neither torch nor transformers.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from turncoder import settings
 from turncoder.errors import UserError
+from turncoder.keys import ContrastKeys, CorpusKeys, OpenKeys, TrainKeys, check_ranges
 
 __all__ = [
     "MAY_CHANGE",
@@ -19,6 +20,8 @@ __all__ = [
     "MntpConfig",
     "OpenKeys",
     "PrepareConfig",
+    "SimcseConfig",
+    "SupervisedConfig",
     "differences",
     "load_config",
     "to_dict",
@@ -55,119 +58,19 @@ MAY_CHANGE = ACTIONS | frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusKeys:
-    """Which text is read, by which tokenizer, and how it is cut: shared by training and ``prepare``."""
-
-    model_name_or_path: str
-    """Decoder to start from: a folder or a hub id."""
-    tokenizer_name: str | None = None
-    """Tokenizer, if it is not the model's own."""
-    model_revision: str = "main"
-    """Branch, tag or commit of a hub id."""
-    cache_dir: str | None = None
-    """Where downloads from the hub are kept."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model."""
-    dataset_name: str | None = None
-    """Hub id of the corpus, or a folder that datasets.save_to_disk wrote."""
-    dataset_config_name: str | None = None
-    """Configuration of the hub data set."""
-    train_file: str | None = None
-    """Corpus: .txt (a text a line), .jsonl, .json, .csv, .parquet, gzipped or not, or a folder of those."""
-    validation_file: str | None = None
-    """Held-out text, same shapes; without it a share of the corpus is held out."""
-    text_column: str | None = None
-    """Column that holds the text; default: "text", else the first."""
-    validation_split_percentage: float = 5
-    """Share of documents held out when no validation set is given, in percent."""
-    max_seq_length: int | None = None
-    """Tokens in a block; default: what the tokenizer says, at most 1024."""
-    line_by_line: bool = False
-    """One document per row instead of packed blocks."""
-    pad_to_max_length: bool = False
-    """With line_by_line: pad every row to max_seq_length rather than to the longest of its batch."""
-    preprocessing_num_workers: int | None = None
-    """Processes that tokenise; default: one per core."""
-    as_llm2vec: bool = False
-    """Do it LLM2Vec's way in everything that docs/migrate.md lists."""
-
-    def __post_init__(self) -> None:
-        """Check what can be checked without opening anything.
-
-        Raises
-        ------
-        UserError
-            One line that names the keys, the value and the remedy.
-        """
-        settings.set_types(self)
-        if not self.model_name_or_path:
-            raise UserError("model_name_or_path is empty; give a model folder or a hub id")
-        if self.dataset_name and self.train_file:
-            raise UserError(
-                f"dataset_name = {self.dataset_name!r} and train_file = {self.train_file!r} are both set; keep one"
-            )
-        if not (self.dataset_name or self.train_file):
-            raise UserError("no corpus: give train_file (a file or folder of text) or dataset_name (a hub id)")
-        if self.dataset_config_name and not self.dataset_name:
-            raise UserError(f"dataset_config_name = {self.dataset_config_name!r} needs dataset_name")
-        self._check_range("validation_split_percentage", above=0, below=100)
-        self._check_range("max_seq_length", least=2)
-        self._check_range("preprocessing_num_workers", least=1)
-
-    def _check_range(
-        self,
-        name: str,
-        *,
-        least: float | None = None,
-        most: float | None = None,
-        above: float | None = None,
-        below: float | None = None,
-    ) -> None:
-        value = getattr(self, name)
-        if value is None:
-            return
-        wants = [
-            text
-            for text, bound, holds in (
-                (f"at least {least}", least, least is None or value >= least),
-                (f"above {above}", above, above is None or value > above),
-                (f"at most {most}", most, most is None or value <= most),
-                (f"below {below}", below, below is None or value < below),
-            )
-            if bound is not None and not holds
-        ]
-        if wants:
-            raise UserError(f"{name} = {value} must be {' and '.join(wants)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MntpConfig(CorpusKeys):
+class MntpConfig(TrainKeys, CorpusKeys):
     """Masked next token prediction: the training that makes a bidirectional decoder useful.
 
     Any other field of transformers' TrainingArguments: --training.NAME VALUE, or a key of the file.
     """
 
-    # model
-    adapters: tuple[str, ...] = ()
-    """Adapters to load and merge, in this order, before training."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    """Precision of the frozen weights; default: float32. What trains is always float32."""
-    attn_implementation: str = "sdpa"
-    """sdpa, eager or flash_attention_2; where the last cannot run the first that loads and passes the proof."""
+    STAGE: ClassVar[str] = "mntp"
+
     bidirectional: bool = True
     """Let attention look both ways; off only for a causal control run."""
-    allow_partial: bool = False
-    """Accept a model of which only some layers can look ahead."""
-
-    # data
-    max_train_samples: int | None = None
-    """Train on this many blocks only."""
-    max_eval_samples: int | None = None
-    """Evaluate on this many blocks only."""
     isolate_documents: bool = True
     """Documents in one block do not see each other."""
 
-    # masking
     mlm_probability: float = 0.15
     """Share of tokens that are predicted."""
     mask_token_type: str = "blank"
@@ -176,94 +79,10 @@ class MntpConfig(CorpusKeys):
     """default: 80 % mask, 10 % random, 10 % kept; all_mask: always the mask; unmasked: next token prediction on
     clean text, only with --no-bidirectional."""
 
-    # adapter
-    train_mode: Literal["lora", "full"] = "lora"
-    """Train an adapter or every weight."""
-    lora_r: int = 8
-    """Rank of the adapter."""
-    lora_alpha: int | None = None
-    """Scale of the adapter; default: twice lora_r."""
-    lora_dropout: float = 0.05
-    """Dropout before the adapter."""
-    lora_target_modules: tuple[str, ...] | None = None
-    """Linear layers that get an adapter, by name; default: all of attention and feed-forward."""
     train_head: bool = False
     """Also train the vocabulary head, which is not kept in the encoder."""
-
-    # steps
-    output_dir: str | None = None
-    """Run folder (--output). The same command again resumes."""
-    num_train_epochs: float = 3
-    """Passes over the corpus, unless max_steps is set."""
-    max_steps: int = -1
-    """Optimiser steps; overrides num_train_epochs."""
-    stop_after_n_steps: int | None = 10000
-    """Stop here at the latest; none for no limit."""
-    per_device_train_batch_size: int = 8
-    """Rows per device and forward pass."""
-    per_device_eval_batch_size: int = 8
-    """Rows per device and forward pass in evaluation."""
-    gradient_accumulation_steps: int = 1
-    """Forward passes per optimiser step."""
-
-    # optimisation
-    learning_rate: float = 5e-5
-    """Highest learning rate of the schedule."""
-    lr_scheduler_type: str = "linear"
-    """Shape of the schedule: linear, cosine, constant, constant_with_warmup, ..."""
-    warmup_steps: float = 0
-    """Steps of warm-up; below 1: their share of all steps."""
-    weight_decay: float = 0.0
-    """AdamW's weight decay."""
-    max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
-    bf16: bool = False
-    """Compute in bfloat16 under autocast."""
-    fp16: bool = False
-    """Compute in float16 under autocast, with loss scaling; needs a GPU."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
     vocabulary_budget_mb: int = 256
     """Largest piece of logits that ever exists, in MB."""
-    seed: int = 42
-    """Masks, order, adapter initialisation and dropout follow from it."""
-    dataloader_num_workers: int = 0
-    """Processes that build batches."""
-
-    # evaluation, saving, logging
-    do_train: bool = True
-    """Train; off: only evaluate."""
-    do_eval: bool = True
-    """Evaluate at the end, and as eval_strategy says."""
-    eval_strategy: Literal["no", "steps", "epoch"] = "no"
-    """When to evaluate during training."""
-    eval_steps: float | None = None
-    """Steps between evaluations; below 1: a share of all steps; default: logging_steps."""
-    evaluate_step_zero: bool = True
-    """Evaluate the causal and the untrained bidirectional model first, so that the table shows what training gave."""
-    early_stopping_patience: int | None = None
-    """Stop after so many evaluations without a lower loss."""
-    save_strategy: Literal["no", "steps", "epoch", "best"] = "steps"
-    """When to write a checkpoint."""
-    save_steps: float = 500
-    """Steps between checkpoints; below 1: a share of all steps."""
-    save_total_limit: int | None = None
-    """Keep only so many checkpoints; default: all."""
-    save_merged: Literal["auto", "always", "never"] = "auto"
-    """Write model/ with the adapter merged in; auto: unless it is large."""
-    logging_steps: float = 500
-    """Steps between rows of metrics.jsonl; below 1: a share of all steps."""
-    report_to: str = "none"
-    """Trackers beside metrics.jsonl, by commas: tensorboard, wandb, trackio, ..."""
-
-    # what to do
-    overwrite: bool = False
-    """Delete what --output holds and start anew."""
-    dry_run: bool = False
-    """Show the plan; write nothing."""
-
-    training: dict[str, Any] = field(default_factory=dict)
-    """Any other field of transformers' TrainingArguments: --training.NAME VALUE."""
 
     LLM2VEC_WAYS: ClassVar[dict[str, Any]] = {
         "isolate_documents": False,
@@ -278,35 +97,70 @@ class MntpConfig(CorpusKeys):
         if self.as_llm2vec:
             for name, value in self.LLM2VEC_WAYS.items():
                 object.__setattr__(self, name, value)
-        self._check_range("mlm_probability", above=0, most=1)
-        self._check_range("lora_dropout", least=0, below=1)
-        for name in ("lora_r", "lora_alpha", "per_device_train_batch_size", "per_device_eval_batch_size"):
-            self._check_range(name, least=1)
-        for name in ("gradient_accumulation_steps", "vocabulary_budget_mb", "stop_after_n_steps", "save_total_limit"):
-            self._check_range(name, least=1)
-        for name in ("max_train_samples", "max_eval_samples", "early_stopping_patience"):
-            self._check_range(name, least=1)
-        for name in ("eval_steps", "save_steps", "logging_steps", "num_train_epochs", "max_grad_norm"):
-            self._check_range(name, above=0)
-        for name in ("learning_rate", "warmup_steps", "weight_decay", "dataloader_num_workers", "seed"):
-            self._check_range(name, least=0)
-        self._check_together()
-
-    def _check_together(self) -> None:
-        if self.max_steps == 0 or self.max_steps < -1:
-            raise UserError(f"max_steps = {self.max_steps} must be at least 1, or -1 to count epochs")
-        if self.bf16 and self.fp16:
-            raise UserError("bf16 and fp16 are both on; keep one")
+        self.check_training()
+        check_ranges(self, "mlm_probability", above=0, most=1)
+        check_ranges(self, "vocabulary_budget_mb", least=1)
         if self.data_collator_type == "unmasked" and self.bidirectional:
             raise UserError(
                 "data_collator_type = 'unmasked' lets a bidirectional model read its answers; add --no-bidirectional"
             )
-        if self.early_stopping_patience is not None and self.eval_strategy == "no":
-            raise UserError(f"early_stopping_patience = {self.early_stopping_patience} needs eval_strategy = 'steps'")
-        if self.train_mode == "full" and self.lora_target_modules is not None:
-            raise UserError("lora_target_modules needs train_mode = 'lora', and train_mode = 'full' is set")
-        if not (self.do_train or self.do_eval):
-            raise UserError("do_train and do_eval are both off; nothing would be done")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimcseConfig(ContrastKeys):
+    """Unsupervised SimCSE: a text is to be nearest to itself under another dropout, and far from all others.
+
+    Any other field of transformers' TrainingArguments: --training.NAME VALUE, or a key of the file.
+    """
+
+    STAGE: ClassVar[str] = "simcse"
+
+    text_column: str | None = None
+    """Column that holds the text; default: "text", else the first."""
+    split_sentences: bool = False
+    """Cut documents into sentences; each becomes a row."""
+    simcse_dropout: float = 0.1
+    """Dropout of attention weights, where the architecture has it: what makes the two views differ, beside LoRA's."""
+    prompt: str | None = None
+    """Stands before each text, is left out of the pooling, and is kept in the model as its default."""
+
+    def __post_init__(self) -> None:
+        """Check values; see `ContrastKeys`."""
+        super().__post_init__()
+        check_ranges(self, "simcse_dropout", least=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedConfig(ContrastKeys):
+    """Supervised contrastive training: anchors are to find their positives among all others and hard negatives.
+
+    Any other field of transformers' TrainingArguments: --training.NAME VALUE, or a key of the file.
+    """
+
+    STAGE: ClassVar[str] = "supervised"
+
+    columns: tuple[str, ...] = ()
+    """Columns that hold anchor, positive and negatives, in this order; default: by their names (anchor or query,
+    positive, negative, negative_1, ...)."""
+    query_prompt: str | None = None
+    """Stands before each anchor; kept in the model as its prompt "query"."""
+    document_prompt: str | None = None
+    """Stands before each positive and negative; kept in the model as its prompt "document"."""
+    prompts_file: str | None = None
+    """JSON: {"SET": {"query": "...", "document": "..."}}, for a folder of sets."""
+    multi_dataset_batch_sampler: Literal["proportional", "round_robin"] = "proportional"
+    """How sets take turns: all of each, or in equal parts until the smallest is through. A batch is of one set."""
+    teacher_name_or_path: str | None = None
+    """Encoder whose similarities are learnt besides (distillation)."""
+    distillation_weight: float = 1.0
+    """Weight of the teacher's part of the loss."""
+
+    def __post_init__(self) -> None:
+        """Check values; see `ContrastKeys`."""
+        super().__post_init__()
+        check_ranges(self, "distillation_weight", above=0)
+        if len(self.columns) == 1:
+            raise UserError(f"columns = {list(self.columns)} must name at least two: anchor and positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,36 +177,6 @@ class PrepareConfig(CorpusKeys):
         f.name for f in fields(CorpusKeys)
     }
     """Keys of a training config that say nothing here, its run folder among them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenKeys:
-    """Which encoder is opened, and how: shared by ``encode`` and ``merge``."""
-
-    adapters: tuple[str, ...] = ()
-    """Adapters to put on the model, in this order."""
-    pooling: Literal["mean", "weighted_mean", "eos_token", "last_token", "bos_token", "cls"] | None = None
-    """How tokens become one vector; default: what the folder says, else mean."""
-    bidirectional: bool | None = None
-    """Convert a decoder; off leaves it causal; default: what the folder says, else on."""
-    allow_partial: bool = False
-    """Accept a model of which only some layers can look ahead."""
-    max_seq_length: int | None = None
-    """Tokens of a text that are read; default: what the folder says, else 512."""
-    chat_template: bool = False
-    """Put texts through the tokenizer's chat template, as the words of a user."""
-    llm2vec: bool | None = None
-    """LLM2Vec's semantics; default: on where there is an llm2vec_config.json."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    """Precision of the model; default: float32."""
-    attn_implementation: str = "sdpa"
-    """sdpa, eager or flash_attention_2; where the last cannot run the first that loads and passes the proof."""
-    model_revision: str = "main"
-    """Branch, tag or commit of a hub id."""
-    cache_dir: str | None = None
-    """Where downloads from the hub are kept."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,19 @@ from typing import Any
 
 from turncoder.errors import UserError
 
-__all__ = ["ALIASES", "DIFFERENCES", "IGNORED", "NOTICE", "OLD_NAMES", "REFUSED", "RENAMED", "Difference", "translate"]
+__all__ = [
+    "ALIASES",
+    "DIFFERENCES",
+    "IGNORED",
+    "OLD_NAMES",
+    "REFUSED",
+    "RENAMED",
+    "Difference",
+    "tell_differences",
+    "translate",
+]
 
-ALIASES = {"output": "output_dir", "adapter": "adapters"}
+ALIASES = {"output": "output_dir", "adapter": "adapters", "pooling_mode": "pooling"}
 """Our own short names, understood without a notice."""
 
 RENAMED = {
@@ -56,6 +66,7 @@ IGNORED = {
     "mp_parameters": "gone from transformers",
     "ray_scope": "gone from transformers",
     "include_tokens_per_second": "tokens_per_second is always in metrics.jsonl",
+    "experiment_id": "--output names the run folder",
     "push_to_hub_organization": "gone from transformers; write it into hub_model_id",
 }
 """Key -> why it has nothing to say here. Noted when it asks for something, then dropped."""
@@ -64,6 +75,7 @@ REFUSED = {
     "push_to_hub": "publishing is not built in yet; drop the key and upload the run's model/ with `hf upload`",
     "config_overrides": "training a changed architecture from scratch is not MNTP; drop the key",
     "config_name": "the model's own config.json is used; drop the key, or edit a copy of the model folder",
+    "loss_class": "the loss is HardNegativeNLLLoss's formula, from sentence-transformers; drop the key",
     "adafactor": "write optim = 'adafactor'",
     "torchdynamo": "write torch_compile = true",
     "fsdp_min_num_params": "write it into fsdp_config",
@@ -73,9 +85,13 @@ REFUSED = {
 }
 """Key -> what to do instead, for keys that would change the run and cannot be honoured."""
 
-OLD_NAMES = (*ALIASES, *RENAMED, *IGNORED, *REFUSED)
+OLD_NAMES = (*ALIASES, *RENAMED, *IGNORED, *REFUSED, "dataset_file_path")
 
-ASKS_NOTHING = dict.fromkeys(("use_fast_tokenizer", "remove_unused_columns"), (None, True, "True", "true"))
+ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
+    "use_fast_tokenizer": (None, True, "True", "true"),
+    "remove_unused_columns": (None, True, "True", "true"),
+    "loss_class": (None, "HardNegativeNLLLoss"),
+}
 """Values of an ignored key that ask for nothing; for the others: None, false and empty."""
 
 
@@ -93,6 +109,8 @@ class Difference:
         The reason, one sentence.
     back
         How to have LLM2Vec's way: ``--as-llm2vec`` (and a key, if one does it alone), or why there is no way back.
+    stages
+        The commands that it is about.
     """
 
     what: str
@@ -100,8 +118,11 @@ class Difference:
     ours: str
     why: str
     back: str
+    stages: tuple[str, ...] = ("mntp",)
 
 
+ALL = ("mntp", "simcse", "supervised")
+CONTRAST = ("simcse", "supervised")
 DIFFERENCES = (
     Difference(
         "documents isolated",
@@ -124,6 +145,7 @@ DIFFERENCES = (
         "The schedule ends where the run ends.",
         "Cut at 1,000 of 4,689 steps, the learning rate has hardly come down.",
         "`--as-llm2vec`",
+        stages=ALL,
     ),
     Difference(
         "held-out documents by hash",
@@ -173,6 +195,7 @@ DIFFERENCES = (
         "What trains is float32, computed under autocast; frozen weights may be bfloat16.",
         "A step of 5e-5 is lost in bfloat16's eight bits.",
         "no way back: it would only lose precision",
+        stages=ALL,
     ),
     Difference(
         "tokenizer untouched",
@@ -201,6 +224,7 @@ DIFFERENCES = (
         "Nothing leaves the machine unless `report_to` says so.",
         "Nothing phones home.",
         "`report_to`",
+        stages=ALL,
     ),
     Difference(
         "training by default",
@@ -208,16 +232,78 @@ DIFFERENCES = (
         "Both are on unless switched off.",
         "A training command trains.",
         "`do_train`, `do_eval`",
+        stages=ALL,
+    ),
+    Difference(
+        "the text alone is pooled",
+        "SimCSE's training pools over BOS and all padding (the mask of its text is empty), encoding over the text.",
+        "One pooling, over the attention mask, in training and encoding alike.",
+        "The same text alone and in a batch had a cosine of 0.35 in training.",
+        "no way back: the vectors that were trained are not those that are used",
+        stages=CONTRAST,
+    ),
+    Difference(
+        "gradients shared",
+        "With several devices each trains a copy of its own, and the first one's is saved.",
+        "Gradients are averaged, negatives gathered: as if one device had the whole batch.",
+        "Several devices that do not share gradients are one device.",
+        "no way back: it was a fault",
+        stages=CONTRAST,
+    ),
+    Difference(
+        "equal texts once",
+        "A text that occurs twice is its own negative, when both fall into one batch.",
+        "SimCSE drops repeated texts; supervised batches hold no text twice.",
+        "A text cannot be told apart from itself.",
+        "`--as-llm2vec`",
+        stages=CONTRAST,
+    ),
+    Difference(
+        "texts held out",
+        "Contrastive stages train on everything and measure nothing.",
+        "`validation_split_percentage` of the rows are held out and evaluated on.",
+        "Whether training helps is to be seen while it runs.",
+        "`--as-llm2vec`",
+        stages=CONTRAST,
+    ),
+    Difference(
+        "prompts kept apart",
+        'An instruction ends in "; " in training and in ": " in evaluation.',
+        "A prompt ends in a newline, is the same string everywhere, and is stored in the model.",
+        "A model is asked what it was trained to answer.",
+        "no way back: prompts are strings, so `prompts_file` takes any that keep apart from the text",
+        stages=("supervised",),
+    ),
+    Difference(
+        "symmetric sets prompted on both sides",
+        "Duplicate questions and similar texts get an instruction on one side only.",
+        "Both sides get it, as the paper says.",
+        "Which of two duplicates is the query is chance.",
+        "no way back: `prompts_file` can leave one side without",
+        stages=("supervised",),
+    ),
+    Difference(
+        "batches of one set, accumulation included",
+        "A batch that is accumulated over several steps may mix sets.",
+        "All rows of an optimizer step are of one set.",
+        "Across sets negatives are too easy.",
+        "no way back: only the order differs",
+        stages=("supervised",),
     ),
 )
 """Every deliberate difference to LLM2Vec's MNTP; one table for the docs, one notice for the user of an old file."""
 
-NOTICE = (
-    f"done otherwise than LLM2Vec: {', '.join(row.what for row in DIFFERENCES if '--as-llm2vec' in row.back)}; "
-    "--as-llm2vec switches these back, docs/migrate.md says why"
-)
 
-SIGNS = frozenset({*RENAMED, *IGNORED, "stop_after_n_steps", "mask_token_type"}) - {"token", "resume_from_checkpoint"}
+def tell_differences(stage: str) -> str:
+    """Say in one line what a stage does otherwise and what ``--as-llm2vec`` switches back."""
+    told = [row.what for row in DIFFERENCES if stage in row.stages and "--as-llm2vec" in row.back]
+    return f"done otherwise than LLM2Vec: {', '.join(told)}; --as-llm2vec switches these back, docs/migrate.md says why"
+
+
+SIGNS = frozenset({*RENAMED, *IGNORED, "stop_after_n_steps", "mask_token_type", "dataset_file_path"}) - {
+    "token",
+    "resume_from_checkpoint",
+}
 """Keys that give away a file of LLM2Vec or one of its descendants."""
 
 
@@ -243,6 +329,13 @@ def translate(raw: dict[str, Any], origin: str) -> tuple[dict[str, Any], list[st
     """
     keys: dict[str, Any] = {}
     notices = []
+    raw = dict(raw)
+    if file := raw.pop("dataset_file_path", None):
+        named = raw.pop("dataset_name", None)
+        raw["train_file"] = file
+        notices.append(
+            f"{origin}dataset_file_path is called train_file now; dataset_name = {named!r} says nothing more"
+        )
     for name, value in raw.items():
         asks = value not in ASKS_NOTHING.get(name, (None, False, "", [], "False", "false"))
         if name in REFUSED:

@@ -24,7 +24,7 @@ from turncoder.errors import UserError
 from turncoder.model.adapters import attach_lora, count_parameters
 from turncoder.model.backbone import load_model_config, resolve_model
 from turncoder.preview import Preview, preview_corpus
-from turncoder.train.mntp import count_steps, will_merge
+from turncoder.train.stage import count_steps, will_merge
 from turncoder.train.text import choose_block_size
 
 __all__ = ["Plan", "count_activations", "plan_mntp", "show"]

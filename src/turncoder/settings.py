@@ -41,8 +41,11 @@ def load(cls: type[Config], path: Path | None, flags: dict[str, Any]) -> Config:
     from_file = _gather(cls, table, f"{path}: ")
     from_flags = _gather(cls, flags, "--")
     entries = {**_displace(from_file, from_flags), **from_flags}
-    if path is not None and path.suffix == ".json" and legacy.is_llm2vec(table) and "as_llm2vec" not in entries:
-        logger.warning("%s", legacy.NOTICE)
+    if path is not None and path.suffix == ".json" and legacy.is_llm2vec(table):
+        for name, value in getattr(cls, "LLM2VEC_DEFAULTS", {}).items():
+            entries.setdefault(name, Entry(value, name))
+        if "as_llm2vec" not in entries:
+            logger.warning("%s", legacy.tell_differences(getattr(cls, "STAGE", "mntp")))
     hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     training: dict[str, Any] = {}
@@ -270,8 +273,10 @@ def _as_kind(value: Any, kind: Any) -> tuple[bool, Any]:
     if typing.get_origin(kind) is Literal:
         return value in typing.get_args(kind), value
     if typing.get_origin(kind) is tuple:
-        items = list(value) if isinstance(value, list | tuple) else [value]
-        return all(isinstance(item, str) for item in items), tuple(items)
+        pairs = [
+            _as_kind(item, typing.get_args(kind)[0]) for item in (value if isinstance(value, list | tuple) else [value])
+        ]
+        return all(done for done, _ in pairs), tuple(item for _, item in pairs)
     if kind is bool:
         text = str(value).lower()
         return not isinstance(value, float) and text in YES + NO, text in YES
@@ -298,7 +303,7 @@ def _wanted(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return f"one of {', '.join(typing.get_args(kind))}"
     if typing.get_origin(kind) is tuple:
-        return "a list of names"
+        return "a list of names" if typing.get_args(kind)[0] is str else "a list of whole numbers"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, "a table")
 
 

@@ -7,13 +7,19 @@ that is no power of two, a value that falls outside is sent through again: Black
 window of positions at a time.
 """
 
+from collections import deque
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from torch.utils.data import Sampler
 
-__all__ = ["EpochOrder", "budget_batches", "permute"]
+from turncoder.errors import UserError
 
+__all__ = ["EpochOrder", "SetBatches", "budget_batches", "permute"]
+
+FEWEST = 2  # rows of a batch: fewer leave nothing to be told apart from
 ROUNDS = 8
 WINDOW = 4096  # positions that are computed together
 GROUPS = 64  # batches in a window of rows that are sorted by length together
@@ -140,3 +146,124 @@ def budget_batches(length_N: np.ndarray, budget: int) -> list[np.ndarray]:
         batches.append(order[start : start + count])
         start += count
     return batches
+
+
+class SetBatches(Sampler[list[int]]):
+    """Batches for contrastive training, unrolled over epochs: a pure function of seed and sizes.
+
+    The rows of an optimizer step are of one set, and no text occurs in them twice. What fills no step waits for another
+    epoch, in another order. A set that is smaller than a step gives what it has, once an epoch.
+
+    Parameters
+    ----------
+    sizes
+        Rows of each set. Rows are numbered through all sets.
+    batch_size
+        Rows of a batch: what a device sees at once.
+    batches
+        Batches of an optimizer step: devices times accumulation.
+    steps
+        Optimizer steps that are drawn.
+    seed
+        Of the order.
+    in_turn
+        Sets take turns, and an epoch ends with the smallest; else each is gone through, in proportion to its size.
+    texts
+        A number for each text of each row, uint64 [N, C] per set; None where no text occurs twice.
+
+    Raises
+    ------
+    UserError
+        No step can be filled.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        batch_size: int,
+        batches: int,
+        steps: int,
+        seed: int,
+        in_turn: bool = False,
+        texts: Sequence[np.ndarray | None] | None = None,
+    ) -> None:
+        self.sizes = list(sizes)
+        self.starts = np.cumsum([0, *sizes[:-1]])
+        self.batches = batches
+        self.step_rows = [min(batch_size, size // batches) * batches for size in sizes]
+        self.steps = steps
+        self.seed = seed
+        self.in_turn = in_turn
+        self.texts = list(texts) if texts is not None else [None] * len(self.sizes)
+        if not any(rows >= FEWEST * batches for rows in self.step_rows):
+            raise UserError(
+                f"the data has {sum(sizes)} rows and a step takes {batch_size * batches}: lower "
+                "per_device_train_batch_size or gradient_accumulation_steps"
+            )
+
+    def __len__(self) -> int:
+        """Count the batches."""
+        return self.steps * self.batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the row numbers of each batch."""
+        left, epoch = self.steps, 0
+        while left:
+            drawn = 0
+            for rows in self.draw(epoch):
+                if drawn == left:
+                    break
+                size = len(rows) // self.batches
+                for batch in range(self.batches):
+                    yield rows[batch * size : (batch + 1) * size].tolist()
+                drawn += 1
+            if not drawn:
+                raise UserError("the data has too few different texts for a batch; lower per_device_train_batch_size")
+            left, epoch = left - drawn, epoch + 1
+
+    def draw(self, epoch: int) -> Iterator[np.ndarray]:
+        """Yield the rows of each step of an epoch."""
+        queues = [self._draw_set(number, epoch) for number in range(len(self.sizes))]
+        if len(queues) == 1:
+            yield from queues[0]
+        elif self.in_turn:
+            for steps in zip(*queues, strict=False):
+                yield from steps
+        else:
+            # Which set's turn it is, drawn without replacement; a set that runs out early is passed over
+            turns = np.repeat(np.arange(len(queues)), [self.count(number) for number in range(len(queues))])
+            for turn in permute(np.arange(len(turns)), max(len(turns), 1), self.seed + 1, epoch):
+                rows = next(queues[turns[turn]], None)
+                if rows is not None:
+                    yield rows
+
+    def count(self, number: int) -> int:
+        """Count the steps that a set gives in an epoch, if no text occurs twice."""
+        rows = self.step_rows[number]
+        return self.sizes[number] // rows if rows >= FEWEST * self.batches else 0
+
+    def _draw_set(self, number: int, epoch: int) -> Iterator[np.ndarray]:
+        size, rows, texts = self.sizes[number], self.step_rows[number], self.texts[number]
+        if not self.count(number):
+            return
+        order = permute(np.arange(size), size, self.seed + 2 + number, epoch)
+        if texts is None:
+            for start in range(0, size - rows + 1, rows):
+                yield self.starts[number] + order[start : start + rows]
+            return
+        waiting = deque(order.tolist())
+        while len(waiting) >= rows:
+            step, seen, again = [], set(), []
+            while waiting and len(step) < rows:
+                row = waiting.popleft()
+                own = set(texts[row].tolist())
+                if seen.isdisjoint(own):
+                    step.append(row)
+                    seen |= own
+                else:
+                    again.append(row)
+            if len(step) < rows:
+                return
+            waiting.extendleft(reversed(again))
+            yield self.starts[number] + np.array(step)

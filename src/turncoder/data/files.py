@@ -3,21 +3,25 @@
 Every reader yields one value per row, in order: a string, or for a column of token ids a NumPy array.
 """
 
-import codecs
-import csv
 import gzip
 import json
 import logging
-import re
-import shutil
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from turncoder.data.records import (
+    PARQUET_ROWS,
+    decode,
+    open_parquet,
+    parse_json,
+    parse_json_lines,
+    read_rows,
+    split_lines,
+)
 from turncoder.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,9 +33,6 @@ logger = logging.getLogger("turncoder")
 
 ENDINGS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 TOKEN_COLUMNS = ("input_ids", "packed")
-CHUNK_BYTES = 1 << 20
-PARQUET_ROWS = 256
-BLANK = re.compile(r"\s*")
 
 Row = str | np.ndarray
 
@@ -71,7 +72,7 @@ def read_file(path: Path, text_column: str | None = None, *, numbers: bool = Fal
     readers = {".jsonl": _read_json_lines, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
     try:
         if ending == ".txt":
-            yield from _split_lines(_decode(path))
+            yield from split_lines(decode(path))
         else:
             yield from readers[ending](path, text_column, numbers)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -102,66 +103,6 @@ def choose_column(columns: Iterable[str], text_column: str | None, where: str) -
     return names[0]
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
-
-
-def _decode(path: Path) -> Iterator[str]:
-    """Yield the file as text, a chunk at a time; a byte that is not UTF-8 is named by its line."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    first = True
-    consumed = 0
-    with _open(path) as stream:
-        while True:
-            data = stream.read(CHUNK_BYTES)
-            pending = len(decoder.getstate()[0])
-            try:
-                text = decoder.decode(data, final=not data)
-            except UnicodeDecodeError as error:
-                byte = consumed - pending + error.start
-                raise UserError(
-                    f"{path}, line {_line_of_byte(path, byte)} (byte {byte}): not UTF-8; convert the file, "
-                    "for example with iconv -f LATIN1 -t UTF-8"
-                ) from error
-            consumed += len(data)
-            if first:
-                text = text.removeprefix("\ufeff")
-                first = False
-            if text:
-                yield text
-            if not data:
-                return
-
-
-def _line_of_byte(path: Path, byte: int) -> int:
-    line = 1
-    with _open(path) as stream:
-        while byte > 0 and (data := stream.read(min(CHUNK_BYTES, byte))):
-            line += data.count(b"\n")
-            byte -= len(data)
-    return line
-
-
-def _split_lines(chunks: Iterable[str]) -> Iterator[str]:
-    """Yield lines without their ends; only a newline ends a line, so U+2028 and its like stay in the text."""
-    parts: list[str] = []
-    for chunk in chunks:
-        head, newline, rest = chunk.partition("\n")
-        if not newline:
-            parts.append(chunk)
-            continue
-        parts.append(head)
-        yield "".join(parts).removesuffix("\r")
-        lines = rest.split("\n")
-        parts = [lines.pop()]
-        if "\r" in rest:
-            lines = [line.removesuffix("\r") for line in lines]
-        yield from lines
-    last = "".join(parts)
-    if last:
-        yield last.removesuffix("\r")
-
-
 def _take_text(row: Any, column: str | None, text_column: str | None, where: str, numbers: bool) -> tuple[str, Row]:
     """Take the text out of one JSON object; the first object decides the column."""
     if not isinstance(row, dict):
@@ -185,108 +126,41 @@ def _take_text(row: Any, column: str | None, text_column: str | None, where: str
 
 
 def _read_json_lines(path: Path, text_column: str | None, numbers: bool) -> Iterator[Row]:
-    column = None
-    for number, line in enumerate(_split_lines(_decode(path)), 1):
-        if not line or line.isspace():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: broken JSON, {error.msg} at column {error.colno}") from error
-        column, text = _take_text(row, column, text_column, where, numbers)
-        yield text
+    yield from _read_objects(path, parse_json_lines(path), text_column, numbers)
 
 
 def _read_json(path: Path, text_column: str | None, numbers: bool) -> Iterator[Row]:
     """Read a list of objects, or objects one after the other, without ever holding the whole of it."""
+    yield from _read_objects(path, parse_json(path), text_column, numbers)
+
+
+def _read_objects(
+    path: Path, values: Iterable[tuple[int, Any]], text_column: str | None, numbers: bool
+) -> Iterator[Row]:
     column = None
-    for line, row in _parse_json(path):
+    for line, row in values:
         column, text = _take_text(row, column, text_column, f"{path}, line {line}", numbers)
         yield text
 
 
-def _parse_json(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (line number, value) for each element of a JSON list, or each value of a stream of them."""
-    scan = json.JSONDecoder().raw_decode
-    buffer, at, line = "", 0, 1
-    opened: bool | None = None  # None: nothing seen yet; True: inside a list; False: a stream of values, or closed
-    chunks = _decode(path)
-    last = False
-    while not last:
-        chunk = next(chunks, None)
-        last = chunk is None
-        buffer, at = buffer[at:] + (chunk or ""), 0
-        while True:
-            start = BLANK.match(buffer, at).end()  # type: ignore[union-attr]
-            line += buffer.count("\n", at, start)
-            at = start
-            mark = buffer[at : at + 1]
-            if not mark:
-                break
-            if opened is None:
-                opened = mark == "["
-                at += int(opened)
-                continue
-            if opened and mark in ",]":
-                opened = mark == ","
-                at += 1
-                continue
-            try:
-                value, end = scan(buffer, at)
-            except json.JSONDecodeError as error:
-                cut = error.msg.startswith("Unterminated") or error.pos >= len(buffer) - 16
-                if cut and not last:
-                    break
-                broken = line + buffer.count("\n", at, error.pos)
-                raise UserError(f"{path}, line {broken}: broken JSON, {error.msg}") from error
-            yield line, value
-            line += buffer.count("\n", at, end)
-            at = end
-    if opened:
-        raise UserError(f"{path}, line {line}: broken JSON, the list is not closed by ']'")
-
-
 def _read_csv(path: Path, text_column: str | None, numbers: bool) -> Iterator[Row]:
-    limit = csv.field_size_limit()
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(line + "\n" for line in _split_lines(_decode(path)))
-    try:
-        header = next(reader, [])
-        place = header.index(choose_column(header, text_column, str(path)))
-        for row in reader:
-            if not row:
-                continue
-            if len(row) <= place:
-                raise UserError(
-                    f"{path}, line {reader.line_num}: {len(row)} fields, but column {header[place]!r} is number "
-                    f"{place + 1}; quote the texts that hold commas"
-                )
-            yield row[place]
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: broken CSV, {error}") from error
-    finally:
-        csv.field_size_limit(limit)
+    rows = read_rows(path)
+    header = next(rows, (1, []))[1]
+    place = header.index(choose_column(header, text_column, str(path)))
+    for line, row in rows:
+        if len(row) <= place:
+            raise UserError(
+                f"{path}, line {line}: {len(row)} fields, but column {header[place]!r} is number {place + 1}; quote "
+                "the texts that hold commas"
+            )
+        yield row[place]
 
 
 def _read_parquet(path: Path, text_column: str | None, numbers: bool) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with tempfile.TemporaryDirectory() as folder:
-        plain = path
-        if path.name.lower().endswith(".gz"):  # Parquet is read from its end, so it has to lie there whole
-            plain = Path(folder) / "unzipped.parquet"
-            with _open(path) as source, plain.open("wb") as target:
-                shutil.copyfileobj(source, target)
-        try:
-            file = pq.ParquetFile(plain)
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path}: not a Parquet file ({error})") from error
-        with file:
-            column = choose_column(file.schema_arrow.names, text_column, str(path))
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[column]):
-                yield from read_arrow(batch.column(0), column, str(path), numbers=numbers)
+    with open_parquet(path) as file:
+        column = choose_column(file.schema_arrow.names, text_column, str(path))
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[column]):
+            yield from read_arrow(batch.column(0), column, str(path), numbers=numbers)
 
 
 def read_arrow(

@@ -1,0 +1,250 @@
+"""The records of one file, as they stand in it: lines, JSON objects, CSV rows, Parquet batches, in constant memory.
+
+What is broken is named by its file and line.
+"""
+
+import codecs
+import csv
+import gzip
+import json
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from turncoder.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow.parquet
+
+__all__ = [
+    "RECORD_ENDINGS",
+    "decode",
+    "open_parquet",
+    "parse_json",
+    "parse_json_lines",
+    "read_records",
+    "read_rows",
+    "split_lines",
+]
+
+RECORD_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+CHUNK_BYTES = 1 << 20
+PARQUET_ROWS = 256
+BLANK = re.compile(r"\s*")
+
+
+def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the records of a JSONL, JSON, CSV, TSV or Parquet file, gzipped or not.
+
+    Yields
+    ------
+    tuple of str and dict
+        Where the record stands, for messages; and its columns with their values.
+
+    Raises
+    ------
+    UserError
+        Missing or empty file, unknown ending, a broken or short row, bytes that are not UTF-8.
+    """
+    name = path.name.lower().removesuffix(".gz")
+    ending = next((ending for ending in RECORD_ENDINGS if name.endswith(ending)), None)
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    if ending is None:
+        raise UserError(
+            f"{path}: unknown ending {path.suffix!r}; known: {', '.join(RECORD_ENDINGS)}, each also with .gz"
+        )
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: the file is empty")
+    readers: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]] = {
+        ".jsonl": lambda path: _objects(path, parse_json_lines(path)),
+        ".json": lambda path: _objects(path, parse_json(path)),
+        ".csv": lambda path: _rows(path, ","),
+        ".tsv": lambda path: _rows(path, "\t"),
+        ".parquet": _parquet_records,
+    }
+    try:
+        yield from readers[ending](path)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: not a whole gzip file ({error}); compress or download it again") from error
+
+
+def _objects(path: Path, values: Iterable[tuple[int, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for line, value in values:
+        where = f"{path}, line {line}"
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: expected an object, found {json.dumps(value)[:40]}")
+        yield where, value
+
+
+def _rows(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    rows = read_rows(path, delimiter)
+    header = next(rows, (1, []))[1]
+    for line, row in rows:
+        if len(row) != len(header):
+            raise UserError(
+                f"{path}, line {line}: {len(row)} fields, but the header has {len(header)}; quote the texts that hold "
+                "commas, tabs or quotes"
+            )
+        yield f"{path}, line {line}", dict(zip(header, row, strict=True))
+
+
+def _parquet_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
+    with open_parquet(path) as file:
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+            for record in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", record
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+
+
+def decode(path: Path) -> Iterator[str]:
+    """Yield the file as text, a chunk at a time; a byte that is not UTF-8 is named by its line."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    first = True
+    consumed = 0
+    with _open(path) as stream:
+        while True:
+            data = stream.read(CHUNK_BYTES)
+            pending = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                byte = consumed - pending + error.start
+                raise UserError(
+                    f"{path}, line {_line_of_byte(path, byte)} (byte {byte}): not UTF-8; convert the file, "
+                    "for example with iconv -f LATIN1 -t UTF-8"
+                ) from error
+            consumed += len(data)
+            if first:
+                text = text.removeprefix("\ufeff")
+                first = False
+            if text:
+                yield text
+            if not data:
+                return
+
+
+def _line_of_byte(path: Path, byte: int) -> int:
+    line = 1
+    with _open(path) as stream:
+        while byte > 0 and (data := stream.read(min(CHUNK_BYTES, byte))):
+            line += data.count(b"\n")
+            byte -= len(data)
+    return line
+
+
+def split_lines(chunks: Iterable[str]) -> Iterator[str]:
+    """Yield lines without their ends; only a newline ends a line, so U+2028 and its like stay in the text."""
+    parts: list[str] = []
+    for chunk in chunks:
+        head, newline, rest = chunk.partition("\n")
+        if not newline:
+            parts.append(chunk)
+            continue
+        parts.append(head)
+        yield "".join(parts).removesuffix("\r")
+        lines = rest.split("\n")
+        parts = [lines.pop()]
+        if "\r" in rest:
+            lines = [line.removesuffix("\r") for line in lines]
+        yield from lines
+    last = "".join(parts)
+    if last:
+        yield last.removesuffix("\r")
+
+
+def parse_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, value) for each line that is not blank."""
+    for number, line in enumerate(split_lines(decode(path)), 1):
+        if not line or line.isspace():
+            continue
+        try:
+            yield number, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number}: broken JSON, {error.msg} at column {error.colno}") from error
+
+
+def parse_json(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, value) for each element of a JSON list, or each value of a stream of them."""
+    scan = json.JSONDecoder().raw_decode
+    buffer, at, line = "", 0, 1
+    opened: bool | None = None  # None: nothing seen yet; True: inside a list; False: a stream of values, or closed
+    chunks = decode(path)
+    last = False
+    while not last:
+        chunk = next(chunks, None)
+        last = chunk is None
+        buffer, at = buffer[at:] + (chunk or ""), 0
+        while True:
+            start = BLANK.match(buffer, at).end()  # type: ignore[union-attr]
+            line += buffer.count("\n", at, start)
+            at = start
+            mark = buffer[at : at + 1]
+            if not mark:
+                break
+            if opened is None:
+                opened = mark == "["
+                at += int(opened)
+                continue
+            if opened and mark in ",]":
+                opened = mark == ","
+                at += 1
+                continue
+            try:
+                value, end = scan(buffer, at)
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated") or error.pos >= len(buffer) - 16
+                if cut and not last:
+                    break
+                broken = line + buffer.count("\n", at, error.pos)
+                raise UserError(f"{path}, line {broken}: broken JSON, {error.msg}") from error
+            yield line, value
+            line += buffer.count("\n", at, end)
+            at = end
+    if opened:
+        raise UserError(f"{path}, line {line}: broken JSON, the list is not closed by ']'")
+
+
+def read_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, fields) for each row of a CSV file, the header first; blank lines are none."""
+    limit = csv.field_size_limit()
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader((line + "\n" for line in split_lines(decode(path))), delimiter=delimiter)
+    try:
+        for row in reader:
+            if row:
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: broken CSV, {error}") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+@contextmanager
+def open_parquet(path: Path) -> "Iterator[pyarrow.parquet.ParquetFile]":
+    """Open a Parquet file, gzipped or not; raises UserError where it is none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with tempfile.TemporaryDirectory() as folder:
+        plain = path
+        if path.name.lower().endswith(".gz"):  # Parquet is read from its end, so it has to lie there whole
+            plain = Path(folder) / "unzipped.parquet"
+            with _open(path) as source, plain.open("wb") as target:
+                shutil.copyfileobj(source, target)
+        try:
+            file = pq.ParquetFile(plain)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{path}: not a Parquet file ({error})") from error
+        with file:
+            yield file

@@ -1,0 +1,349 @@
+"""SimCSE and supervised contrastive training: the step that makes vectors of sentences.
+
+Gao et al. 2021, SimCSE, arXiv 2104.08821, sections 3 and 4; BehnamGhader et al. 2024, LLM2Vec, arXiv 2404.05961,
+sections 2.3 and 4. What flows: texts or pairs -> batches of one set -> encoder -> cosines -> cross-entropy -> run folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from sentence_transformers.models import Pooling, Transformer
+from torch import nn
+from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
+
+from turncoder.config import SimcseConfig, SupervisedConfig
+from turncoder.data.batching import SetBatches
+from turncoder.data.corpus import open_corpora
+from turncoder.data.pairs import Rows, hash_rows, open_pairs, open_texts
+from turncoder.data.tokenizer import tokenizer_files
+from turncoder.encode import free_memory
+from turncoder.encoder import TEXT_ONLY, load_encoder
+from turncoder.errors import UserError
+from turncoder.evaluate.sentences import Sts, read_sts
+from turncoder.model.adapters import choose_targets, count_parameters
+from turncoder.model.attention import inspect_attention
+from turncoder.model.dropout import set_attention_dropout
+from turncoder.objectives.contrast import ByLengthRankingLoss, build_loss
+from turncoder.prompts import check_prompt
+from turncoder.train.contrast_trainer import Collator, ContrastTrainer, HeldOut, SetRows
+from turncoder.train.recording import RunCallback
+from turncoder.train.running import Run, training_arguments
+from turncoder.train.stage import check_data, choose_trainables, count_steps, fit, perform, save_result, tell_parents
+from turncoder.train.trainer import StopAfter
+
+__all__ = ["train"]
+
+logger = logging.getLogger("turncoder")
+
+Config = SimcseConfig | SupervisedConfig
+
+LOSS_SCALE = 20.0
+BATCH_TOKENS = {"cpu": 2048}  # what keeps a layer's activations in the processor's cache; see docs/decisions.md
+DEVICE_TOKENS = 1 << 15
+CHECKED_TEXTS = 64  # that a prompt is tried on
+
+
+def train(config: Config) -> Path:
+    """Run SimCSE or supervised contrastive training from a configuration; the same call again resumes.
+
+    Parameters
+    ----------
+    config
+        See `turncoder.config.SimcseConfig` and `turncoder.config.SupervisedConfig`.
+
+    Returns
+    -------
+    Path
+        The run folder: ``run.json``, ``config.toml``, ``metrics.jsonl``, ``checkpoints/``, ``adapter/``, ``model/``.
+
+    Raises
+    ------
+    UserError
+        The input is wrong; the message names the key, the value and the remedy.
+    ConversionError
+        The architecture does not become fully bidirectional.
+    """
+    return perform(config, config.STAGE, _train)
+
+
+def _train(config: Config, run: Run) -> None:
+    set_seed(config.seed)
+    sts = read_sts(config.sts_file) if config.sts_file else None
+    encoder = _open(config)
+    backbone = encoder.transformers_model
+    assert isinstance(backbone, PreTrainedModel)
+    _refuse_early(config, encoder, run)
+    with PartialState().main_process_first():
+        pairs = _open_rows(config, encoder)
+    sets, held_out = [rows for rows, _ in pairs], [rows for _, rows in pairs]
+    fingerprint = " ".join(rows.fingerprint for rows in sets)
+    check_data(run, fingerprint)
+    run.update(
+        data={"train": {rows.name: rows.counts for rows in sets}, "fingerprint": fingerprint},
+        prompts={rows.name: rows.prompts for rows in sets if rows.prompts},
+        parents=tell_parents(config.model_name_or_path),
+        attention=inspect_attention(backbone).to_dict(),
+    )
+    set_seed(config.seed)  # again: the adapter must not depend on what was drawn, or cached, before
+    trained = choose_trainables(config, backbone)
+    _see_views(config, encoder)
+    trainable, total = count_parameters(encoder)
+    run.update(parameters={"trainable": trainable, "total": total})
+    logger.info("trainable parameters: %s of %s (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
+    trainer = _build_trainer(config, run, encoder, trained, sets, held_out, sts)
+    if config.evaluate_step_zero and config.do_eval and not any(row["step"] == 0 for row in run.logged()):
+        _score_untrained(trainer, run)
+    if config.do_train:
+        fit(trainer, run)
+    if config.do_eval and trainer.evaluator is not None:
+        run.update(results=_final_scores(trainer))
+    _save(config, run, encoder, trainer, sets)
+
+
+def _open(config: Config) -> SentenceTransformer:
+    """Open the model that training starts from, as an encoder of one model and its pooling."""
+    encoder = load_encoder(
+        config.model_name_or_path,
+        adapters=config.adapters,
+        pooling=config.pooling,
+        bidirectional=config.bidirectional,
+        allow_partial=config.allow_partial,
+        max_seq_length=config.max_seq_length,
+        chat_template=config.chat_template,
+        llm2vec=False,
+        dtype=config.dtype,
+        attn_implementation=config.attn_implementation,
+        revision=config.model_revision,
+        cache_dir=config.cache_dir,
+        trust_remote_code=config.trust_remote_code,
+        device="cpu" if not torch.accelerator.is_available() else None,
+    )
+    modules = list(encoder)
+    if len(modules) != 2 or not isinstance(modules[0], Transformer) or not isinstance(modules[1], Pooling):
+        raise UserError(
+            f"model_name_or_path: {config.model_name_or_path} has other modules than a model and its pooling; name "
+            "their model"
+        )
+    width = encoder.get_embedding_dimension() or 0
+    if wide := [number for number in config.matryoshka_dims if number > width]:
+        raise UserError(f"matryoshka_dims: {wide[0]} is more than the {width} dimensions of a vector")
+    return encoder
+
+
+def _refuse_early(config: Config, encoder: SentenceTransformer, run: Run) -> None:
+    """Find wrong input before hours are spent on the data: arguments, targets."""
+    _arguments(config, run, steps=1, steps_per_epoch=1)
+    backbone = encoder.transformers_model
+    assert backbone is not None
+    choose_targets(backbone, config.lora_target_modules)
+    if isinstance(config, SimcseConfig) and config.simcse_dropout and not set_attention_dropout(
+        backbone, config.simcse_dropout
+    ):
+        logger.warning(
+            "simcse_dropout: %s has no dropout of attention weights; LoRA's (%g) makes the two views",
+            type(backbone).__name__,
+            config.lora_dropout,
+        )
+
+
+def _arguments(config: Config, run: Run, **steps: int) -> SentenceTransformerTrainingArguments:
+    return training_arguments(
+        config,
+        run,
+        kind=SentenceTransformerTrainingArguments,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # processes run the model a different number of times
+        **steps,
+    )
+
+
+def _open_rows(config: Config, encoder: SentenceTransformer) -> list[tuple[Rows, Rows]]:
+    """Open the sets with their prompts: rows to train on and held-out ones."""
+    where: dict[str, Any] = {
+        "dataset_name": config.dataset_name,
+        "dataset_config_name": config.dataset_config_name,
+        "cache_dir": config.cache_dir,
+    }
+    share = 0.0 if config.validation_file or config.as_llm2vec else config.validation_split_percentage
+    if isinstance(config, SimcseConfig):
+        corpus, validation = open_corpora(
+            **where,
+            train_file=config.train_file,
+            validation_file=config.validation_file,
+            text_column=config.text_column,
+        )
+        options: dict[str, Any] = {"split": config.split_sentences, "distinct": not config.as_llm2vec}
+        pairs = [open_texts(corpus, **options, share=0.0 if validation else share)]
+        if validation is not None:
+            pairs = [(pairs[0][0], open_texts(validation, **options)[0])]
+        prompts = {"texts": {"text": config.prompt} if config.prompt else {}}
+    else:
+        pairs = open_pairs(file=config.train_file, **where, columns=config.columns, share=share)
+        if config.validation_file:
+            others = {rows.name: rows for rows, _ in open_pairs(file=config.validation_file, columns=config.columns)}
+            alone = next(iter(others.values())) if len(others) == len(pairs) == 1 else None
+            pairs = [(rows, others.get(rows.name, alone or none)) for rows, none in pairs]
+        pairs, prompts = _prompt_sets(config, pairs)
+    seed = None if config.as_llm2vec else config.seed
+    chosen = [
+        (rows.select(config.max_train_samples, seed), held_out.select(config.max_eval_samples, seed))
+        for rows, held_out in pairs
+    ]
+    prompted = [tuple(dataclasses.replace(rows, prompts=prompts.get(rows.name, {})) for rows in two) for two in chosen]
+    for rows, _ in prompted:
+        for column, prompt in rows.prompts.items():
+            check_prompt(encoder.tokenizer, prompt, rows.data[column][:CHECKED_TEXTS], encoder.max_seq_length or 1 << 30)
+    return prompted  # type: ignore[return-value]
+
+
+def _prompt_sets(
+    config: SupervisedConfig, pairs: list[tuple[Rows, Rows]]
+) -> tuple[list[tuple[Rows, Rows]], dict[str, dict[str, str]]]:
+    """Give each set its prompts; a set of the E5 mixture that has two is divided between them."""
+    raise NotImplementedError
+
+
+def _see_views(config: Config, encoder: SentenceTransformer) -> None:
+    """Refuse SimCSE whose two views of a text are the same."""
+    if not isinstance(config, SimcseConfig):
+        return
+    encoder.train()
+    features = encoder.preprocess(["Is there any dropout?"])
+    features = {name: value.to(encoder.device) if isinstance(value, torch.Tensor) else value for name, value in features.items()}
+    with torch.no_grad(), torch.random.fork_rng():
+        first, second = (encoder(dict(features))["sentence_embedding"] for _ in range(2))
+    if torch.equal(first, second):
+        raise UserError(
+            f"simcse_dropout = {config.simcse_dropout:g}: the two views of a text are the same, there is no dropout at all; "
+            "raise it, or train an adapter (train_mode = 'lora') with lora_dropout above 0"
+        )
+
+
+def _build_trainer(
+    config: Config,
+    run: Run,
+    encoder: SentenceTransformer,
+    trained: nn.Module,
+    sets: list[Rows],
+    held_out: list[Rows],
+    sts: Sts | None,
+) -> ContrastTrainer:
+    """Lay out the steps and build the trainer."""
+    processes = PartialState().num_processes
+    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+    rows = sum(map(len, sets))
+    steps, scheduled = count_steps(config, rows, processes)
+    batches = SetBatches(
+        [len(rows) for rows in sets],
+        batch_size=config.per_device_train_batch_size,
+        batches=config.gradient_accumulation_steps * processes,
+        steps=scheduled,
+        seed=config.seed,
+        in_turn=getattr(config, "multi_dataset_batch_sampler", None) == "round_robin",
+        texts=None if isinstance(config, SimcseConfig) or config.as_llm2vec else [hash_rows(rows) for rows in sets],
+    )
+    _tell_small_sets(sets, batches, per_step)
+    collate = Collator(encoder, sets)
+    scale = config.loss_scale or (1 / config.temperature if config.temperature else LOSS_SCALE)
+    loss: dict[str, Any] = {"scale": scale, "symmetric": config.symmetric}
+    loss["batch_tokens"] = BATCH_TOKENS.get(encoder.device.type, DEVICE_TOKENS)
+    record = RunCallback(run, samples_per_epoch=rows, samples_per_step=per_step, save_total_limit=config.save_total_limit)
+    callbacks: list[Any] = [record]
+    if scheduled > steps:
+        callbacks.append(StopAfter(steps))
+    if config.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
+    judge = build_loss(encoder, **loss)
+    assert isinstance(judge, ByLengthRankingLoss)
+    measures = any(len(rows) > 1 for rows in held_out) or sts is not None
+    trainer = ContrastTrainer(
+        trained=trained,
+        batches=batches,
+        model=encoder,
+        args=_arguments(config, run, steps=scheduled, steps_per_epoch=math.ceil(rows / per_step)),
+        train_dataset=SetRows(sets),
+        data_collator=collate,
+        loss=build_loss(
+            encoder,
+            **loss,
+            gather=processes > 1,
+            mini_batch_num_tokens=config.mini_batch_num_tokens,
+            matryoshka_dims=config.matryoshka_dims,
+        ),
+        evaluator=HeldOut(held_out, sts, judge, config.per_device_eval_batch_size) if measures and config.do_eval else None,
+        callbacks=callbacks,
+    )
+    trainer.record, trainer.steps = record, steps
+    record.tokens_seen = trainer.tokens_seen
+    return trainer
+
+
+def _tell_small_sets(sets: list[Rows], batches: SetBatches, per_step: int) -> None:
+    for rows, size in zip(sets, batches.step_rows, strict=True):
+        if size < per_step:
+            treated = f"its steps take {size}" if batches.count(sets.index(rows)) else "it is left out"
+            logger.warning("%s: %s rows, and a step takes %s: %s", rows.name, f"{len(rows):,}", f"{per_step:,}", treated)
+
+
+def _score_untrained(trainer: ContrastTrainer, run: Run) -> None:
+    if trainer.evaluator is None:
+        return
+    scores = trainer.evaluate()
+    row = {name: value for name, value in scores.items() if name.startswith("eval_") and not _is_timing(name)}
+    logger.info("step 0: %s", "  ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in row.items()))
+
+
+def _is_timing(name: str) -> bool:
+    return name.endswith(("runtime", "per_second", "epoch"))
+
+
+def _final_scores(trainer: ContrastTrainer) -> dict[str, float]:
+    """Evaluate, unless the last step has been evaluated with these very weights."""
+    step = trainer.state.global_step
+    rows = [row for row in trainer.state.log_history if row["step"] == step and any(name.startswith("eval_") for name in row)]
+    scores = rows[-1] if rows and not trainer.args.load_best_model_at_end else trainer.evaluate()
+    return {name.removeprefix("eval_"): value for name, value in scores.items() if name.startswith("eval_") and not _is_timing(name)}
+
+
+def _save(config: Config, run: Run, encoder: SentenceTransformer, trainer: ContrastTrainer, sets: list[Rows]) -> None:
+    """Write ``adapter/`` and ``model/``."""
+    encoder.eval()
+    pool = encoder[1]
+    assert isinstance(pool, Pooling)
+    prompts = {name: prompt for name, prompt in encoder.prompts.items() if prompt}
+    for rows in sets:
+        for column, prompt in rows.prompts.items():
+            name = {"text": "text", "anchor": "query", "positive": "document"}.get(column)
+            if name:
+                prompts[name if len(sets) == 1 else rows.name] = prompt
+    text = sets[0].data[sets[0].data.column_names[0]][0]
+    save_result(
+        config,
+        run,
+        trainer.trained,  # type: ignore[arg-type]
+        save_adapter=trainer.save_adapter,
+        probe=encoder.tokenizer(text, return_tensors="pt", truncation=True, max_length=64)["input_ids"],
+        tokenizer=encoder.tokenizer,
+        tokenizer_files=None,
+        max_seq_length=encoder.max_seq_length or 512,
+        pooling=str(pool.pooling_mode),
+        inputs={name: getattr(encoder[0], name) for name in TEXT_ONLY} if config.chat_template else None,
+        prompts=prompts,
+        default_prompt_name="text" if "text" in prompts else encoder.default_prompt_name,
+        record={
+            "stage": config.STAGE,
+            "bidirectional": run.record["attention"]["verdict"] == "bidirectional",
+            "parents": run.record["parents"],
+            **({"matryoshka_dims": list(config.matryoshka_dims)} if config.matryoshka_dims else {}),
+        },
+    )

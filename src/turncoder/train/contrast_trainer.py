@@ -1,0 +1,260 @@
+"""sentence-transformers' trainer, with batches drawn by us: what a batch is made of, and what is measured meanwhile.
+
+In the names of tensors: B rows, L positions, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel, set_peft_model_state_dict
+from peft.utils import load_peft_weights
+from safetensors.torch import load_model, save_model
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.evaluation import SentenceEvaluator
+from torch.utils.data import DataLoader, Dataset
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import PrinterCallback
+
+from turncoder.data.batching import SetBatches
+from turncoder.data.pairs import Rows
+from turncoder.encode import encode_texts
+from turncoder.evaluate.retrieval import rank_vectors, score_ranks
+from turncoder.evaluate.sentences import Sts, measure_alignment, measure_uniformity, score_sts
+from turncoder.objectives.contrast import ByLengthRankingLoss, embed_by_length
+from turncoder.train.recording import RunCallback
+
+__all__ = ["Collator", "ContrastTrainer", "HeldOut"]
+
+WEIGHTS_FILE = "model.safetensors"
+EVALUATION_SEED = 20240409  # of the views that held-out texts are measured on
+
+
+class SetRows(Dataset[dict[str, Any]]):
+    """The rows of all sets, numbered through; each knows its set."""
+
+    column_names: tuple[str, ...] = ()
+    _sentence_transformers_preprocessed = True  # nothing is left to the trainer to add
+
+    def __init__(self, sets: Sequence[Rows]) -> None:
+        self.sets = sets
+        self.starts = np.cumsum([0, *(len(rows) for rows in sets)])
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return int(self.starts[-1])
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        """Give the texts of a row, and ``set``."""
+        number = int(np.searchsorted(self.starts, item, side="right")) - 1
+        return {**self.sets[number].data[int(item - self.starts[number])], "set": number}
+
+
+class Collator:
+    """Tokenises the rows of a batch, and puts them in the order of their length.
+
+    The loss does not depend on the order, and a part of a batch holds hardly any padding then.
+
+    Parameters
+    ----------
+    encoder
+        Its tokenizer and prompts are used.
+    sets
+        For their prompts.
+    """
+
+    valid_label_columns: tuple[str, ...] = ()
+
+    def __init__(self, encoder: SentenceTransformer, sets: Sequence[Rows]) -> None:
+        self.encoder = encoder
+        self.prompts = [rows.prompts for rows in sets]
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Make the batch: ``COLUMN_input_ids``, ``COLUMN_attention_mask`` [B, L] and so on."""
+        prompts = self.prompts[rows[0]["set"]]
+        columns = {
+            name: self.encoder.preprocess([row[name] for row in rows], prompt=prompts.get(name))
+            for name in rows[0]
+            if name != "set"
+        }
+        length_B = torch.stack([features["attention_mask"].sum(1) for features in columns.values()]).sum(0)
+        order_B = length_B.argsort(descending=True, stable=True)
+        if "text" in columns:  # two views of the same
+            columns = {"anchor": columns["text"], "positive": columns["text"]}
+        return {
+            f"{column}_{name}": value[order_B] if isinstance(value, torch.Tensor) and len(value) == len(rows) else value
+            for column, features in columns.items()
+            for name, value in features.items()
+        }
+
+
+class ContrastTrainer(SentenceTransformerTrainer):
+    """sentence-transformers' trainer on batches of `SetBatches`, whose checkpoints hold what trains.
+
+    Parameters
+    ----------
+    trained
+        The backbone of ``model``, or the adapter around it: what checkpoints hold.
+    batches
+        The order of the rows.
+    **kwargs
+        As for `SentenceTransformerTrainer`.
+    """
+
+    def __init__(self, *, trained: torch.nn.Module, batches: SetBatches, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.trained = trained
+        self.batches = batches
+        self.remove_callback(PrinterCallback)
+        self._tokens = torch.zeros((), dtype=torch.long)
+        self.record: RunCallback
+        self.steps: int
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Leave sentence-transformers' own card out: the artifact has ours."""
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take the weights that the training which wrote ``checkpoint`` last ended with."""
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        self._load_from_checkpoint(best or str(checkpoint))
+
+    def tokens_seen(self) -> int:
+        """Count the tokens trained on since this process started, over all processes."""
+        return int(self._tokens) * self.args.world_size
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **named: Any) -> Any:
+        """Compute the loss, and count the tokens."""
+        for name, value in inputs.items():
+            if name.endswith("attention_mask"):
+                self._tokens = self._tokens.to(value.device) + value.sum()
+        return super().compute_loss(model, inputs, *arguments, **named)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Draw the batches in their order, shared out to the processes one by one."""
+        self.accelerator.even_batches = False
+        loader = DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(loader)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Save the adapter."""
+        assert isinstance(self.trained, PeftModel)
+        self.trained.save_pretrained(str(folder), save_embedding_layers=False)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(self.trained, PeftModel):
+            self.save_adapter(folder)
+        else:
+            save_model(self.trained, str(folder / WEIGHTS_FILE))
+
+    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+        if isinstance(self.trained, PeftModel):
+            set_peft_model_state_dict(self.trained, load_peft_weights(checkpoint_path, device="cpu"))
+        else:
+            load_model(self.trained, str(Path(checkpoint_path) / WEIGHTS_FILE))
+
+
+class HeldOut(SentenceEvaluator):
+    """What is measured on held-out rows: the loss, and how well vectors do.
+
+    For texts: alignment of two views under dropout and uniformity (Wang and Isola 2020, arXiv 2005.10242). For pairs:
+    how anchors find their positives among all positives and negatives, and how often a positive is nearer than the
+    first negative.
+
+    Parameters
+    ----------
+    sets
+        Held-out rows of each set; may be empty.
+    sts
+        Scored pairs, or None.
+    loss
+        For its temperature and directions.
+    batch_size
+        Rows that are contrasted with one another.
+    """
+
+    def __init__(self, sets: Sequence[Rows], sts: Sts | None, loss: ByLengthRankingLoss, batch_size: int) -> None:
+        super().__init__()
+        self.sets = [rows for rows in sets if len(rows) > 1]
+        self.sts = sts
+        self.loss = loss
+        self.batch_size = batch_size
+
+    def __call__(self, model: SentenceTransformer, *arguments: Any, **named: Any) -> dict[str, float]:
+        """Give ``loss``, ``alignment`` and so on."""
+        training = model.training
+        scores = [self._score_texts(model, rows) if "text" in rows.data.column_names else self._score_pairs(model, rows) for rows in self.sets]
+        model.eval()
+        result = {name: float(np.mean([score[name] for score in scores if name in score])) for name in dict.fromkeys(name for score in scores for name in score)}
+        if self.sts is not None:
+            prompt = self.sets[0].prompts.get("text") if self.sets else None
+            result["sts_spearman"] = score_sts(model, self.sts, prompt=prompt)
+        model.train(training)
+        return result
+
+    @torch.no_grad()
+    def _embed(self, model: SentenceTransformer, rows: Rows) -> tuple[float, list[np.ndarray]]:
+        """Give the mean loss and the vectors [N, D] of every column."""
+        collate, columns, losses, sizes = Collator(model, [rows]), [], [], []
+        for start in range(0, len(rows), self.batch_size):
+            chosen = range(start, min(start + self.batch_size, len(rows)))
+            if len(chosen) < 2:
+                continue
+            batch = collate([{**rows.data[row], "set": 0} for row in chosen])
+            batch = {name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+            parts = _split_columns(batch)
+            vectors = [embed_by_length(model, features, self.loss.batch_tokens).float() for features in parts]
+            losses.append(float(self.loss.compute_loss_from_embeddings(vectors, None)))
+            sizes.append(len(chosen))
+            columns.append([vectors_BD.cpu().numpy() for vectors_BD in vectors])
+        return float(np.average(losses, weights=sizes)), [np.concatenate(parts) for parts in zip(*columns, strict=True)]
+
+    def _score_texts(self, model: SentenceTransformer, rows: Rows) -> dict[str, float]:
+        with torch.random.fork_rng():
+            torch.manual_seed(EVALUATION_SEED)
+            model.train()
+            loss, (first_ND, second_ND) = self._embed(model, rows)
+        model.eval()
+        vectors_ND = encode_texts(model, rows.data["text"][:], prompt=rows.prompts.get("text"))
+        return {
+            "loss": loss,
+            "alignment": measure_alignment(first_ND, second_ND),
+            "uniformity": measure_uniformity(vectors_ND),
+        }
+
+    def _score_pairs(self, model: SentenceTransformer, rows: Rows) -> dict[str, float]:
+        model.eval()
+        loss, _ = self._embed(model, rows)
+        vectors = {
+            name: encode_texts(model, rows.data[name][:], prompt=rows.prompts.get(name), normalize=True)
+            for name in rows.data.column_names
+        }
+        anchors_ND = vectors.pop("anchor")
+        found = score_ranks(rank_vectors(anchors_ND, np.concatenate(list(vectors.values()))))
+        scores = {"loss": loss, "mrr@10": found["mrr@10"], "recall@1": found["recall@1"]}
+        if "negative_1" in vectors:
+            nearer_N = (anchors_ND * vectors["positive"]).sum(1) > (anchors_ND * vectors["negative_1"]).sum(1)
+            scores["triplet_accuracy"] = float(nearer_N.mean())
+        return scores
+
+
+def _split_columns(batch: dict[str, Any]) -> list[dict[str, Any]]:
+    names = [name.removesuffix("_input_ids") for name in batch if name.endswith("_input_ids")]
+    return [
+        {name.removeprefix(f"{column}_"): value for name, value in batch.items() if name.startswith(f"{column}_")}
+        for column in names
+    ]

@@ -1,0 +1,214 @@
+"""What every stage does around its training: open the run, take it up again, name its parents, save what came of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from turncoder.artifact import put_in_place, save_encoder
+from turncoder.errors import UserError
+from turncoder.keys import TrainKeys
+from turncoder.model.adapters import attach_lora, merge_adapter
+from turncoder.train.recording import RunCallback
+from turncoder.train.running import Run, checkpoint_step, open_run
+
+__all__ = [
+    "check_data",
+    "choose_trainables",
+    "count_steps",
+    "fit",
+    "perform",
+    "save_result",
+    "tell_parents",
+    "will_merge",
+]
+
+logger = logging.getLogger("turncoder")
+
+MERGED_BYTES = 10 * 2**30  # save_merged=auto keeps merged models up to this size
+
+
+class StageTrainer(Protocol):
+    """What `fit` needs of a trainer besides being one of transformers'."""
+
+    steps: int
+    record: RunCallback
+    state: Any
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take the weights of the last step."""
+
+    def train(self, resume_from_checkpoint: str | None = None) -> Any:
+        """Train."""
+
+
+def perform(config: Any, stage: str, work: Callable[[Any, Run], None]) -> Path:
+    """Open the run folder of a stage and do its work; what goes wrong is recorded.
+
+    Parameters
+    ----------
+    config
+        The resolved configuration; the same again resumes.
+    stage
+        The command.
+    work
+        Called with the configuration and the opened run.
+
+    Returns
+    -------
+    Path
+        The run folder.
+    """
+    run = open_run(config, stage)
+    if run.finished:
+        logger.warning("%s is done already; --overwrite starts anew", run.folder)
+        return run.folder
+    try:
+        work(config, run)
+    except KeyboardInterrupt:
+        run.update(status="interrupted")
+        run.discard()
+        raise
+    except Exception as error:
+        run.update(status="failed", error=str(error).splitlines()[0] if str(error) else type(error).__name__)
+        if isinstance(error, UserError):
+            run.discard()
+        raise
+    run.record.pop("error", None)
+    run.update(status="done")
+    return run.folder
+
+
+def tell_parents(name: str) -> list[dict[str, Any]]:
+    """Return the chain of artifacts that a model comes from, the nearest first."""
+    path = Path(name) / "run.json"
+    if not path.exists():
+        return [{"name": name}]
+    record = json.loads(path.read_text(encoding="utf8"))
+    return [{"name": name, "stage": record["stage"], "started": record["started"]}, *record.get("parents", [])]
+
+
+def check_data(run: Run, fingerprint: str) -> None:
+    """Refuse to resume on other data than what the checkpoint saw."""
+    before = run.record.get("data", {}).get("fingerprint", fingerprint)
+    if run.resume_from and before != fingerprint:
+        raise UserError(
+            f"--output {run.folder} was trained on another text (the data, the tokenizer or its version changed): "
+            "restore it to resume, or use --overwrite to start anew"
+        )
+
+
+def choose_trainables(config: TrainKeys, backbone: PreTrainedModel) -> PreTrainedModel | PeftModel:
+    """Make the weights trainable that the configuration says, in float32: all, or those of a new adapter."""
+    if config.gradient_checkpointing:
+        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        backbone.enable_input_require_grads()
+    if config.train_mode == "full":
+        backbone.float().requires_grad_(True)  # trainable weights are fp32; bf16 is autocast's business
+        return backbone
+    return attach_lora(
+        backbone,
+        r=config.lora_r,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        targets=config.lora_target_modules,
+    )
+
+
+def count_steps(config: Any, rows: int | None, processes: int = 1) -> tuple[int, int]:
+    """Count the optimizer steps that are run, and those that the learning-rate schedule is laid out for.
+
+    Parameters
+    ----------
+    config
+        The resolved configuration of any stage.
+    rows
+        Training rows of an epoch; None where they are not known (``max_steps`` or ``stop_after_n_steps`` decides).
+    processes
+        Devices that share a batch.
+
+    Returns
+    -------
+    tuple of int
+        ``(steps, scheduled)``: equal, unless ``as_llm2vec`` keeps LLM2Vec's schedule. 0 when nothing is known.
+    """
+    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+    if config.max_steps > 0:
+        planned = config.max_steps
+    elif rows is not None:
+        planned = math.ceil(rows * config.num_train_epochs / per_step)
+    else:
+        planned = config.stop_after_n_steps or 0
+    steps = min(planned, config.stop_after_n_steps or planned)
+    return steps, planned if config.as_llm2vec else steps
+
+
+def fit(trainer: StageTrainer, run: Run) -> None:
+    """Train, or resume; a run that was cut off after its last step only gets its weights back."""
+    if run.resume_from:
+        done, step = run.record.get("trained", {}), checkpoint_step(run.resume_from)
+        if step >= trainer.steps or done == {"planned": trainer.steps, "steps": step}:
+            trainer.restore(run.resume_from)
+            return
+    trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
+    trainer.record.count()
+    run.update(trained={"planned": trainer.steps, "steps": trainer.state.global_step})
+
+
+def will_merge(config: TrainKeys, size: int) -> bool:
+    """Tell whether ``model/`` is written, given the bytes of the merged model."""
+    small = config.save_merged == "auto" and size <= MERGED_BYTES
+    return config.train_mode == "full" or config.save_merged == "always" or small
+
+
+def save_result(
+    config: TrainKeys,
+    run: Run,
+    model: PreTrainedModel | PeftModel,
+    *,
+    save_adapter: Callable[[Path], None],
+    probe: torch.Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    tokenizer_files: list[Path] | None,
+    **artifact: Any,
+) -> None:
+    """Write ``adapter/`` and ``model/``: the latter is the merged encoder that loads without turncoder.
+
+    Parameters
+    ----------
+    config, run
+        Of the stage.
+    model
+        The backbone, with its adapter if it has one; it is used up.
+    save_adapter
+        Writes the adapter to a folder.
+    probe
+        Token ids [1, L] of real text, for the comparison of merged and unmerged states.
+    tokenizer, tokenizer_files, **artifact
+        As for `turncoder.artifact.save_encoder`.
+    """
+    state = PartialState()
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return
+    model = model.cpu()
+    if isinstance(model, PeftModel):
+        partial = run.folder / ".adapter.partial"
+        save_adapter(partial)
+        put_in_place(partial, run.folder / "adapter")
+        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        if not will_merge(config, size):
+            logger.warning("model/ is not written (save_merged = %s, %.1f GB)", config.save_merged, size / 1e9)
+            return
+        model, cosine = merge_adapter(model, {"input_ids": probe})
+        run.update(merged_cosine=cosine)
+    save_encoder(model, run.folder / "model", tokenizer=tokenizer, tokenizer_files=tokenizer_files, **artifact)
