@@ -1,22 +1,17 @@
-"""Quickstart: prose gathered and held apart, retrieval scored as by hand, and the whole path at toy sizes."""
+"""Quickstart: prose gathered and held apart, and the whole path at toy sizes."""
 
 import asyncio
 import email
 import json
 import logging
-import math
 import unittest
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from turncoder.errors import UserError
 from turncoder.quickstart import Sizes, run
 from turncoder.quickstart.prose import gather_prose, read_paragraphs
-from turncoder.quickstart.retrieval import compare_ranks, rank_answers, score_bm25, score_ranks, split_pairs
 
 DOCSTRING = """Return the largest of the values in the list.
 
@@ -94,57 +89,6 @@ def test_no_paragraph_is_both_trained_on_and_held_out(packages: Path):
     prose = gather_prose([packages], words=10**6)
     trained = {sentence for text in prose.train for sentence in text.split(". ")}
     assert not trained & {sentence for text in prose.held_out for sentence in text.split(". ")}
-
-
-def test_pairs_are_unique_and_whole():
-    rest = "It has more than twelve words so that there is something that can be found here."
-    texts = [f"Open the file at the given path. {rest} One.", f"Open the file at the given path. {rest} Two."]
-    texts += [
-        f"Close the file at the given path. {rest} One.",
-        "Too short. " + rest,
-        "It is only one sentence, e.g. This.",
-    ]
-    pairs = split_pairs(texts, limit=10)
-    assert len(set(pairs.queries)) == len(set(pairs.documents)) == len(pairs.queries)
-    assert all(f"{query} {document}" in texts for query, document in zip(pairs.queries, pairs.documents, strict=True))
-
-
-def test_bm25_by_hand():
-    documents = ["the cat sat", "the dog", "a bird in the sky above"]
-    scores_QN = score_bm25(["Cat the"], documents)
-    average = (3 + 2 + 6) / 3
-
-    def term(n: int, length: int) -> float:
-        idf = math.log(1 + (3 - n + 0.5) / (n + 0.5))
-        return idf * 1 * 2.2 / (1 + 1.2 * (1 - 0.75 + 0.75 * length / average))
-
-    expected = [term(1, 3) + term(3, 3), term(3, 2), term(3, 6)]
-    np.testing.assert_allclose(scores_QN, [expected], rtol=1e-12)
-
-
-def test_ranks_by_hand():
-    similarity_QN = np.full((12, 12), 0.5)
-    np.fill_diagonal(similarity_QN, 1.0)
-    similarity_QN[0, 1] = 2.0  # rank 2
-    similarity_QN[1, 0] = 1.0  # a tie: rank 2
-    similarity_QN[2, 2] = 0.0  # rank 12
-    rank_Q = rank_answers(similarity_QN)
-    assert rank_Q.tolist() == [2, 2, 12] + [1] * 9
-    scores = score_ranks(rank_Q)
-    assert scores["mrr@10"] == pytest.approx((9 + 0.5 + 0.5) / 12)
-    assert scores["recall@1"] == pytest.approx(9 / 12)
-    assert scores["ndcg@10"] == pytest.approx((9 + 2 / math.log2(3)) / 12)
-
-
-def test_gain_and_its_error_are_paired():
-    gain, error = compare_ranks(np.array([1, 2, 1, 20]), np.array([2, 2, 4, 20]))
-    assert gain == pytest.approx((0.5 + 0.75) / 4)
-    assert error == pytest.approx(np.std([0.5, 0, 0.75, 0], ddof=1) / 2)
-
-
-@given(st.integers(2, 30))
-def test_constant_scores_earn_nothing_for_the_first_place(count: int):
-    assert score_ranks(rank_answers(np.zeros((count, count))))["recall@1"] == 0.0
 
 
 def test_other_settings_and_other_folders_are_refused(tmp_path: Path):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from turncoder.errors import UserError
-from turncoder.quickstart.retrieval import (
+from turncoder.evaluate.retrieval import (
     Pairs,
     compare_ranks,
     forget_weights,

@@ -1,0 +1,1 @@
+"""Scores of encoders on sentences, and of word counts beside them."""
