@@ -9,8 +9,8 @@ from turncoder.cli import main
 from turncoder.config import MntpConfig
 from turncoder.errors import UserError
 from turncoder.model.adapters import attach_lora, count_parameters
-from turncoder.plan import build_unstored, count_activations, measure_rate, plan_mntp, tell_bytes, tell_time
-from turncoder.train.mntp import count_steps, will_merge
+from turncoder.plan import build_unstored, count_activations, measure_rate, plan_training, tell_bytes, tell_time
+from turncoder.train.stage import count_steps, will_merge
 
 LLAMA3_8B = LlamaConfig(
     hidden_size=4096,
@@ -126,7 +126,7 @@ def test_merging():
 
 
 def test_a_plan_of_a_small_run(story_config):
-    plan = plan_mntp(story_config(max_steps=20, mlm_probability=0.2))
+    plan = plan_training(story_config(max_steps=20, mlm_probability=0.2))
     assert not plan.unseen
     assert plan.parameters["total"] == 260_032 + plan.parameters["trainable"]
     assert plan.memory["gradients"] == 4 * plan.parameters["trainable"]
@@ -144,7 +144,7 @@ def test_the_rows_that_are_told_are_the_rows_that_training_has(story_config):
     from turncoder.train.text import open_blocks
 
     config = story_config()
-    told = plan_mntp(config).steps["rows"]
+    told = plan_training(config).steps["rows"]
     train, _ = open_blocks(config, load_tokenizer(config.model_name_or_path), 128)
     assert told == pytest.approx(len(train), rel=0.03)
 
@@ -152,7 +152,7 @@ def test_the_rows_that_are_told_are_the_rows_that_training_has(story_config):
 def test_a_small_corpus_is_counted(story_config, tmp_path):
     text = tmp_path / "few.txt"
     text.write_text("".join(f"Once upon a time there was a girl named number {n}.\n" for n in range(60)))
-    plan = plan_mntp(story_config(train_file=str(text), line_by_line=True))
+    plan = plan_training(story_config(train_file=str(text), line_by_line=True))
     assert plan.steps["rows"] in range(50, 61)
     assert not any(line.startswith("rows:") for line in plan.assumptions)
 
@@ -161,15 +161,15 @@ def test_samples_show_what_is_put_in_and_what_is_predicted(story_config, tmp_pat
     text = tmp_path / "one.txt"
     text.write_text("".join(f"Lily found a big red ball number {n}.\n" for n in range(40)))
     every = story_config(train_file=str(text), mlm_probability=1.0, data_collator_type="all_mask", line_by_line=True)
-    sample = plan_mntp(every).samples[0]
+    sample = plan_training(every).samples[0]
     assert sample.count("->") > 5
     assert "Lily found" not in sample
     clean = story_config(train_file=str(text), data_collator_type="unmasked", bidirectional=False, line_by_line=True)
-    assert "[ big-> big]" in plan_mntp(clean).samples[0]
+    assert "[ big-> big]" in plan_training(clean).samples[0]
 
 
 def test_checkpointing_takes_less_memory_and_more_time(story_config):
-    plain, spared = (plan_mntp(story_config(gradient_checkpointing=way, max_steps=50)) for way in (False, True))
+    plain, spared = (plan_training(story_config(gradient_checkpointing=way, max_steps=50)) for way in (False, True))
     assert spared.memory["activations"] < plain.memory["activations"] / 2
 
 
@@ -206,7 +206,7 @@ def test_the_model_of_a_file_of_others_is_planned_where_its_config_is_at_hand(sh
 
     words = ["--model_name_or_path", str(tmp_path / "llama3"), "--train_file", str(stories_text)]
     words += ["--tokenizer_name", str(shared / "tokenizers" / "mistral-7b-v1")]
-    plan = plan_mntp(load_config(MntpConfig, file, words))
+    plan = plan_training(load_config(MntpConfig, file, words))
     assert plan.parameters["trainable"] == 41_943_040
     assert 14 < plan.memory["weights"] / 2**30 < 16  # bfloat16, the adapter float32
     assert 3 < plan.memory["activations"] / 2**30 < 20
@@ -216,19 +216,21 @@ def test_the_model_of_a_file_of_others_is_planned_where_its_config_is_at_hand(sh
 @pytest.mark.parametrize("key", ["model_name_or_path", "train_file"])
 def test_a_path_that_is_wrong_is_an_error(story_config, key):
     with pytest.raises(UserError, match="gone"):
-        plan_mntp(story_config(**{key: "./gone"}))
+        plan_training(story_config(**{key: "./gone"}))
 
 
 def test_what_cannot_be_read_is_an_error(story_config, tmp_path):
     (tmp_path / "empty.txt").touch()
     with pytest.raises(UserError, match=r"empty\.txt"):
-        plan_mntp(story_config(train_file=str(tmp_path / "empty.txt")))
+        plan_training(story_config(train_file=str(tmp_path / "empty.txt")))
     with pytest.raises(UserError, match="max_seq_length"):
-        plan_mntp(story_config(max_seq_length=4096))
+        plan_training(story_config(max_seq_length=4096))
 
 
 def test_a_hub_dataset_that_cannot_be_seen_is_said(story_config, stories):
-    plan = plan_mntp(story_config(train_file=None, dataset_name="wikitext", dataset_config_name="wikitext-2-raw-v1"))
+    plan = plan_training(
+        story_config(train_file=None, dataset_name="wikitext", dataset_config_name="wikitext-2-raw-v1")
+    )
     assert plan.parameters
     assert any("wikitext" in line for line in plan.unseen)
 
@@ -251,5 +253,5 @@ def test_the_speed_of_this_machine():
 
 def test_files(tmp_path, stories, stories_text):
     words = {"model_name_or_path": str(stories), "train_file": str(stories_text), "output_dir": str(tmp_path / "r")}
-    names = [Path(name).name for name in plan_mntp(MntpConfig(**words, max_steps=2)).files]
+    names = [Path(name).name for name in plan_training(MntpConfig(**words, max_steps=2)).files]
     assert names == ["run.json", "config.toml", "metrics.jsonl", "checkpoints", "adapter", "model"]

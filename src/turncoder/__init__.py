@@ -11,6 +11,8 @@ from turncoder.errors import ConversionError, UserError
 __all__ = [
     "ConversionError",
     "MntpConfig",
+    "SimcseConfig",
+    "SupervisedConfig",
     "UserError",
     "__version__",
     "attention_map",
@@ -23,6 +25,8 @@ __all__ = [
 
 _HOMES = {
     "MntpConfig": "turncoder.config",
+    "SimcseConfig": "turncoder.config",
+    "SupervisedConfig": "turncoder.config",
     "attention_map": "turncoder.model.attention",
     "encode_stream": "turncoder.encode",
     "encode_texts": "turncoder.encode",

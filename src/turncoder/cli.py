@@ -13,7 +13,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from turncoder import settings
-from turncoder.config import EncodeConfig, MergeConfig, MntpConfig, PrepareConfig
+from turncoder.config import EncodeConfig, MergeConfig, MntpConfig, PrepareConfig, SimcseConfig, SupervisedConfig
 from turncoder.errors import UserError
 
 __all__ = ["main"]
@@ -75,12 +75,13 @@ class Quickstart:
     """Folder for everything that is made."""
 
 
-def _mntp(config: MntpConfig, words: list[str], console: Console) -> int:
-    _look_for_hub(config.model_name_or_path, config.tokenizer_name, config.dataset_name)
+def _train(config: MntpConfig | SimcseConfig | SupervisedConfig, words: list[str], console: Console) -> int:
+    tokenizer_name = getattr(config, "tokenizer_name", None)
+    _look_for_hub(config.model_name_or_path, tokenizer_name, config.dataset_name, *config.adapters)
     if config.dry_run:
-        from turncoder.plan import plan_mntp, show
+        from turncoder.plan import plan_training, show
 
-        show(plan_mntp(config), console)
+        show(plan_training(config), console)
         return 0
     import turncoder
 
@@ -238,7 +239,9 @@ COMMANDS = {
     "quickstart": Command("", Quickstart, _quickstart),
     "check": Command("MODEL", Check, _check),
     "prepare": Command("[CONFIG]", PrepareConfig, _prepare),
-    "mntp": Command("[CONFIG]", MntpConfig, _mntp),
+    "mntp": Command("[CONFIG]", MntpConfig, _train),
+    "simcse": Command("[CONFIG]", SimcseConfig, _train),
+    "supervised": Command("[CONFIG]", SupervisedConfig, _train),
     "encode": Command("MODEL INPUT", EncodeConfig, _encode),
     "merge": Command("MODEL", MergeConfig, _merge),
     "report": Command("RUN...", Report, _report),

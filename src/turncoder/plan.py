@@ -27,7 +27,7 @@ from turncoder.preview import Preview, preview_corpus
 from turncoder.train.stage import count_steps, will_merge
 from turncoder.train.text import choose_block_size
 
-__all__ = ["Plan", "count_activations", "plan_mntp", "show"]
+__all__ = ["Plan", "count_activations", "plan_training", "show"]
 
 logger = logging.getLogger("turncoder")
 
@@ -74,7 +74,7 @@ class Plan:
     assumptions: list[str] = field(default_factory=list)
 
 
-def plan_mntp(config: MntpConfig) -> Plan:
+def plan_training(config: MntpConfig) -> Plan:
     """Plan an MNTP run.
 
     Raises

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turncoder.data import corpus as corpora
-from turncoder.data import files
+from turncoder.data import files, records
 from turncoder.data.corpus import open_corpora, open_corpus
 from turncoder.errors import UserError
 
@@ -234,7 +234,7 @@ def test_readers_do_not_mind_where_chunks_end(tmp_path_factory, texts, chunk, in
     path.write_text(json.dumps([{"text": text} for text in texts], indent=indent, ensure_ascii=escape), "utf-8")
     lines = folder / "a.txt"
     lines.write_bytes("\n".join(texts).encode())
-    before, files.CHUNK_BYTES = files.CHUNK_BYTES, chunk
+    before, records.CHUNK_BYTES = records.CHUNK_BYTES, chunk
     try:
         assert list(files.read_file(path)) == texts
         if lines.stat().st_size:
@@ -242,7 +242,7 @@ def test_readers_do_not_mind_where_chunks_end(tmp_path_factory, texts, chunk, in
             expected = [line.removesuffix("\r") for line in expected]
             assert list(files.read_file(lines)) == (expected if expected[-1] else expected[:-1])
     finally:
-        files.CHUNK_BYTES = before
+        records.CHUNK_BYTES = before
 
 
 @pytest.mark.parametrize("ending", [".txt", ".jsonl", ".json", ".csv"])

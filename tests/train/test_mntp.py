@@ -351,7 +351,7 @@ def test_a_run_that_failed_early_starts_anew_with_another_config(
 ) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("turncoder.train.mntp._fit", lambda *_: (_ for _ in ()).throw(MemoryError))
+        patch.setattr("turncoder.train.mntp.fit", lambda *_: (_ for _ in ()).throw(MemoryError))
         said = launch(command(stories, stories_text, run, max_steps=1, evaluate_step_zero=True), code=2)
     assert "per_device_train_batch_size" in said
     remedied = {"max_steps": 1, "evaluate_step_zero": True, "per_device_train_batch_size": 2}

@@ -254,7 +254,9 @@ class SetBatches(Sampler[list[int]]):
             return
         waiting = deque(order.tolist())
         while len(waiting) >= rows:
-            step, seen, again = [], set(), []
+            step: list[int] = []
+            again: list[int] = []
+            seen: set[int] = set()
             while waiting and len(step) < rows:
                 row = waiting.popleft()
                 own = set(texts[row].tolist())

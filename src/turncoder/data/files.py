@@ -27,7 +27,7 @@ from turncoder.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["ENDINGS", "TOKEN_COLUMNS", "choose_column", "find_ending", "read_arrow", "read_file", "read_lines"]
+__all__ = ["ENDINGS", "TOKEN_COLUMNS", "choose_column", "find_ending", "read_arrow", "read_file"]
 
 logger = logging.getLogger("turncoder")
 
@@ -75,20 +75,6 @@ def read_file(path: Path, text_column: str | None = None, *, numbers: bool = Fal
             yield from split_lines(decode(path))
         else:
             yield from readers[ending](path, text_column, numbers)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: not a whole gzip file ({error}); compress or download it again") from error
-
-
-def read_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file, gzipped or not, without their ends.
-
-    Raises
-    ------
-    UserError
-        Bytes that are not UTF-8, or not a whole gzip file.
-    """
-    try:
-        yield from _split_lines(_decode(path))
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: not a whole gzip file ({error}); compress or download it again") from error
 

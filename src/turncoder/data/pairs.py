@@ -1,6 +1,7 @@
 """Rows for contrastive training: single texts (SimCSE), or an anchor, its positive and any number of negatives.
 
-Rows are checked and written to disk in one pass, and mapped into memory from there. Each set of a folder keeps to itself.
+Rows are checked and written to disk in one pass, and mapped into memory from there. Each set of a folder keeps to
+itself.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,17 +154,21 @@ def open_pairs(
     UserError
         Whatever is wrong with the files: no pairs in them, columns that are not known, rows of different shape.
     """
-    sources: list[tuple[str, str, str, Callable[[], Iterable[tuple[str, dict[str, Any]]]]]] = []
     if file is not None:
-        for path in _list_files(Path(file).expanduser()):
-            sources.append(
-                (path.name.partition(".")[0], str(path), _digest(path), lambda path=path: read_records(path))
-            )  # type: ignore[misc]
+        paths = _list_files(Path(file).expanduser())
+        sources = [
+            (path.name.partition(".")[0], str(path), _digest(path), partial(read_records, path)) for path in paths
+        ]
     else:
         data = _load(str(dataset_name), dataset_config_name, split, cache_dir)
-        rows = lambda: ((f"{dataset_name}, row {number}", row) for number, row in enumerate(data, 1))  # noqa: E731
-        sources.append((Path(str(dataset_name)).name, str(dataset_name), data._fingerprint, rows))
+        name = str(dataset_name)
+        sources = [(Path(name).name, name, data._fingerprint, partial(_number, name, data))]
     return [_open_set(*source, columns, share) for source in sources]
+
+
+def _number(name: str, data: Dataset) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, row in enumerate(data, 1):
+        yield f"{name}, row {number}", row
 
 
 def hash_rows(rows: Rows) -> np.ndarray:
@@ -285,8 +291,8 @@ def _load(name: str, config: str | None, split: str, cache_dir: str | None) -> D
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"dataset_name: {name!r} ({config or 'default configuration'}, split {split!r}) cannot be loaded: {reason}; "
-            "check the name and the network, or give a local file as train_file"
+            f"dataset_name: {name!r} ({config or 'default configuration'}, split {split!r}) cannot be loaded: {reason}"
+            "; check the name and the network, or give a local file as train_file"
         ) from error
 
 
@@ -314,12 +320,12 @@ def _store(
 def _write(
     home: Path, columns: tuple[str, ...], read: Callable[[Counter[str]], Iterator[dict[str, str]]], share: float
 ) -> None:
-    partial = home.with_name(f"{home.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    folder = home.with_name(f"{home.name}.{os.getpid()}.partial")
+    folder.mkdir(parents=True, exist_ok=True)
     counts: Counter[str] = Counter()
     writers = {
         split: ArrowWriter(
-            features=Features(dict.fromkeys(columns, Value("string"))), path=str(partial / f"{split}.arrow")
+            features=Features(dict.fromkeys(columns, Value("string"))), path=str(folder / f"{split}.arrow")
         )
         for split in ("train", "validation")
     }
@@ -329,13 +335,13 @@ def _write(
             writers["validation" if held else "train"].write(row)
         for writer in writers.values():
             writer.finalize()
-        (partial / "counts.json").write_text(json.dumps(counts))
+        (folder / "counts.json").write_text(json.dumps(counts))
         if not (home / "counts.json").exists():  # another process may have been faster
-            partial.replace(home)
+            folder.replace(home)
     finally:
         for writer in writers.values():
             writer.close()
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_size(rows: Rows, where: str) -> None:

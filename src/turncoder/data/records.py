@@ -64,8 +64,8 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     readers: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]] = {
         ".jsonl": lambda path: _objects(path, parse_json_lines(path)),
         ".json": lambda path: _objects(path, parse_json(path)),
-        ".csv": lambda path: _rows(path, ","),
-        ".tsv": lambda path: _rows(path, "\t"),
+        ".csv": lambda path: _rows(path, read_rows(path, strict=True)),
+        ".tsv": lambda path: _rows(path, _split_tabs(path)),
         ".parquet": _parquet_records,
     }
     try:
@@ -82,16 +82,20 @@ def _objects(path: Path, values: Iterable[tuple[int, Any]]) -> Iterator[tuple[st
         yield where, value
 
 
-def _rows(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    rows = read_rows(path, delimiter)
+def _rows(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[str, dict[str, Any]]]:
     header = next(rows, (1, []))[1]
     for line, row in rows:
         if len(row) != len(header):
             raise UserError(
                 f"{path}, line {line}: {len(row)} fields, but the header has {len(header)}; quote the texts that hold "
-                "commas, tabs or quotes"
+                "commas (in .tsv: leave no tabs in them)"
             )
         yield f"{path}, line {line}", dict(zip(header, row, strict=True))
+
+
+def _split_tabs(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Split lines at tabs; a quotation mark is one, as in STS-B's files."""
+    yield from ((number, line.split("\t")) for number, line in enumerate(split_lines(decode(path)), 1) if line)
 
 
 def _parquet_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -215,11 +219,14 @@ def parse_json(path: Path) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{path}, line {line}: broken JSON, the list is not closed by ']'")
 
 
-def read_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number, fields) for each row of a CSV file, the header first; blank lines are none."""
+def read_rows(path: Path, *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, fields) for each row of a CSV file, the header first; blank lines are none.
+
+    With ``strict`` a quotation mark out of place is an error.
+    """
     limit = csv.field_size_limit()
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader((line + "\n" for line in split_lines(decode(path))), delimiter=delimiter)
+    reader = csv.reader((line + "\n" for line in split_lines(decode(path))), strict=strict)
     try:
         for row in reader:
             if row:

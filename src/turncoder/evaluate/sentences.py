@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from turncoder.data.tables import read_table
+from turncoder.data.records import read_records
 from turncoder.errors import UserError
 from turncoder.evaluate.retrieval import scan_bm25, weigh_words
 
@@ -58,11 +58,14 @@ def read_sts(path: str | Path) -> Sts:
     Raises
     ------
     UserError
-        What `read_table` refuses; a sentence that is empty or no text; a score that is no number; fewer than ten
+        What `read_records` refuses; a sentence that is empty or no text; a score that is no number; fewer than ten
         pairs; one score for all of them.
     """
     first, second, scores = [], [], []
-    for where, (one, other, score) in read_table(path, ("sentence1", "sentence2", "score")):
+    for where, record in read_records(Path(path).expanduser()):
+        if absent := [name for name in ("sentence1", "sentence2", "score") if name not in record]:
+            raise UserError(f"{where}: no column {absent[0]!r}; there are {', '.join(record)}")
+        one, other, score = record["sentence1"], record["sentence2"], record["score"]
         for name, text in (("sentence1", one), ("sentence2", other)):
             if not isinstance(text, str) or not text.strip():
                 raise UserError(f"{where}: {name} = {text!r} is no sentence; give it a text, or drop the row")

@@ -1,6 +1,6 @@
-"""Dropout and LoRA's first matrix in one step, for training on a CPU.
+"""Dropout: that of attention weights, and LoRA's in one step with its first matrix, for training on a CPU.
 
-There, ordinary dropout draws a number for every entry and keeps the mask and the dropped copy of its input for the
+On a CPU, ordinary dropout draws a number for every entry and keeps the mask and the dropped copy of its input for the
 backward pass, seven times a layer: about a tenth of an MNTP step's time and a third of its activations. Here the few
 entries that fall are drawn directly, and the input itself is kept, which the adapters that share it share.
 
@@ -18,7 +18,10 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["DroppedLinear", "drop_sparsely"]
+__all__ = ["DroppedLinear", "drop_sparsely", "set_attention_dropout"]
+
+# By which attention modules of transformers call the dropout of their weights: a number, or a module
+ATTENTION_DROPOUTS = ("attention_dropout", "attn_dropout", "attn_dropout_p", "dropout", "dropout_prob")
 
 
 class _DropAndProject(torch.autograd.Function):
@@ -78,3 +81,24 @@ def drop_sparsely(model: nn.Module) -> None:
             if type(linear) is nn.Linear and linear.bias is None and isinstance(dropout, nn.Dropout) and dropout.p:
                 layer.lora_A[name] = DroppedLinear(linear, dropout.p)
                 layer.lora_dropout[name] = nn.Identity()
+
+
+def set_attention_dropout(model: nn.Module, p: float) -> int:
+    """Set the dropout of attention weights, and return in how many modules there is one.
+
+    The configuration is left as it is: what is saved afterwards is not another model.
+    """
+    count = 0
+    for module in model.modules():
+        if "Attention" not in type(module).__name__:
+            continue
+        for name in ATTENTION_DROPOUTS:
+            value = getattr(module, name, None)
+            if isinstance(value, nn.Dropout):
+                value.p = p
+            elif isinstance(value, float | int) and not isinstance(value, bool):
+                setattr(module, name, p)
+            else:
+                continue
+            count += 1
+    return count

@@ -17,20 +17,24 @@ class _Train(types.ModuleType):
         Parameters
         ----------
         config
-            A `turncoder.MntpConfig`.
+            A `turncoder.MntpConfig`, `turncoder.SimcseConfig` or `turncoder.SupervisedConfig`.
 
         Raises
         ------
         UserError
             The input is wrong: one line that names the key, the value and the remedy.
         """
-        from turncoder.config import MntpConfig
+        from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig
 
-        if not isinstance(config, MntpConfig):
-            raise TypeError(f"train() takes a MntpConfig, not a {type(config).__name__}")
-        import turncoder.train.mntp as mntp
+        if isinstance(config, MntpConfig):
+            import turncoder.train.mntp as mntp
 
-        return mntp.train(config)
+            return mntp.train(config)
+        if isinstance(config, SimcseConfig | SupervisedConfig):
+            import turncoder.train.contrast as contrast
+
+            return contrast.train(config)
+        raise TypeError(f"train() takes the config of a stage, not a {type(config).__name__}")
 
 
 sys.modules[__name__].__class__ = _Train

@@ -1,16 +1,14 @@
 """SimCSE and supervised contrastive training: the step that makes vectors of sentences.
 
 Gao et al. 2021, SimCSE, arXiv 2104.08821, sections 3 and 4; BehnamGhader et al. 2024, LLM2Vec, arXiv 2404.05961,
-sections 2.3 and 4. What flows: texts or pairs -> batches of one set -> encoder -> cosines -> cross-entropy -> run folder.
+sections 2.3 and 4. What flows: texts or pairs -> batches of one set -> encoder -> cosines -> cross-entropy -> run
+folder.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import math
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
 from turncoder.config import SimcseConfig, SupervisedConfig
 from turncoder.data.batching import SetBatches
-from turncoder.data.corpus import open_corpora
-from turncoder.data.pairs import Rows, hash_rows, open_pairs, open_texts
-from turncoder.data.tokenizer import tokenizer_files
-from turncoder.encode import free_memory
+from turncoder.data.pairs import Rows, hash_rows
 from turncoder.encoder import TEXT_ONLY, load_encoder
 from turncoder.errors import UserError
 from turncoder.evaluate.sentences import Sts, read_sts
@@ -34,9 +29,9 @@ from turncoder.model.adapters import choose_targets, count_parameters
 from turncoder.model.attention import inspect_attention
 from turncoder.model.dropout import set_attention_dropout
 from turncoder.objectives.contrast import ByLengthRankingLoss, build_loss
-from turncoder.prompts import check_prompt
 from turncoder.train.contrast_trainer import Collator, ContrastTrainer, HeldOut, SetRows
 from turncoder.train.recording import RunCallback
+from turncoder.train.rows import open_rows
 from turncoder.train.running import Run, training_arguments
 from turncoder.train.stage import check_data, choose_trainables, count_steps, fit, perform, save_result, tell_parents
 from turncoder.train.trainer import StopAfter
@@ -50,7 +45,6 @@ Config = SimcseConfig | SupervisedConfig
 LOSS_SCALE = 20.0
 BATCH_TOKENS = {"cpu": 2048}  # what keeps a layer's activations in the processor's cache; see docs/decisions.md
 DEVICE_TOKENS = 1 << 15
-CHECKED_TEXTS = 64  # that a prompt is tried on
 
 
 def train(config: Config) -> Path:
@@ -84,7 +78,7 @@ def _train(config: Config, run: Run) -> None:
     assert isinstance(backbone, PreTrainedModel)
     _refuse_early(config, encoder, run)
     with PartialState().main_process_first():
-        pairs = _open_rows(config, encoder)
+        pairs = open_rows(config, encoder)
     sets, held_out = [rows for rows, _ in pairs], [rows for _, rows in pairs]
     fingerprint = " ".join(rows.fingerprint for rows in sets)
     check_data(run, fingerprint)
@@ -146,8 +140,10 @@ def _refuse_early(config: Config, encoder: SentenceTransformer, run: Run) -> Non
     backbone = encoder.transformers_model
     assert backbone is not None
     choose_targets(backbone, config.lora_target_modules)
-    if isinstance(config, SimcseConfig) and config.simcse_dropout and not set_attention_dropout(
-        backbone, config.simcse_dropout
+    if (
+        isinstance(config, SimcseConfig)
+        and config.simcse_dropout
+        and not set_attention_dropout(backbone, config.simcse_dropout)
     ):
         logger.warning(
             "simcse_dropout: %s has no dropout of attention weights; LoRA's (%g) makes the two views",
@@ -167,65 +163,21 @@ def _arguments(config: Config, run: Run, **steps: int) -> SentenceTransformerTra
     )
 
 
-def _open_rows(config: Config, encoder: SentenceTransformer) -> list[tuple[Rows, Rows]]:
-    """Open the sets with their prompts: rows to train on and held-out ones."""
-    where: dict[str, Any] = {
-        "dataset_name": config.dataset_name,
-        "dataset_config_name": config.dataset_config_name,
-        "cache_dir": config.cache_dir,
-    }
-    share = 0.0 if config.validation_file or config.as_llm2vec else config.validation_split_percentage
-    if isinstance(config, SimcseConfig):
-        corpus, validation = open_corpora(
-            **where,
-            train_file=config.train_file,
-            validation_file=config.validation_file,
-            text_column=config.text_column,
-        )
-        options: dict[str, Any] = {"split": config.split_sentences, "distinct": not config.as_llm2vec}
-        pairs = [open_texts(corpus, **options, share=0.0 if validation else share)]
-        if validation is not None:
-            pairs = [(pairs[0][0], open_texts(validation, **options)[0])]
-        prompts = {"texts": {"text": config.prompt} if config.prompt else {}}
-    else:
-        pairs = open_pairs(file=config.train_file, **where, columns=config.columns, share=share)
-        if config.validation_file:
-            others = {rows.name: rows for rows, _ in open_pairs(file=config.validation_file, columns=config.columns)}
-            alone = next(iter(others.values())) if len(others) == len(pairs) == 1 else None
-            pairs = [(rows, others.get(rows.name, alone or none)) for rows, none in pairs]
-        pairs, prompts = _prompt_sets(config, pairs)
-    seed = None if config.as_llm2vec else config.seed
-    chosen = [
-        (rows.select(config.max_train_samples, seed), held_out.select(config.max_eval_samples, seed))
-        for rows, held_out in pairs
-    ]
-    prompted = [tuple(dataclasses.replace(rows, prompts=prompts.get(rows.name, {})) for rows in two) for two in chosen]
-    for rows, _ in prompted:
-        for column, prompt in rows.prompts.items():
-            check_prompt(encoder.tokenizer, prompt, rows.data[column][:CHECKED_TEXTS], encoder.max_seq_length or 1 << 30)
-    return prompted  # type: ignore[return-value]
-
-
-def _prompt_sets(
-    config: SupervisedConfig, pairs: list[tuple[Rows, Rows]]
-) -> tuple[list[tuple[Rows, Rows]], dict[str, dict[str, str]]]:
-    """Give each set its prompts; a set of the E5 mixture that has two is divided between them."""
-    raise NotImplementedError
-
-
 def _see_views(config: Config, encoder: SentenceTransformer) -> None:
     """Refuse SimCSE whose two views of a text are the same."""
     if not isinstance(config, SimcseConfig):
         return
     encoder.train()
     features = encoder.preprocess(["Is there any dropout?"])
-    features = {name: value.to(encoder.device) if isinstance(value, torch.Tensor) else value for name, value in features.items()}
+    features = {
+        name: value.to(encoder.device) if isinstance(value, torch.Tensor) else value for name, value in features.items()
+    }
     with torch.no_grad(), torch.random.fork_rng():
         first, second = (encoder(dict(features))["sentence_embedding"] for _ in range(2))
     if torch.equal(first, second):
         raise UserError(
-            f"simcse_dropout = {config.simcse_dropout:g}: the two views of a text are the same, there is no dropout at all; "
-            "raise it, or train an adapter (train_mode = 'lora') with lora_dropout above 0"
+            f"simcse_dropout = {config.simcse_dropout:g}: the two views of a text are the same, there is no dropout at "
+            "all; raise it, or train an adapter (train_mode = 'lora') with lora_dropout above 0"
         )
 
 
@@ -257,7 +209,9 @@ def _build_trainer(
     scale = config.loss_scale or (1 / config.temperature if config.temperature else LOSS_SCALE)
     loss: dict[str, Any] = {"scale": scale, "symmetric": config.symmetric}
     loss["batch_tokens"] = BATCH_TOKENS.get(encoder.device.type, DEVICE_TOKENS)
-    record = RunCallback(run, samples_per_epoch=rows, samples_per_step=per_step, save_total_limit=config.save_total_limit)
+    record = RunCallback(
+        run, samples_per_epoch=rows, samples_per_step=per_step, save_total_limit=config.save_total_limit
+    )
     callbacks: list[Any] = [record]
     if scheduled > steps:
         callbacks.append(StopAfter(steps))
@@ -280,7 +234,9 @@ def _build_trainer(
             mini_batch_num_tokens=config.mini_batch_num_tokens,
             matryoshka_dims=config.matryoshka_dims,
         ),
-        evaluator=HeldOut(held_out, sts, judge, config.per_device_eval_batch_size) if measures and config.do_eval else None,
+        evaluator=HeldOut(held_out, sts, judge, config.per_device_eval_batch_size)
+        if measures and config.do_eval
+        else None,
         callbacks=callbacks,
     )
     trainer.record, trainer.steps = record, steps
@@ -292,7 +248,9 @@ def _tell_small_sets(sets: list[Rows], batches: SetBatches, per_step: int) -> No
     for rows, size in zip(sets, batches.step_rows, strict=True):
         if size < per_step:
             treated = f"its steps take {size}" if batches.count(sets.index(rows)) else "it is left out"
-            logger.warning("%s: %s rows, and a step takes %s: %s", rows.name, f"{len(rows):,}", f"{per_step:,}", treated)
+            logger.warning(
+                "%s: %s rows, and a step takes %s: %s", rows.name, f"{len(rows):,}", f"{per_step:,}", treated
+            )
 
 
 def _score_untrained(trainer: ContrastTrainer, run: Run) -> None:
@@ -310,9 +268,17 @@ def _is_timing(name: str) -> bool:
 def _final_scores(trainer: ContrastTrainer) -> dict[str, float]:
     """Evaluate, unless the last step has been evaluated with these very weights."""
     step = trainer.state.global_step
-    rows = [row for row in trainer.state.log_history if row["step"] == step and any(name.startswith("eval_") for name in row)]
+    rows = [
+        row
+        for row in trainer.state.log_history
+        if row["step"] == step and any(name.startswith("eval_") for name in row)
+    ]
     scores = rows[-1] if rows and not trainer.args.load_best_model_at_end else trainer.evaluate()
-    return {name.removeprefix("eval_"): value for name, value in scores.items() if name.startswith("eval_") and not _is_timing(name)}
+    return {
+        name.removeprefix("eval_"): value
+        for name, value in scores.items()
+        if name.startswith("eval_") and not _is_timing(name)
+    }
 
 
 def _save(config: Config, run: Run, encoder: SentenceTransformer, trainer: ContrastTrainer, sets: list[Rows]) -> None:

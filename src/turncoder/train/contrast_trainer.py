@@ -161,7 +161,7 @@ class ContrastTrainer(SentenceTransformerTrainer):
         else:
             save_model(self.trained, str(folder / WEIGHTS_FILE))
 
-    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+    def _load_from_checkpoint(self, checkpoint_path: str) -> None:  # type: ignore[override]
         if isinstance(self.trained, PeftModel):
             set_peft_model_state_dict(self.trained, load_peft_weights(checkpoint_path, device="cpu"))
         else:
@@ -197,9 +197,15 @@ class HeldOut(SentenceEvaluator):
     def __call__(self, model: SentenceTransformer, *arguments: Any, **named: Any) -> dict[str, float]:
         """Give ``loss``, ``alignment`` and so on."""
         training = model.training
-        scores = [self._score_texts(model, rows) if "text" in rows.data.column_names else self._score_pairs(model, rows) for rows in self.sets]
+        scores = [
+            self._score_texts(model, rows) if "text" in rows.data.column_names else self._score_pairs(model, rows)
+            for rows in self.sets
+        ]
         model.eval()
-        result = {name: float(np.mean([score[name] for score in scores if name in score])) for name in dict.fromkeys(name for score in scores for name in score)}
+        result = {
+            name: float(np.mean([score[name] for score in scores if name in score]))
+            for name in dict.fromkeys(name for score in scores for name in score)
+        }
         if self.sts is not None:
             prompt = self.sets[0].prompts.get("text") if self.sets else None
             result["sts_spearman"] = score_sts(model, self.sts, prompt=prompt)
@@ -215,7 +221,10 @@ class HeldOut(SentenceEvaluator):
             if len(chosen) < 2:
                 continue
             batch = collate([{**rows.data[row], "set": 0} for row in chosen])
-            batch = {name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+            batch = {
+                name: value.to(model.device) if isinstance(value, torch.Tensor) else value
+                for name, value in batch.items()
+            }
             parts = _split_columns(batch)
             vectors = [embed_by_length(model, features, self.loss.batch_tokens).float() for features in parts]
             losses.append(float(self.loss.compute_loss_from_embeddings(vectors, None)))

@@ -18,14 +18,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 
-from turncoder.config import MAY_CHANGE, MntpConfig, differences, to_dict, to_toml
+from turncoder.config import MAY_CHANGE, differences, to_dict, to_toml
 from turncoder.errors import UserError
+from turncoder.keys import TrainKeys
 
 __all__ = [
     "MARKER",
@@ -51,6 +52,8 @@ PACKAGES = (
     "tokenizers",
 )
 STEP_KEYS = frozenset({"max_steps", "num_train_epochs", "stop_after_n_steps"})
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
 OPEN_ENDED_SCHEDULES = frozenset({"constant", "constant_with_warmup"})
 
 
@@ -161,7 +164,7 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def open_run(config: MntpConfig, stage: str) -> Run:
+def open_run(config: TrainKeys, stage: str) -> Run:
     """Create the run folder, or open it again to resume.
 
     Parameters
@@ -263,7 +266,7 @@ def _wants_more(old: dict[str, Any], new: dict[str, Any]) -> bool:
     return any(old.get(key) != new.get(key) for key in STEP_KEYS)
 
 
-def _new_record(config: MntpConfig, stage: str) -> dict[str, Any]:
+def _new_record(config: TrainKeys, stage: str) -> dict[str, Any]:
     versions = {}
     for name in PACKAGES:
         try:
@@ -295,7 +298,15 @@ def _git_revision() -> str | None:
     return result.stdout.strip() or None
 
 
-def training_arguments(config: MntpConfig, run: Run, *, steps: int, steps_per_epoch: int) -> TrainingArguments:
+def training_arguments(
+    config: TrainKeys,
+    run: Run,
+    *,
+    steps: int,
+    steps_per_epoch: int,
+    kind: type[Arguments] = TrainingArguments,  # type: ignore[assignment]
+    **others: Any,
+) -> Arguments:
     """Turn a configuration into the Trainer's arguments.
 
     Parameters
@@ -308,6 +319,10 @@ def training_arguments(config: MntpConfig, run: Run, *, steps: int, steps_per_ep
         Optimizer steps that the learning-rate schedule is laid out for.
     steps_per_epoch
         What the strategy ``epoch`` means in steps: batches come from one unrolled sequence of epochs.
+    kind
+        The trainer's class of arguments.
+    **others
+        Further fields that the stage sets; the configuration's ``training`` wins over them.
 
     Raises
     ------
@@ -343,7 +358,7 @@ def training_arguments(config: MntpConfig, run: Run, *, steps: int, steps_per_ep
     )
     values |= {name: getattr(config, name) for name in same.split()}
     try:
-        return TrainingArguments(**{**values, **config.training})
+        return kind(**{**values, **others, **config.training})
     except (TypeError, ValueError) as error:
         said = str(error).splitlines()[0]
         named = [

@@ -1,0 +1,123 @@
+"""Texts and pairs as a contrastive trainer takes them: sets of rows, each with its prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+
+from turncoder.config import SimcseConfig, SupervisedConfig
+from turncoder.data.corpus import open_corpora
+from turncoder.data.pairs import Rows, open_pairs, open_texts
+from turncoder.errors import UserError
+from turncoder.prompts import check_prompt
+
+__all__ = ["open_rows"]
+
+CHECKED_TEXTS = 64  # that a prompt is tried on
+
+
+def open_rows(config: SimcseConfig | SupervisedConfig, encoder: SentenceTransformer) -> list[tuple[Rows, Rows]]:
+    """Open the sets with their prompts: rows to train on and held-out ones.
+
+    Raises
+    ------
+    UserError
+        Whatever is wrong with the data; a prompt that does not stay apart from the texts.
+    """
+    where: dict[str, Any] = {
+        "dataset_name": config.dataset_name,
+        "dataset_config_name": config.dataset_config_name,
+        "cache_dir": config.cache_dir,
+    }
+    share = 0.0 if config.validation_file or config.as_llm2vec else config.validation_split_percentage
+    if isinstance(config, SimcseConfig):
+        corpus, validation = open_corpora(
+            **where,
+            train_file=config.train_file,
+            validation_file=config.validation_file,
+            text_column=config.text_column,
+        )
+        options: dict[str, Any] = {"split": config.split_sentences, "distinct": not config.as_llm2vec}
+        pairs = [open_texts(corpus, **options, share=0.0 if validation else share)]
+        if validation is not None:
+            pairs = [(pairs[0][0], open_texts(validation, **options)[0])]
+        prompts = {"text": config.prompt} if config.prompt else {}
+        pairs = [tuple(dataclasses.replace(rows, prompts=prompts) for rows in two) for two in pairs]  # type: ignore[misc]
+    else:
+        pairs = open_pairs(file=config.train_file, **where, columns=config.columns, share=share)
+        if config.validation_file:
+            others = {rows.name: rows for rows, _ in open_pairs(file=config.validation_file, columns=config.columns)}
+            alone = next(iter(others.values())) if len(others) == len(pairs) == 1 else None
+            pairs = [(rows, others.get(rows.name, alone or none)) for rows, none in pairs]
+        pairs = _prompt_sets(config, pairs)
+    seed = None if config.as_llm2vec else config.seed
+    chosen = [
+        (rows.select(config.max_train_samples, seed), held_out.select(config.max_eval_samples, seed))
+        for rows, held_out in pairs
+    ]
+    for rows, _ in chosen:
+        for column, prompt in rows.prompts.items():
+            check_prompt(
+                encoder.tokenizer, prompt, rows.data[column][:CHECKED_TEXTS], encoder.max_seq_length or 1 << 30
+            )
+    return chosen
+
+
+def _prompt_sets(config: SupervisedConfig, pairs: list[tuple[Rows, Rows]]) -> list[tuple[Rows, Rows]]:
+    """Give each set its prompts; a set of the E5 mixture that has two is divided between them."""
+    table = _read_prompts(config.prompts_file) if config.prompts_file else {}
+    named = {rows.name for rows, _ in pairs}
+    if absent := [name for name in table if name not in named]:
+        raise UserError(
+            f"prompts_file: {config.prompts_file} has prompts for {absent[0]!r}; the sets are {', '.join(named)}"
+        )
+    known = {} if config.query_prompt or config.document_prompt or table or len(pairs) == 1 else _read_e5()
+    given = {"query": config.query_prompt, "document": config.document_prompt}
+    result = []
+    for two in pairs:
+        choices = known.get(two[0].name, [table.get(two[0].name, given)])
+        for number, choice in enumerate(choices):
+            name = two[0].name if len(choices) == 1 else f"{two[0].name}_{number + 1}"
+            parts = [_take_part(rows, number, len(choices)) for rows in two]
+            result.append(tuple(dataclasses.replace(rows, name=name, prompts=_place(choice, rows)) for rows in parts))
+    return result  # type: ignore[return-value]
+
+
+def _take_part(rows: Rows, number: int, count: int) -> Rows:
+    """Take every ``count``-th row from ``number`` on."""
+    return rows if count == 1 else dataclasses.replace(rows, data=rows.data.select(range(number, len(rows), count)))
+
+
+def _place(prompts: dict[str, str | None], rows: Rows) -> dict[str, str]:
+    """Say which columns have which prompt."""
+    sides = {name: "query" if name == "anchor" else "document" for name in rows.data.column_names}
+    return {name: prompt for name, side in sides.items() if (prompt := prompts.get(side))}
+
+
+def _read_e5() -> dict[str, list[dict[str, str | None]]]:
+    """Read the instructions of the E5 mixture; on both sides where either side could be the query."""
+    path = files("turncoder") / "resources" / "e5.json"
+    sets = json.loads(path.read_text(encoding="utf8"))["sets"]
+    return {
+        name: [
+            {"query": f"{one['query']}\n", "document": f"{one['query']}\n" if one.get("symmetric") else None}
+            for one in choices
+        ]
+        for name, choices in sets.items()
+    }
+
+
+def _read_prompts(path: str) -> dict[str, dict[str, str | None]]:
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"prompts_file: {path} cannot be read ({error})") from error
+    for name, sides in table.items() if isinstance(table, dict) else [("", None)]:
+        if not isinstance(sides, dict) or not set(sides) <= {"query", "document"}:
+            raise UserError(f'prompts_file: {path}: {name!r} must be {{"query": "...", "document": "..."}}')
+    return table
