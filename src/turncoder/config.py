@@ -329,8 +329,10 @@ class PrepareConfig(CorpusKeys):
 class OpenKeys:
     """Which encoder is opened, and how: shared by ``encode`` and ``merge``."""
 
+    model_name_or_path: str | None = None
+    """MODEL: a run or model folder, a decoder, an encoder, an adapter, or a hub id."""
     adapters: tuple[str, ...] = ()
-    """Adapters to put on the model, in this order."""
+    """Adapters to put on the model, in this order: folders, runs, hub ids, or id@revision."""
     pooling: Literal["mean", "weighted_mean", "eos_token", "last_token", "bos_token", "cls"] | None = None
     """How tokens become one vector; default: what the folder says, else mean."""
     bidirectional: bool | None = None
@@ -359,6 +361,12 @@ class OpenKeys:
 class EncodeConfig(OpenKeys):
     """Vectors for files of texts: OUT.npy, OUT.parquet, or a folder of shards that an interrupted job goes on with."""
 
+    input_file: str | None = None
+    """INPUT: a file of texts, a folder of those, a saved data set, or a hub id."""
+    dataset_config_name: str | None = None
+    """Configuration of the hub data set."""
+    split: str | None = None
+    """Split of a data set; default: train."""
     output_dir: str | None = None
     """Where to (--output): OUT.npy, OUT.parquet, or a folder."""
     text_column: str | None = None
@@ -381,6 +389,8 @@ class EncodeConfig(OpenKeys):
     """cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one."""
     overwrite: bool = False
     """Replace what --output names."""
+    dry_run: bool = False
+    """Show the plan; write nothing."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without opening anything.
@@ -401,6 +411,11 @@ class EncodeConfig(OpenKeys):
             raise UserError(
                 "--output is missing: OUT.npy, OUT.parquet, or a folder, which an interrupted job goes on in"
             )
+        if not self.model_name_or_path or not self.input_file:
+            raise UserError(
+                "encode needs MODEL and INPUT: turncoder encode MODEL INPUT --output OUT.npy, or model_name_or_path "
+                "and input_file in a config file"
+            )
         if self.id_column and Path(self.output_dir).suffix == ".npy":
             raise UserError("id_column: an .npy file holds vectors only; give --output OUT.parquet or a folder")
 
@@ -413,12 +428,19 @@ class MergeConfig(OpenKeys):
     """Where to (--output)."""
     overwrite: bool = False
     """Replace what --output names."""
+    dry_run: bool = False
+    """Show the plan; write nothing."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without opening anything; raises UserError."""
         settings.set_types(self)
         if not self.output_dir:
             raise UserError("--output is missing: the folder that the merged model goes to")
+        if not self.model_name_or_path:
+            raise UserError(
+                "merge needs MODEL: a folder or a hub id, with --adapters to put on it, or model_name_or_path in a "
+                "config file"
+            )
 
 
 def load_config(cls: type[Config], path: str | Path | None = None, flags: list[str] | None = None) -> Config:
@@ -427,7 +449,7 @@ def load_config(cls: type[Config], path: str | Path | None = None, flags: list[s
     Parameters
     ----------
     cls
-        The stage's dataclass: `MntpConfig`, `PrepareConfig`.
+        The stage's dataclass: `MntpConfig`, `PrepareConfig`, `EncodeConfig`, `MergeConfig`.
     path
         TOML or JSON file; JSON may hold ``//`` comments and trailing commas.
     flags
