@@ -221,6 +221,8 @@ def test_vectors_that_are_not_finite_are_refused(make_model: Callable[..., Path]
     assert np.isfinite(encode_texts(load_encoder(str(folder)).bfloat16(), texts)).all()
     with pytest.raises(UserError, match=r"dtype = float16.* not finite.*--dtype bfloat16 or float32"):
         encode_texts(load_encoder(str(folder)).half(), texts, normalize=True)
+    with pytest.raises(UserError, match=r"dtype = float16.* not finite.*--dtype bfloat16 or float32"):
+        load_encoder(str(folder), dtype="float16")  # whose proof would speak of other things
 
 
 @pytest.mark.gpu

@@ -334,6 +334,8 @@ def test_a_hub_adapter_has_a_revision_of_its_own(make_model: Callable[..., Path]
     np.testing.assert_array_equal(encode("someone/lora", revision="v2"), two)
     with pytest.raises(UserError, match=r"someone/lora@v3 cannot be opened"):
         encode(base, "someone/lora@v3")
+    with pytest.raises(UserError, match=r"give someone/lora and --model_revision v2"):
+        encode("someone/lora@v2")
 
 
 def test_a_run_opens_its_base_at_the_revision_it_was_trained_on(

@@ -1,6 +1,5 @@
 """What encoding or merging would cost: shown, and nothing written."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 

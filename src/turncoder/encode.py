@@ -24,6 +24,7 @@ from sentence_transformers.models import Pooling, Transformer
 from sentence_transformers.util import batch_to_device, truncate_embeddings
 
 from turncoder.data.batching import budget_batches
+from turncoder.encoder import check_finite
 from turncoder.errors import UserError
 from turncoder.llm2vec import LLM2VecTransformer
 from turncoder.prompts import check_prompt
@@ -35,7 +36,6 @@ logger = logging.getLogger("turncoder")
 SHARD_TEXTS = 16384
 CPU_TOKENS = 2048  # what keeps the activations of a layer in the processor's cache; measured, see docs/decisions.md
 MOST_TOKENS = 1 << 18
-REMEDIES = {"float16": "use --dtype bfloat16 or float32", "bfloat16": "use --dtype float32"}
 MEASURED_CHARACTERS = 1 << 20  # a text takes some twenty times its size while its tokens are counted
 
 
@@ -243,12 +243,8 @@ class BatchEncoder:
             vectors = truncate_embeddings(vectors, self.encoder.truncate_dim)
         if self.normalize:
             vectors = torch.nn.functional.normalize(vectors, dim=-1)
-        found = vectors.cpu().numpy()
-        if not np.isfinite(found).all():
-            name = str(self.encoder.dtype).removeprefix("torch.")
-            remedy = REMEDIES.get(name, "its weights may be damaged: load it anew")
-            raise UserError(f"dtype = {name}: the model's vectors are not finite (NaN or infinite); {remedy}")
-        return found
+        check_finite(vectors, self.encoder.dtype)
+        return vectors.cpu().numpy()
 
 
 def clean(text: str) -> str:

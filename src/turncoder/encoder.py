@@ -22,10 +22,11 @@ from turncoder.model.adapters import load_adapter
 from turncoder.model.attention import inspect_attention, make_bidirectional, settle_implementation
 from turncoder.model.backbone import find_file, load_backbone, split_revision, try_implementations
 from turncoder.model.conversion import is_converted
+from turncoder.model.influence import run_model, test_tokens
 from turncoder.model.source import Source, find_source, read_json
 from turncoder.prompts import append_eos
 
-__all__ = ["MAX_SEQ_LENGTH", "POOLING", "TEXT_ONLY", "check_flags", "load_encoder", "open_encoder"]
+__all__ = ["MAX_SEQ_LENGTH", "POOLING", "TEXT_ONLY", "check_finite", "check_flags", "load_encoder", "open_encoder"]
 
 logger = logging.getLogger("turncoder")
 
@@ -39,6 +40,8 @@ POOLING = {
 }
 """Our (and LLM2Vec's) names of poolings, and sentence-transformers'."""
 MAX_SEQ_LENGTH = 512
+REMEDIES = {"float16": "use --dtype bfloat16 or float32", "bfloat16": "use --dtype float32"}
+DAMAGED = "its weights may be damaged: load them anew"
 TEXT_ONLY = {
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     "module_output_name": "token_embeddings",
@@ -234,6 +237,7 @@ def _turn(backbone: PreTrainedModel, source: Source, *, bidirectional: bool | No
     report = inspect_attention(backbone)
     if report.verdict == "bidirectional":
         return
+    check_finite(run_model(backbone, test_tokens(backbone, 8)), backbone.dtype)  # else the proof says nothing
     if wanted or converted or (wanted is None and not source.is_encoder):
         settle_implementation(backbone, allow_partial=allow_partial)
         make_bidirectional(backbone, allow_partial=allow_partial)
@@ -341,6 +345,16 @@ def check_flags(pooling: str | None, dtype: str | None, device: str | None, leng
     there: dict[str, Any] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
     if kind in there and not there[kind]():
         raise UserError(f"device = {device!r} is not to be had on this machine; choose cpu, or leave the flag away")
+
+
+def check_finite(states: torch.Tensor, dtype: torch.dtype | None) -> None:
+    """Refuse, with a UserError, what went beyond the range of a model's numbers."""
+    if bool(torch.isfinite(states).all()):
+        return
+    name = str(dtype).removeprefix("torch.")
+    raise UserError(
+        f"dtype = {name}: what the model gives is not finite (NaN or infinite); {REMEDIES.get(name, DAMAGED)}"
+    )
 
 
 def _name_pooling(pooling: str | None, settings: dict[str, Any] | None) -> str:

@@ -52,7 +52,7 @@ def plan_encode(config: EncodeConfig) -> Plan:
     plan.steps = {"texts": texts.count, "tokens": round(texts.count * counts.tokens / counts.distinct)}
     plan.steps["tokens_of_a_batch"] = batches.batch_tokens
     plan.seconds = seconds / counts.distinct * texts.count / processes
-    plan.assumptions.append(f"tokens and time: from the first {len(sample)} texts, encoded now, none of them twice")
+    plan.assumptions.append(f"tokens and time: from the first {len(sample)} texts, encoded now, as if none came twice")
     if processes > 1:
         plan.assumptions.append(f"memory: of each of {processes} processes; time: {processes} times one's speed")
     if out.suffix in (".npy", ".parquet"):

@@ -26,7 +26,7 @@ def test_a_saved_data_set_has_splits(saved: datasets.DatasetDict, tmp_path: Path
     with pytest.raises(UserError, match="no split 'dev'; it has train, test"):
         scan_rows(str(tmp_path / "set"), split="dev")
     saved["train"].save_to_disk(str(tmp_path / "one"))
-    with pytest.raises(UserError, match="split = 'test': .* has no splits"):
+    with pytest.raises(UserError, match=r"split = 'test': .* has no splits"):
         scan_rows(str(tmp_path / "one"), split="test")
 
 

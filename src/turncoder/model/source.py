@@ -66,8 +66,11 @@ def find_source(
     Raises
     ------
     UserError
-        A run that has nothing to open yet, or an adapter that does not say what it belongs to.
+        A run that has nothing to open yet, an adapter that does not say what it belongs to, or a model with ``@``.
     """
+    bare, own = split_revision(name)
+    if bare != name:
+        raise UserError(f"model_name_or_path = {name!r}: only adapters have @; give {bare} and --model_revision {own}")
     record = Path(name) / "run.json"
     here = name if Path(name).exists() else f"{name}@{revision}"
     if record.exists():
