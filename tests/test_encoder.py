@@ -338,9 +338,7 @@ def test_a_hub_adapter_has_a_revision_of_its_own(make_model: Callable[..., Path]
         encode("someone/lora@v2")
 
 
-def test_a_run_opens_its_base_at_the_revision_it_was_trained_on(
-    make_model: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_base_is_opened_at_the_revision_that_was_trained_on(make_model: Callable[..., Path], tmp_path: Path) -> None:
     from turncoder.model.source import find_source
 
     lora = adapter(make_model(LLAMA), tmp_path / "run" / "adapter", 1)
@@ -349,6 +347,11 @@ def test_a_run_opens_its_base_at_the_revision_it_was_trained_on(
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     source = find_source(str(tmp_path / "run"), cache_dir=str(tmp_path / "hub"))
     assert (source.base, source.revision, source.adapters) == ("someone/model", "v2", (str(lora),))
+    path = lora / "adapter_config.json"
+    named = {"base_model_name_or_path": "someone/model", "revision": "v3"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **named}))
+    source = find_source(str(lora), cache_dir=str(tmp_path / "hub"))
+    assert (source.base, source.revision, source.adapters) == ("someone/model", "v3", (str(lora),))
 
 
 @pytest.mark.parametrize(("mode", "named"), [("weightedmean", "weighted_mean"), ("lasttoken", "last_token")])
