@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers import GPT2Config, LlamaConfig, MistralConfig, PretrainedConfig
+from transformers import GPT2Config, LlamaConfig, MistralConfig, MixtralConfig, PretrainedConfig
 
 from turncoder.config import MergeConfig
 from turncoder.errors import UserError
@@ -31,6 +31,7 @@ SIZES = {
 CONFIGS = {
     "llama": LlamaConfig(**SIZES),
     "mistral": MistralConfig(**SIZES, sliding_window=4),
+    "mixtral": MixtralConfig(**SIZES, num_local_experts=4),
     "gpt2": GPT2Config(vocab_size=512, n_embd=32, n_layer=2, n_head=4, n_positions=64),
 }
 BACKEND = """

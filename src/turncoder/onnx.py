@@ -42,7 +42,7 @@ class States(torch.nn.Module):
         return self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
 
 
-def export_onnx(folder: str | Path) -> Path:
+def export_onnx(folder: str | Path, *, allow_partial: bool = False) -> Path:
     """Write ``onnx/model.onnx`` into a model folder, in float32, and compare its states with the model's.
 
     Parameters
@@ -50,6 +50,8 @@ def export_onnx(folder: str | Path) -> Path:
     folder
         A sentence-transformers folder whose attention is proven, as by `load_encoder`; a graph that is there already
         is replaced.
+    allow_partial
+        Export a model of which only some layers look ahead.
 
     Returns
     -------
@@ -70,9 +72,12 @@ def export_onnx(folder: str | Path) -> Path:
         import onnxscript  # noqa: F401  # torch.onnx needs it
     except ImportError as error:
         raise UserError(f"the export needs {error.name}: pip install 'turncoder[onnx]'") from error
-    backbone = load_encoder(str(folder), device="cpu", dtype="float32").transformers_model
+    encoder = load_encoder(str(folder), device="cpu", dtype="float32", allow_partial=allow_partial)
+    backbone = encoder.transformers_model
     if not isinstance(backbone, PreTrainedModel):
         raise UserError(f"{folder} holds no transformers model to export")
+    if hasattr(backbone, "set_experts_implementation"):  # ONNX has no operator for the others
+        backbone.set_experts_implementation("batched_mm")
     partial = folder / ".onnx.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
