@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turncoder import settings
-from turncoder.config import MAY_CHANGE, MntpConfig, PrepareConfig, differences, load_config, to_dict, to_toml
+from turncoder.config import (
+    MAY_CHANGE,
+    EncodeConfig,
+    MntpConfig,
+    PrepareConfig,
+    SimcseConfig,
+    SupervisedConfig,
+    differences,
+    load_config,
+    to_dict,
+    to_toml,
+)
 from turncoder.errors import UserError
 
 MINIMAL = ["--model_name_or_path", "m", "--train_file", "t.txt"]
@@ -260,8 +271,9 @@ def test_keys_that_may_change_exist():
 
 
 def test_every_key_says_what_it_is():
-    source = Path(settings.__file__).with_name("config.py").read_text(encoding="utf-8").splitlines()
-    for f in fields(MntpConfig):
+    home = Path(settings.__file__).parent
+    source = "".join((home / name).read_text(encoding="utf-8") for name in ("config.py", "keys.py")).splitlines()
+    for f in (*fields(MntpConfig), *fields(SimcseConfig), *fields(SupervisedConfig), *fields(EncodeConfig)):
         place = next(n for n, line in enumerate(source) if line.startswith(f"    {f.name}: "))
         assert source[place + 1].startswith('    """'), f.name
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from turncoder import legacy
-from turncoder.config import MntpConfig, load_config
+from turncoder.config import MntpConfig, SimcseConfig, load_config
 from turncoder.errors import UserError
 from turncoder.settings import training_argument_names
 
@@ -53,7 +53,7 @@ def test_every_key_of_llm2vecs_mntp_has_an_answer(name):
 
 
 def test_new_names_exist():
-    ours = {f.name for f in fields(MntpConfig)} | set(training_argument_names())
+    ours = {f.name for f in (*fields(MntpConfig), *fields(SimcseConfig))} | set(training_argument_names())
     assert set(legacy.RENAMED.values()) | set(legacy.ALIASES.values()) <= ours
 
 

@@ -48,7 +48,7 @@ print(json.dumps(SentenceTransformer(sys.argv[1], backend="onnx").encode(json.lo
 
 def make_folder(make_model: Callable[..., Path], config: PretrainedConfig, folder: Path) -> Path:
     name = str(make_model(config, name="decoder"))
-    return merge_to_folder(name, MergeConfig(output_dir=str(folder), max_seq_length=32))
+    return merge_to_folder(MergeConfig(model_name_or_path=name, output_dir=str(folder), max_seq_length=32))
 
 
 def test_what_is_no_model_folder_is_refused(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from turncoder.workers import count_gpus, digest_encoder, open_batches
 
 __all__ = ["plan_encode", "plan_merge"]
 
-MERGED_FILES = ("model.safetensors", "config.json", "tokenizer files", "modules.json", "sentence_bert_config.json",
-                "config_sentence_transformers.json", "1_Pooling/config.json", "turncoder.json")  # fmt: skip
+MERGED_FILES = ("model.safetensors", "config.json", "tokenizer files", "README.md", "modules.json",
+                "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json",
+                "turncoder.json")  # fmt: skip
 
 
 def plan_encode(config: EncodeConfig) -> Plan:
