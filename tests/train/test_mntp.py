@@ -1,7 +1,5 @@
 """MNTP from the command line on a real decoder: it learns, resumes exactly, divides exactly, and loads without us."""
 
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -13,9 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-
-from turncoder.cli import main
+from launching import PROCESS, adapter, kill_after_checkpoint, launch, launch_process, losses, metrics, write_words
 
 LEARNS = {
     "max_steps": 150,
@@ -52,40 +48,7 @@ def _environment(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def command(model: Path, text: Path, output: Path, **changes: object) -> list[str]:
     flags = {**SMALL, "model_name_or_path": model, "train_file": text, "output_dir": output, **changes}
-    words = [f"--{key}={value}" for key, value in flags.items() if not isinstance(value, bool)]
-    words += [f"--{key}" if value else f"--no-{key}" for key, value in flags.items() if isinstance(value, bool)]
-    return ["mntp", *words]
-
-
-PROCESS = [sys.executable, "-m", "turncoder.cli"]
-
-
-def launch(words: list[str], code: int = 0) -> str:
-    """Run a command line, in this process: importing the libraries takes longer than these runs."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        found = main(words)
-    assert found == code, said.getvalue()[-3000:]
-    return said.getvalue()
-
-
-def launch_process(words: list[str]) -> str:
-    """Run a command line in a process of its own."""
-    result = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout + result.stderr
-
-
-def metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(folder: Path) -> list[float]:
-    return [row["loss"] for row in metrics(folder) if "loss" in row]
-
-
-def adapter(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
+    return write_words("mntp", flags)
 
 
 @pytest.fixture(scope="session")
@@ -179,20 +142,6 @@ def test_same_command_again_does_nothing_and_a_changed_one_is_refused(
         and "16" in said
         and "--overwrite" in said
     )
-
-
-def kill_after_checkpoint(words: list[str], folder: Path, step: int) -> None:
-    """Start a run and kill -9 it as soon as a checkpoint of at least ``step`` is complete."""
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        marked = [int(path.parent.name.split("-")[1]) for path in folder.glob("checkpoints/checkpoint-*/complete")]
-        if max(marked, default=0) >= step:
-            break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (folder / "model").exists(), "the run ended before it could be killed"
 
 
 @pytest.mark.slow

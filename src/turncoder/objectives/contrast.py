@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from turncoder.data.batching import budget_batches
 
-__all__ = ["ByLengthRankingLoss", "build_loss", "embed_by_length"]
+__all__ = ["ByLengthRankingLoss", "build_loss", "embed_by_length", "measure_activations"]
 
 
 def build_loss(
@@ -133,3 +133,33 @@ def _take(features: dict[str, Any], rows: Tensor) -> dict[str, Any]:
         else:
             taken[name] = value
     return taken
+
+
+def measure_activations(encoder: SentenceTransformer, features: dict[str, Any], batch_tokens: int) -> float:
+    """Measure the bytes that autograd keeps for a token, on the longest rows of a batch.
+
+    Parameters
+    ----------
+    encoder
+        As it is trained.
+    features
+        Of a column; they are left as they are.
+    batch_tokens
+        How many tokens are tried.
+    """
+    length_B = features["attention_mask"].sum(1)
+    rows = budget_batches(length_B.cpu().numpy(), batch_tokens)[0]
+    taken = _take(features, torch.from_numpy(rows).to(length_B.device))
+    weights = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return saved
+
+    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        vectors = encoder(taken)["sentence_embedding"]
+    del vectors
+    return sum(kept.values()) / max(1, taken["input_ids"].numel())

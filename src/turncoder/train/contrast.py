@@ -22,15 +22,16 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 from turncoder.config import SimcseConfig, SupervisedConfig
 from turncoder.data.batching import SetBatches
 from turncoder.data.pairs import Rows, hash_rows
+from turncoder.encode import free_memory, keep_freed_memory
 from turncoder.encoder import TEXT_ONLY, load_encoder
 from turncoder.errors import UserError
 from turncoder.evaluate.sentences import Sts, read_sts
 from turncoder.model.adapters import choose_targets, count_parameters
 from turncoder.model.attention import inspect_attention
 from turncoder.model.dropout import set_attention_dropout
-from turncoder.objectives.contrast import ByLengthRankingLoss, build_loss
-from turncoder.train.contrast_trainer import Collator, ContrastTrainer, HeldOut, SetRows
-from turncoder.train.recording import RunCallback
+from turncoder.objectives.contrast import ByLengthRankingLoss, build_loss, measure_activations
+from turncoder.train.contrast_trainer import Collator, ContrastTrainer, HeldOut, SetRows, split_columns
+from turncoder.train.recording import RunCallback, is_metric
 from turncoder.train.rows import open_rows
 from turncoder.train.running import Run, training_arguments
 from turncoder.train.stage import check_data, choose_trainables, count_steps, fit, perform, save_result, tell_parents
@@ -43,6 +44,7 @@ logger = logging.getLogger("turncoder")
 Config = SimcseConfig | SupervisedConfig
 
 LOSS_SCALE = 20.0
+MOST_MEMORY = 0.6  # of what is free, for activations
 BATCH_TOKENS = {"cpu": 2048}  # what keeps a layer's activations in the processor's cache; see docs/decisions.md
 DEVICE_TOKENS = 1 << 15
 
@@ -72,6 +74,8 @@ def train(config: Config) -> Path:
 
 def _train(config: Config, run: Run) -> None:
     set_seed(config.seed)
+    if not torch.accelerator.is_available():
+        keep_freed_memory()
     sts = read_sts(config.sts_file) if config.sts_file else None
     encoder = _open(config)
     backbone = encoder.transformers_model
@@ -95,8 +99,9 @@ def _train(config: Config, run: Run) -> None:
     run.update(parameters={"trainable": trainable, "total": total})
     logger.info("trainable parameters: %s of %s (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
     trainer = _build_trainer(config, run, encoder, trained, sets, held_out, sts)
-    if config.evaluate_step_zero and config.do_eval and not any(row["step"] == 0 for row in run.logged()):
-        _score_untrained(trainer, run)
+    score_first = config.evaluate_step_zero and config.do_eval and trainer.evaluator is not None
+    if score_first and not any(row["step"] == 0 for row in run.logged()):
+        trainer.evaluate()
     if config.do_train:
         fit(trainer, run)
     if config.do_eval and trainer.evaluator is not None:
@@ -165,8 +170,8 @@ def _arguments(config: Config, run: Run, **steps: int) -> SentenceTransformerTra
 
 def _see_views(config: Config, encoder: SentenceTransformer) -> None:
     """Refuse SimCSE whose two views of a text are the same."""
-    if not isinstance(config, SimcseConfig):
-        return
+    if not isinstance(config, SimcseConfig) or (config.train_mode == "lora" and config.lora_dropout):
+        return  # a new adapter adds nothing yet, so its dropout is not to be seen
     encoder.train()
     features = encoder.preprocess(["Is there any dropout?"])
     features = {
@@ -206,6 +211,8 @@ def _build_trainer(
     )
     _tell_small_sets(sets, batches, per_step)
     collate = Collator(encoder, sets)
+    first = collate([SetRows(sets)[row] for row in next(iter(batches))])
+    mini_batch_num_tokens = config.mini_batch_num_tokens or _choose_cache(encoder, run, first)
     scale = config.loss_scale or (1 / config.temperature if config.temperature else LOSS_SCALE)
     loss: dict[str, Any] = {"scale": scale, "symmetric": config.symmetric}
     loss["batch_tokens"] = BATCH_TOKENS.get(encoder.device.type, DEVICE_TOKENS)
@@ -231,7 +238,7 @@ def _build_trainer(
             encoder,
             **loss,
             gather=processes > 1,
-            mini_batch_num_tokens=config.mini_batch_num_tokens,
+            mini_batch_num_tokens=mini_batch_num_tokens,
             matryoshka_dims=config.matryoshka_dims,
         ),
         evaluator=HeldOut(held_out, sts, judge, config.per_device_eval_batch_size)
@@ -244,6 +251,31 @@ def _build_trainer(
     return trainer
 
 
+def _choose_cache(encoder: SentenceTransformer, run: Run, batch: dict[str, Any]) -> int | None:
+    """Choose over how many tokens gradients are cached: None where the activations of a whole batch fit in memory."""
+    if "mini_batch_num_tokens" in run.record:  # as before: dropout is drawn otherwise with the cache
+        return run.record["mini_batch_num_tokens"]
+    device = encoder.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    columns = split_columns(batch, device)
+    tokens = sum(int(features["attention_mask"].sum()) for features in columns)
+    encoder.train()
+    needed = tokens * measure_activations(encoder, columns[0], BATCH_TOKENS.get(device.type, DEVICE_TOKENS))
+    chosen = None
+    if needed > MOST_MEMORY * free:
+        chosen = max(256, int(tokens * MOST_MEMORY / 4 * free / needed))
+        logger.warning(
+            "a batch of %s tokens would keep %.1f GB and %.1f are free: gradients are cached over %s tokens at a time "
+            "(mini_batch_num_tokens), which takes about two thirds more time",
+            f"{tokens:,}",
+            needed / 1e9,
+            free / 1e9,
+            f"{chosen:,}",
+        )
+    run.update(mini_batch_num_tokens=chosen)
+    return chosen
+
+
 def _tell_small_sets(sets: list[Rows], batches: SetBatches, per_step: int) -> None:
     for rows, size in zip(sets, batches.step_rows, strict=True):
         if size < per_step:
@@ -251,18 +283,6 @@ def _tell_small_sets(sets: list[Rows], batches: SetBatches, per_step: int) -> No
             logger.warning(
                 "%s: %s rows, and a step takes %s: %s", rows.name, f"{len(rows):,}", f"{per_step:,}", treated
             )
-
-
-def _score_untrained(trainer: ContrastTrainer, run: Run) -> None:
-    if trainer.evaluator is None:
-        return
-    scores = trainer.evaluate()
-    row = {name: value for name, value in scores.items() if name.startswith("eval_") and not _is_timing(name)}
-    logger.info("step 0: %s", "  ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in row.items()))
-
-
-def _is_timing(name: str) -> bool:
-    return name.endswith(("runtime", "per_second", "epoch"))
 
 
 def _final_scores(trainer: ContrastTrainer) -> dict[str, float]:
@@ -274,11 +294,8 @@ def _final_scores(trainer: ContrastTrainer) -> dict[str, float]:
         if row["step"] == step and any(name.startswith("eval_") for name in row)
     ]
     scores = rows[-1] if rows and not trainer.args.load_best_model_at_end else trainer.evaluate()
-    return {
-        name.removeprefix("eval_"): value
-        for name, value in scores.items()
-        if name.startswith("eval_") and not _is_timing(name)
-    }
+    scores = {name.removeprefix("eval_"): value for name, value in scores.items() if name.startswith("eval_")}
+    return {name: value for name, value in scores.items() if is_metric(name)}
 
 
 def _save(config: Config, run: Run, encoder: SentenceTransformer, trainer: ContrastTrainer, sets: list[Rows]) -> None:

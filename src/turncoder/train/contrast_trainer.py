@@ -29,7 +29,7 @@ from turncoder.evaluate.sentences import Sts, measure_alignment, measure_uniform
 from turncoder.objectives.contrast import ByLengthRankingLoss, embed_by_length
 from turncoder.train.recording import RunCallback
 
-__all__ = ["Collator", "ContrastTrainer", "HeldOut"]
+__all__ = ["Collator", "ContrastTrainer", "HeldOut", "SetRows", "split_columns"]
 
 WEIGHTS_FILE = "model.safetensors"
 EVALUATION_SEED = 20240409  # of the views that held-out texts are measured on
@@ -194,8 +194,12 @@ class HeldOut(SentenceEvaluator):
         self.loss = loss
         self.batch_size = batch_size
 
-    def __call__(self, model: SentenceTransformer, *arguments: Any, **named: Any) -> dict[str, float]:
+    def __call__(
+        self, model: SentenceTransformer, output_path: str | None = None, *arguments: Any, **named: Any
+    ) -> dict[str, float]:
         """Give ``loss``, ``alignment`` and so on."""
+        if output_path and not any(Path(output_path).iterdir()):
+            Path(output_path).rmdir()  # the trainer makes it for evaluators that write
         training = model.training
         scores = [
             self._score_texts(model, rows) if "text" in rows.data.column_names else self._score_pairs(model, rows)
@@ -220,12 +224,7 @@ class HeldOut(SentenceEvaluator):
             chosen = range(start, min(start + self.batch_size, len(rows)))
             if len(chosen) < 2:
                 continue
-            batch = collate([{**rows.data[row], "set": 0} for row in chosen])
-            batch = {
-                name: value.to(model.device) if isinstance(value, torch.Tensor) else value
-                for name, value in batch.items()
-            }
-            parts = _split_columns(batch)
+            parts = split_columns(collate([{**rows.data[row], "set": 0} for row in chosen]), model.device)
             vectors = [embed_by_length(model, features, self.loss.batch_tokens).float() for features in parts]
             losses.append(float(self.loss.compute_loss_from_embeddings(vectors, None)))
             sizes.append(len(chosen))
@@ -261,9 +260,14 @@ class HeldOut(SentenceEvaluator):
         return scores
 
 
-def _split_columns(batch: dict[str, Any]) -> list[dict[str, Any]]:
+def split_columns(batch: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
+    """Take a batch of `Collator` apart again: the features of each column, on a device."""
     names = [name.removesuffix("_input_ids") for name in batch if name.endswith("_input_ids")]
     return [
-        {name.removeprefix(f"{column}_"): value for name, value in batch.items() if name.startswith(f"{column}_")}
+        {
+            name.removeprefix(f"{column}_"): value.to(device) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+            if name.startswith(f"{column}_")
+        }
         for column in names
     ]

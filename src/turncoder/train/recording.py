@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from turncoder.train.running import MARKER, Run, complete_checkpoints, write_atomically
 
-__all__ = ["RunCallback"]
+__all__ = ["RunCallback", "is_metric"]
 
 logger = logging.getLogger("turncoder")
 
@@ -64,7 +64,7 @@ class RunCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Write one row, with the speed since the row before it."""
-        row = {key: value for key, value in (logs or {}).items() if _is_metric(key)}
+        row = {key: value for key, value in (logs or {}).items() if is_metric(key)}
         if not row:
             return
         row = {"step": state.global_step, **row, "epoch": round(state.global_step * self.epochs_per_step, 4)}
@@ -77,7 +77,10 @@ class RunCallback(TrainerCallback):
             left = max(state.max_steps - state.global_step, 0) * (now - self.started)
             left /= max(state.global_step - self.first_step, 1)
             told = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "step" and _is_number(value))
-            logger.info("step %d/%d  %s  (%s left)", state.global_step, state.max_steps, told, _clock(left))
+            if state.max_steps:
+                logger.info("step %d/%d  %s  (%s left)", state.global_step, state.max_steps, told, _clock(left))
+            else:
+                logger.info("step 0  %s", told)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Mark the checkpoint just written as complete, then remove the ones that are no longer needed."""
@@ -110,7 +113,7 @@ class RunCallback(TrainerCallback):
                 shutil.rmtree(folder)
 
 
-def _is_metric(key: str) -> bool:
+def is_metric(key: str) -> bool:
     """Tell metrics from the Trainer's own timings and totals."""
     timing = ("runtime", "samples_per_second", "steps_per_second", "preparation_time", "total_flos")
     return not key.startswith("train_") and not key.endswith(timing) and key != "epoch"
