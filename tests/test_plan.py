@@ -8,8 +8,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig
 from turncoder.cli import main
 from turncoder.config import MntpConfig
 from turncoder.errors import UserError
+from turncoder.model.activations import count_activations, count_passes
 from turncoder.model.adapters import attach_lora, count_parameters
-from turncoder.plan import build_unstored, count_activations, measure_rate, plan_training, tell_bytes, tell_time
+from turncoder.plan import measure_rate, tell_bytes, tell_time
+from turncoder.skeleton import build_unstored
+from turncoder.train.planning import plan_training
 from turncoder.train.stage import count_steps, will_merge
 
 LLAMA3_8B = LlamaConfig(
@@ -90,6 +93,14 @@ def test_activations_are_what_autograd_keeps(squares):
     real = sum(saved.untyped_storage().nbytes() for saved in kept.values())
     del out
     assert counted == pytest.approx(real, rel=0.15)
+
+
+def test_passes_add_up_from_two_traces():
+    model = build_unstored(SMALL, configure())
+    passes = [(4, 48), (6, 31), (12, 16)]
+    counted = count_passes(model, passes, squares=True, recompute=False)
+    assert counted == pytest.approx(sum(count_activations(model, *one, squares=True) for one in passes), rel=0.05)
+    assert count_passes(model, passes, squares=True, recompute=True) < counted / 2
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,8 @@ def _train(config: MntpConfig | SimcseConfig | SupervisedConfig, words: list[str
     tokenizer_name = getattr(config, "tokenizer_name", None)
     _look_for_hub(config.model_name_or_path, tokenizer_name, config.dataset_name, *config.adapters)
     if config.dry_run:
-        from turncoder.plan import plan_training, show
+        from turncoder.plan import show
+        from turncoder.train.planning import plan_training
 
         show(plan_training(config), console)
         return 0

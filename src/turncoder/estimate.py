@@ -4,16 +4,14 @@ The model and the texts are opened as the work itself would open them; nothing i
 """
 
 import time
-from itertools import groupby
 from typing import Any
 
-from sentence_transformers.models import Pooling
-
 from turncoder.config import EncodeConfig, MergeConfig, to_toml
-from turncoder.encode import BatchEncoder, count_token_bytes
+from turncoder.encode import count_token_bytes
 from turncoder.merging import check_output, name_settings, open_merged
 from turncoder.plan import Plan
-from turncoder.preview import SAMPLES, SHOWN_TOKENS, read_tokens
+from turncoder.preview import SAMPLES
+from turncoder.samples import show_text
 from turncoder.vectors import METRICS, describe_job, look_at_job, name_shards
 from turncoder.workers import count_gpus, digest_encoder, open_batches
 
@@ -41,7 +39,7 @@ def plan_encode(config: EncodeConfig) -> Plan:
     processes = config.processes or max(1, gpus)
     manifest = describe_job(config, texts, facts, kept, processes)
     sample = texts.sample or ("a",)
-    plan.samples = [show_text(batches, text) for text in sample[:SAMPLES]]
+    plan.samples = [show_text(batches.encoder, text, batches.prompt) for text in sample[:SAMPLES]]
     _add_model(plan, batches.encoder)
     plan.memory["a batch"] = batches.batch_tokens * count_token_bytes(batches.encoder)
     plan.memory["vectors of a shard"] = 4 * min(manifest["shard_texts"], texts.count) * batches.width
@@ -89,38 +87,3 @@ def _add_model(plan: Plan, encoder: Any) -> None:
     parameters = list(encoder.parameters())
     plan.parameters = {"total": sum(one.numel() for one in parameters)}
     plan.memory = {"model": sum(one.numel() * one.element_size() for one in parameters)}
-
-
-def show_text(batches: BatchEncoder, text: str) -> str:
-    """Write the tokens of a text, prompt, template and special tokens included, as text; what is pooled in brackets."""
-    encoder: Any = batches.encoder
-    features = encoder.preprocess([text], prompt=batches.prompt)
-    if batches.backend is None or "input_ids" not in features:
-        return text[: 4 * SHOWN_TOKENS]
-    ids = features["input_ids"][0].tolist()
-    pooled = mark_pooled(encoder, features)
-    shown = [
-        f"[{part}]" if inside else part
-        for inside, group in groupby(range(min(len(ids), SHOWN_TOKENS)), key=pooled.__getitem__)
-        for part in [read_tokens([ids[place] for place in group], encoder.tokenizer)]
-    ]
-    more = len(ids) - SHOWN_TOKENS
-    end = f" ... ({more} more tokens{', the last one pooled' if pooled[-1] else ''})" if more > 0 else ""
-    return "".join(shown).replace("\n", "\\n") + end
-
-
-def mark_pooled(encoder: Any, features: dict[str, Any]) -> list[bool]:
-    """Say of each token of the one row of ``features`` whether it is pooled."""
-    mask = features.get("pooled_BL", features["attention_mask"])[0].bool().tolist()
-    pool = next((module for module in encoder if isinstance(module, Pooling)), None)
-    if pool is None:
-        return mask
-    if not pool.include_prompt:
-        mask[: int(features.get("prompt_length") or 0)] = [False] * int(features.get("prompt_length") or 0)
-    places = [place for place, inside in enumerate(mask) if inside]
-    modes = {pool.pooling_mode} if isinstance(pool.pooling_mode, str) else set(pool.pooling_mode)
-    if modes <= {"cls", "lasttoken"}:
-        kept = {places[0]} if "cls" in modes else set()
-        kept |= {places[-1]} if "lasttoken" in modes else set()
-        return [place in kept for place in range(len(mask))]
-    return mask

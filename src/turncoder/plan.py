@@ -1,13 +1,7 @@
-"""What a run would cost, before anything is spent: parameters, memory, steps, time, disk, files, and three samples.
+"""What a run would cost, before anything is spent: parameters, memory, steps, time, disk, files, and three samples."""
 
-Parameters are counted on the model itself, built without storage (torch's meta device) and wrapped with the adapter.
-Activations are what autograd keeps during a forward pass of that model. Nothing is written.
-"""
-
-import logging
 import math
 import time
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,21 +9,23 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from turncoder.config import MntpConfig, to_toml
-from turncoder.data.tokenizer import load_tokenizer
-from turncoder.errors import UserError
-from turncoder.model.adapters import attach_lora, count_parameters
-from turncoder.model.backbone import load_model_config, resolve_model
-from turncoder.preview import Preview, preview_corpus
+from turncoder.keys import TrainKeys
+from turncoder.model.activations import count_passes
+from turncoder.model.adapters import count_parameters
 from turncoder.train.stage import count_steps, will_merge
-from turncoder.train.text import choose_block_size
 
-__all__ = ["Plan", "count_activations", "plan_training", "show"]
-
-logger = logging.getLogger("turncoder")
+__all__ = [
+    "Plan",
+    "add_disk",
+    "add_memory",
+    "add_steps",
+    "add_time",
+    "list_files",
+    "measure_rate",
+    "show",
+]
 
 GIB = 2**30
 HALF = 0.5
@@ -77,190 +73,86 @@ class Plan:
     legend: str = "samples as the model would see them: [put in->to be predicted]"
 
 
-def plan_training(config: MntpConfig) -> Plan:
-    """Plan an MNTP run.
-
-    Raises
-    ------
-    UserError
-        A path that is wrong. A hub id that cannot be reached is no error: it is named in ``unseen``.
-    """
-    plan = Plan(to_toml(config))
-    name = resolve_model(config.model_name_or_path)
-    where: dict[str, Any] = {
-        "revision": config.model_revision,
-        "cache_dir": config.cache_dir,
-        "trust_remote_code": config.trust_remote_code,
-    }
-    model_config, tokenizer, preview = None, None, None
-    block_size = config.max_seq_length or 1024
-    try:
-        model_config = load_model_config(name, **where)
-    except UserError as error:
-        _note_unseen(plan, error, name, "parameters, memory, time and disk are not planned")
-    try:
-        tokenizer = load_tokenizer(config.tokenizer_name or name, **where)
-    except UserError as error:
-        _note_unseen(plan, error, config.tokenizer_name or name, "samples and epochs are not shown")
-    if tokenizer is not None:
-        block_size = choose_block_size(config, model_config, tokenizer)
-        try:
-            preview = preview_corpus(config, tokenizer, block_size)
-        except UserError as error:
-            _note_unseen(plan, error, config.dataset_name, "samples and epochs are not shown")
-    _plan_steps(plan, config, preview, block_size)
-    if preview:
-        plan.samples = preview.samples
-    if model_config is not None:
-        _plan_model(plan, config, build_unstored(model_config, config), block_size)
-    plan.files = list_files(config)
-    return plan
-
-
-def _note_unseen(plan: Plan, error: UserError, name: str | None, lost: str) -> None:
-    """Keep what the hub did not give as a line of the plan; a local path that is wrong stays an error."""
-    if name is None or Path(name).exists() or name.startswith((".", "/", "~")):
-        raise error
-    plan.unseen.append(f"{error} -- {lost}")
-
-
-def _plan_steps(plan: Plan, config: MntpConfig, preview: Preview | None, block_size: int) -> None:
-    rows = preview.rows if preview else None
-    if rows is not None and config.max_train_samples:
-        rows = min(rows, config.max_train_samples)
+def add_steps(plan: Plan, config: Any, rows: int | None, row_tokens: float) -> None:
+    """Put steps, tokens and epochs into a plan, given the training rows (None: not known) and the tokens of one."""
     if rows is None and config.max_train_samples:
         rows = config.max_train_samples
         plan.assumptions.append(f"the corpus has at least max_train_samples = {rows} rows")
+    elif rows is None:
+        plan.assumptions.append("the corpus is large enough for all steps")
     steps, scheduled = count_steps(config, rows)
     per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    row_tokens = preview.tokens / max(preview.rows or 1, 1) if preview and preview.tokens else float(block_size)
     plan.steps = {"steps": steps, "scheduled": scheduled, "rows_per_step": per_step}
     plan.steps["tokens_per_step"] = round(per_step * row_tokens)
     plan.steps["tokens"] = round(steps * per_step * row_tokens)
-    plan.steps["predicted"] = round(plan.steps["tokens"] * predicted_share(config))
     if rows:
         plan.steps["rows"] = rows
         plan.steps["epochs"] = round(steps * per_step / rows, 3)
-    if preview and preview.assumption:
-        plan.assumptions.append(preview.assumption)
-    elif rows is None:
-        plan.assumptions.append("the corpus is large enough for all steps")
 
 
-def predicted_share(config: MntpConfig) -> float:
-    """Share of tokens that carry loss."""
-    return 1.0 if config.data_collator_type == "unmasked" else config.mlm_probability
-
-
-def build_unstored(model_config: PretrainedConfig, config: MntpConfig) -> PreTrainedModel:
-    """Build the model on the meta device, with its adapter, trainable as the run would have it.
-
-    Raises
-    ------
-    UserError
-        The architecture has no causal language model, or no module that ``lora_target_modules`` names.
-    """
-    dtype = model_config.dtype if config.dtype == "auto" else getattr(torch, config.dtype or "float32")
-    if config.train_mode == "full":
-        dtype = torch.float32
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            model = AutoModelForCausalLM.from_config(
-                model_config,
-                dtype=dtype or torch.float32,
-                attn_implementation="sdpa",
-                trust_remote_code=config.trust_remote_code,
-            )
-        except ValueError as error:
-            if "scaled_dot_product" not in str(error):
-                raise UserError(f"model_name_or_path: {str(error).splitlines()[0]}") from None
-            model = AutoModelForCausalLM.from_config(model_config, dtype=dtype, attn_implementation="eager")
-        if config.train_mode == "lora":
-            attach_lora(
-                model.base_model,
-                r=config.lora_r,
-                alpha=config.lora_alpha,
-                dropout=config.lora_dropout,
-                targets=config.lora_target_modules,
-            )
-    head = model.get_output_embeddings()
-    inside = {id(parameter) for parameter in model.base_model.parameters()}
-    for parameter in head.parameters() if isinstance(head, nn.Module) else ():
-        if id(parameter) not in inside:
-            parameter.requires_grad_(config.train_head)
-    return model.train()
-
-
-def count_activations(model: PreTrainedModel, rows: int, length: int, *, squares: bool) -> int:
-    """Count the bytes that autograd keeps between the forward and the backward pass of the backbone.
+def add_memory(
+    plan: Plan,
+    config: TrainKeys,
+    model: PreTrainedModel,
+    passes: list[tuple[int, int]],
+    loss: dict[str, int],
+    *,
+    squares: bool = False,
+) -> None:
+    """Put parameters and memory into a plan.
 
     Parameters
     ----------
+    plan, config
+        Of the run.
     model
         On the meta device, trainable as the run would have it.
-    rows, length
-        Of a batch.
+    passes
+        Rows and length of those whose activations exist at once; none where they are not known.
+    loss
+        What the loss takes besides, by its name.
     squares
-        Whether attention keeps its (length x length) weights: eager attention does, fused kernels do not.
+        Attention keeps its weights, even if it is not the eager one.
     """
-    weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: dict[int, tuple[torch.Tensor, int]] = {}
-
-    def keep(saved: torch.Tensor) -> torch.Tensor:
-        storage = saved.untyped_storage()
-        square = saved.ndim > 2 and saved.shape[-1] == saved.shape[-2] == length
-        if storage._cdata not in weights and (squares or not square):
-            kept[storage._cdata] = (saved, storage.nbytes())
-        return saved
-
-    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
-        out = model.base_model(
-            input_ids=torch.zeros(rows, length, dtype=torch.long),
-            attention_mask=torch.zeros(rows, 1, length, length, dtype=model.dtype),
-            position_ids=torch.zeros(rows, length, dtype=torch.long),
-            use_cache=False,
-        )
-    del out
-    return sum(size for _, size in kept.values())
-
-
-def _plan_model(plan: Plan, config: MntpConfig, model: PreTrainedModel, length: int) -> None:
     trainable, total = count_parameters(model)
     plan.parameters = {"trainable": trainable, "total": total}
-    text_config = model.config.get_text_config()
-    width, vocabulary, layers = text_config.hidden_size, text_config.vocab_size, text_config.num_hidden_layers
-    rows = config.per_device_train_batch_size
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    selected = math.ceil(rows * length * predicted_share(config))
-    plan.memory = {
-        "weights": weights,
-        "gradients": 4 * trainable,
-        "optimizer": 8 * trainable,
-        "vocabulary loss": min(selected * vocabulary * 4, config.vocabulary_budget_mb * 10**6) + 8 * selected * width,
-    }
-    try:
-        kept = count_activations(model, rows, length, squares=config.attn_implementation == "eager")
-    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-        plan.unseen.append(f"activations: the forward pass cannot be traced without storage ({str(error)[:80]})")
-    else:
-        if config.gradient_checkpointing:
-            kept = kept // layers + layers * rows * length * width * (2 if model.dtype != torch.float32 else 4)
-        plan.memory["activations"] = kept
+    plan.memory = {"weights": weights, "gradients": 4 * trainable, "optimizer": 8 * trainable, **loss}
+    squares = squares or config.attn_implementation == "eager"
+    if passes:
+        try:
+            plan.memory["activations"] = count_passes(
+                model, passes, squares=squares, recompute=config.gradient_checkpointing
+            )
+        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+            plan.unseen.append(f"activations: the forward pass cannot be traced without storage ({str(error)[:80]})")
     plan.assumptions.append("memory: AdamW in float32, one device, without what the device's driver takes (about 1 GB)")
-    _plan_time(plan, config, model, length)
-    _plan_disk(plan, config, model, trainable)
 
 
-def _plan_time(plan: Plan, config: MntpConfig, model: PreTrainedModel, length: int) -> None:
-    """Estimate the time from the arithmetic: 2 operations per weight and token forward, as many for each gradient."""
-    trainable, total = plan.parameters["trainable"], plan.parameters["total"]
+def add_time(
+    plan: Plan, config: TrainKeys, model: PreTrainedModel, length: float, *, head: float = 0, again: bool = False
+) -> None:
+    """Estimate the time from the arithmetic: 2 operations per weight and token forward, as many for each gradient.
+
+    Parameters
+    ----------
+    plan, config
+        Of the run; the plan with its steps and parameters.
+    model
+        On the meta device.
+    length
+        Tokens that see one another.
+    head
+        Operations of each token after the last layer.
+    again
+        The loss computes the forward pass twice.
+    """
     text_config = model.config.get_text_config()
-    vocabulary_weights = text_config.vocab_size * text_config.hidden_size
-    inner = total - vocabulary_weights * (1 if text_config.tie_word_embeddings else 2)
-    passes = 6 if config.gradient_checkpointing else 4
+    inside = sum(p.numel() for p in {id(p): p for p in model.base_model.parameters()}.values())
+    embeddings = text_config.vocab_size * text_config.hidden_size
+    passes = 4 + 2 * config.gradient_checkpointing + 2 * again
     attention = 2 * passes * text_config.num_hidden_layers * length * text_config.hidden_size
-    per_token = passes * inner + 2 * trainable + attention + 4 * vocabulary_weights * predicted_share(config)
+    per_token = passes * (inside - embeddings) + 2 * plan.parameters["trainable"] + attention + head
     rate, device = measure_rate(torch.bfloat16 if config.bf16 or config.dtype == "bfloat16" else torch.float32)
     if plan.steps["tokens"]:
         plan.seconds = per_token * plan.steps["tokens"] / (HALF * rate)
@@ -285,7 +177,9 @@ def measure_rate(dtype: torch.dtype) -> tuple[float, str]:
     return 2 * size**3 / min(seconds() for _ in range(3)), name
 
 
-def _plan_disk(plan: Plan, config: MntpConfig, model: PreTrainedModel, trainable: int) -> None:
+def add_disk(plan: Plan, config: TrainKeys, model: PreTrainedModel) -> None:
+    """Put what the run folder would take into a plan that has its steps and parameters."""
+    trainable = plan.parameters["trainable"]
     checkpoint = 12 * trainable
     every = config.save_steps * plan.steps["steps"] if config.save_steps < 1 else config.save_steps
     count = math.ceil(plan.steps["steps"] / every) if config.save_strategy == "steps" else 1
@@ -300,7 +194,7 @@ def _plan_disk(plan: Plan, config: MntpConfig, model: PreTrainedModel, trainable
         plan.disk["model/"] = merged
 
 
-def list_files(config: MntpConfig) -> list[str]:
+def list_files(config: TrainKeys) -> list[str]:
     """List what the run folder would hold."""
     folder = Path(config.output_dir) if config.output_dir else Path("RUN")
     names = ["run.json", "config.toml", "metrics.jsonl"]

@@ -1,10 +1,9 @@
 """A glance at a corpus before a run: its first texts, packed and masked as training would, and how much there is."""
 
 import contextlib
-import itertools
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,17 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from turncoder.config import MntpConfig
+from turncoder.config import MntpConfig, SimcseConfig
 from turncoder.data.blocks import Blocks
 from turncoder.data.corpus import PARQUET_HOMES, Corpus, open_corpora
 from turncoder.data.files import choose_column
 from turncoder.data.masking import MaskedBlocks
 from turncoder.data.packing import prepare_blocks
 from turncoder.errors import UserError
+from turncoder.keys import DataKeys
 from turncoder.train.text import choose_masking
 
-__all__ = ["Preview", "preview_corpus", "read_tokens"]
+__all__ = ["Preview", "open_streams", "preview_corpus", "quiet", "read_tokens", "stream_rows", "take_first", "weigh"]
 
 GLANCE_BYTES = 1 << 20
 GLANCE_TEXTS = 2000
@@ -66,11 +66,10 @@ def preview_corpus(config: MntpConfig, tokenizer: PreTrainedTokenizerBase, block
     UserError
         The corpus cannot be read.
     """
-    corpus, validation = _open(config)
-    texts = list(itertools.islice(_first(corpus), GLANCE_TEXTS))
-    whole = len(texts) < GLANCE_TEXTS and sum(map(_size, texts)) < GLANCE_BYTES
+    corpus, validation = open_streams(config)
+    texts, seen, whole = take_first(corpus, weigh)
     glance = Corpus(corpus.name, lambda: iter(texts), lambda: "glance", corpus.tokenised)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         train, _ = prepare_blocks(
             corpus=glance,
             validation=validation if whole else glance,
@@ -88,12 +87,12 @@ def preview_corpus(config: MntpConfig, tokenizer: PreTrainedTokenizerBase, block
         return Preview(samples, rows, tokens, None)
     if corpus.size is None:
         return Preview(samples, None, None, "the corpus is large enough for all steps")
-    share = corpus.size / sum(map(_size, texts)) * (1 if validation else 1 - config.validation_split_percentage / 100)
+    share = corpus.size / seen * (1 if validation else 1 - config.validation_split_percentage / 100)
     told = f"rows: from the first {len(texts):,} texts and the {corpus.size / 1e6:,.1f} MB of the files"
     return Preview(samples, round(rows * share), round(tokens * share), told)
 
 
-def _open(config: MntpConfig) -> tuple[Corpus, Corpus | None]:
+def open_streams(config: MntpConfig | SimcseConfig) -> tuple[Corpus, Corpus | None]:
     """Open the corpus; a data set on the hub as a stream, so that its first texts are all that is fetched."""
     if config.dataset_name and not Path(config.dataset_name).exists():
         return _stream(config), None
@@ -107,7 +106,14 @@ def _open(config: MntpConfig) -> tuple[Corpus, Corpus | None]:
     )
 
 
-def _stream(config: MntpConfig) -> Corpus:
+def stream_rows(config: DataKeys) -> tuple[dict[str, Any], Iterable[dict[str, Any]]]:
+    """Give the first row of a data set on the hub, and all of them, which are fetched as they are read.
+
+    Raises
+    ------
+    UserError
+        It cannot be reached or found.
+    """
     import datasets
 
     name = PARQUET_HOMES.get(str(config.dataset_name), str(config.dataset_name))
@@ -115,10 +121,15 @@ def _stream(config: MntpConfig) -> Corpus:
         rows = datasets.load_dataset(
             name, config.dataset_config_name, split="train", streaming=True, cache_dir=config.cache_dir
         )
-        first = next(iter(rows))
+        return next(iter(rows)), rows
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"dataset_name: {config.dataset_name!r} cannot be seen from here ({reason})") from error
+
+
+def _stream(config: MntpConfig | SimcseConfig) -> Corpus:
+    name = str(config.dataset_name)
+    first, rows = stream_rows(config)
     column = choose_column(list(first), config.text_column, name)
     tokenised = not isinstance(first[column], str)
     return Corpus(name, lambda: (_row(row[column]) for row in rows), lambda: name, tokenised)
@@ -128,21 +139,25 @@ def _row(value: Any) -> Any:
     return value if isinstance(value, str) else np.asarray(value, dtype=np.int64)
 
 
-def _first(corpus: Corpus) -> Iterator[Any]:
+def take_first(items: Iterable[Any], size: Callable[[Any], int], fewest: int = 1) -> tuple[list[Any], int, bool]:
+    """Take the first megabyte of items, but ``fewest`` at least: they, their bytes, and whether they are all."""
+    taken: list[Any] = []
     seen = 0
-    for text in corpus:
-        yield text
-        seen += _size(text)
-        if seen >= GLANCE_BYTES:
-            return
+    for item in items:
+        if len(taken) >= GLANCE_TEXTS or (seen >= GLANCE_BYTES and len(taken) >= fewest):
+            return taken, seen, False
+        taken.append(item)
+        seen += size(item)
+    return taken, seen, True
 
 
-def _size(text: Any) -> int:
+def weigh(text: Any) -> int:
+    """Count the bytes of a text, or of a row of token ids."""
     return len(text.encode("utf-8", "replace")) + 1 if isinstance(text, str) else text.nbytes
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep what packing reports to itself: it is about the glance, not about the corpus."""
     log = logging.getLogger("turncoder")
     level = log.level

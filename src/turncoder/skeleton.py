@@ -1,0 +1,123 @@
+"""Models without storage (torch's meta device), for what can be told without weights: sizes, activations, tokens."""
+
+import warnings
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import Pooling, Transformer
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig
+from turncoder.data.tokenizer import load_tokenizer, pad_token_id
+from turncoder.encoder import POOLING, TEXT_ONLY, fit_tokenizer, limit_length
+from turncoder.errors import UserError
+from turncoder.model.adapters import attach_lora
+from turncoder.model.backbone import find_file, load_model_config
+from turncoder.model.dropout import set_attention_dropout
+from turncoder.model.source import find_source, read_json
+
+__all__ = ["build_unstored", "open_unstored"]
+
+
+def build_unstored(
+    model_config: PretrainedConfig, config: MntpConfig | SimcseConfig | SupervisedConfig
+) -> PreTrainedModel:
+    """Build the model on the meta device, with its adapter, trainable as the run would have it.
+
+    Raises
+    ------
+    UserError
+        The architecture has no causal language model, or no module that ``lora_target_modules`` names.
+    """
+    kind: Any = AutoModelForCausalLM if isinstance(config, MntpConfig) else AutoModel
+    dtype = model_config.dtype if config.dtype == "auto" else getattr(torch, config.dtype or "float32")
+    if config.train_mode == "full":
+        dtype = torch.float32
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            model = kind.from_config(
+                model_config,
+                dtype=dtype or torch.float32,
+                attn_implementation="sdpa",
+                trust_remote_code=config.trust_remote_code,
+            )
+        except ValueError as error:
+            if "scaled_dot_product" not in str(error):
+                raise UserError(f"model_name_or_path: {str(error).splitlines()[0]}") from None
+            model = kind.from_config(model_config, dtype=dtype, attn_implementation="eager")
+        if config.train_mode == "lora":
+            attach_lora(
+                model.base_model,
+                r=config.lora_r,
+                alpha=config.lora_alpha,
+                dropout=config.lora_dropout,
+                targets=config.lora_target_modules,
+            )
+    if isinstance(config, SimcseConfig):
+        set_attention_dropout(model, config.simcse_dropout)
+    head = model.get_output_embeddings()
+    inside = {id(parameter) for parameter in model.base_model.parameters()}
+    for parameter in head.parameters() if isinstance(head, nn.Module) else ():
+        if id(parameter) not in inside:
+            parameter.requires_grad_(getattr(config, "train_head", False))
+    return model.train()
+
+
+def open_unstored(config: SimcseConfig | SupervisedConfig) -> SentenceTransformer:
+    """Open the encoder that training starts from, around a model without storage.
+
+    It tokenises, cuts and pools as the encoder itself does.
+
+    Raises
+    ------
+    UserError
+        As `turncoder.encoder.load_encoder`, as far as it can be told without weights.
+    """
+    name = config.model_name_or_path
+    where: dict[str, Any] = {"revision": config.model_revision, "cache_dir": config.cache_dir}
+    source = find_source(name, config.adapters, **where)
+    if source.base != name:
+        where["revision"] = "main"
+    listed: Any = _read(source.base, "modules.json", where) if source.is_encoder else None
+    if listed and (len(listed) != 2 or not listed[1]["type"].endswith("Pooling")):
+        raise UserError(f"model_name_or_path: {name} has other modules than a model and its pooling; name their model")
+    where["trust_remote_code"] = config.trust_remote_code
+    model = build_unstored(load_model_config(source.base, **where), config)
+
+    class Unstored(Transformer):
+        """sentence-transformers' module around that model."""
+
+        def _load_model(self, *_: Any, **__: Any) -> PreTrainedModel:
+            return model
+
+    if listed:
+        place = {
+            "revision": where["revision"],
+            "cache_folder": config.cache_dir,
+            "trust_remote_code": config.trust_remote_code,
+        }
+        module = Unstored.load(source.base, subfolder=listed[0]["path"], **place)
+        pool = Pooling.load(source.base, subfolder=listed[1]["path"], **place)
+        length = config.max_seq_length or module.max_seq_length
+    else:
+        options = {} if config.chat_template else TEXT_ONLY
+        module = Unstored(source.tokenizer, processor_kwargs=where, config_kwargs=where, **options)
+        tokenizer = load_tokenizer(source.tokenizer, **where)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id(tokenizer))
+        module.processor = tokenizer
+        pool = Pooling(module.get_embedding_dimension(), "mean", include_prompt=False)
+        length = config.max_seq_length
+    if config.pooling:
+        fit_tokenizer(module.processor, config.pooling)
+        pool.pooling_mode = POOLING[config.pooling]
+    module.max_seq_length = limit_length(model, length)
+    return SentenceTransformer(modules=[module, pool], device="meta")
+
+
+def _read(name: str, file: str, where: dict[str, Any]) -> Any:
+    path = find_file(name, file, **where)
+    return read_json(path) if path else None
