@@ -112,8 +112,8 @@ def test_killed_and_resumed_gives_identical_weights(
         {},
         {"mini_batch_num_tokens": 200},
         {"gradient_checkpointing": True},
-        {"train_mode": "full", "learning_rate": 1e-4},
-        {"mini_batch_num_tokens": 200, "gradient_checkpointing": True, "train_mode": "full", "learning_rate": 1e-4},
+        {"train_mode": "full", "learning_rate": 10.0},
+        {"mini_batch_num_tokens": 200, "gradient_checkpointing": True, "train_mode": "full", "learning_rate": 10.0},
     ],
     ids=["plain", "cached", "checkpointed", "full", "all of it"],
 )
@@ -140,7 +140,8 @@ def test_two_processes_equal_one(stories: Path, shared: Path, tmp_path: Path, wa
         step = weight - (start if "lora_A" not in name else weight)
         size = max(float(step.abs().max()), 1e-3)
         moved = max(moved, size)
-        assert float((second[name] - weight).abs().max()) < 1e-5 * size, name
+        rounding = 1e-7 * float(weight.abs().max())  # of the weight that the gradient was added to
+        assert float((second[name] - weight).abs().max()) < 1e-5 * size + rounding, name
     assert moved > 1e-3
     assert losses(one) == pytest.approx(losses(two), rel=1e-5)
 
