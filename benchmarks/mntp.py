@@ -67,9 +67,9 @@ def make_venv(folder: Path) -> None:
 class Arm:
     """A worker process and what it measured."""
 
-    def __init__(self, name: str, python: str, setting: dict) -> None:
+    def __init__(self, name: str, python: str, setting: dict, script: str = __file__) -> None:
         self.name, self.seconds, self.cpu_seconds, self.losses = name, [], [], []
-        command = [python, __file__, "--worker", json.dumps({"arm": name, **setting})]
+        command = [python, script, "--worker", json.dumps({"arm": name, **setting})]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.ready = self.read()
 

@@ -76,7 +76,7 @@ def test_help_lists_every_command_and_every_key(command, capsys):
     ("words", "parts"),
     [
         (["mntpp"], ["mntpp", "did you mean mntp?"]),
-        (["simcse"], ["simcse is not a command"]),
+        (["simsce"], ["simsce is not a command", "did you mean simcse?"]),
         (["mntp", "--learning_rat", "1"], ["--learning_rat", "did you mean --learning_rate?"]),
         (["mntp", "--learning_rate", "abc"], ["--learning_rate = 'abc'"]),
         (["mntp"], ["model_name_or_path is missing"]),

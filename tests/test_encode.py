@@ -210,6 +210,21 @@ def test_prompts_are_checked_on_real_texts(stories: Path) -> None:
         check_prompt(tokenizer, "There w", ["as a dog"], 100)
 
 
+def test_vectors_that_are_not_finite_are_refused(make_model: Callable[..., Path]) -> None:
+    folder = make_model(MODELS["absolute positions"])  # no norm is the last thing that happens to a state
+    model = AutoModel.from_pretrained(folder)
+    with torch.no_grad():
+        model.ln_f.weight.fill_(6e4)  # float16 ends at 65504
+    model.save_pretrained(folder)
+    texts = make_texts(5)
+    assert np.isfinite(encode_texts(load_encoder(str(folder)), texts)).all()
+    assert np.isfinite(encode_texts(load_encoder(str(folder)).bfloat16(), texts)).all()
+    with pytest.raises(UserError, match=r"dtype = float16.* not finite.*--dtype bfloat16 or float32"):
+        encode_texts(load_encoder(str(folder)).half(), texts, normalize=True)
+    with pytest.raises(UserError, match=r"dtype = float16.* not finite.*--dtype bfloat16 or float32"):
+        load_encoder(str(folder), dtype="float16")  # whose proof would speak of other things
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

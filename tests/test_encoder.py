@@ -1,6 +1,7 @@
 """load_encoder: whatever a name stands for, one call opens it, proven bidirectional or openly causal."""
 
 import json
+import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -299,3 +300,82 @@ def test_broken_files_of_a_model_are_named(file: str, make_model: Callable[..., 
     (folder / file).write_text("{")
     with pytest.raises(UserError, match="broken JSON"):
         load_encoder(str(folder))
+
+
+def put_on_hub(cache: Path, folder: Path, name: str, revision: str) -> None:
+    """Lay a folder into a hub cache, as a download of that revision would."""
+    home, commit = (
+        cache / f"models--{name.replace('/', '--')}",
+        f"{revision:0<40}".replace("v", "a").replace("main", "b"),
+    )
+    shutil.copytree(folder, home / "snapshots" / commit)
+    (home / "refs").mkdir(exist_ok=True)
+    (home / "refs" / revision).write_text(commit)
+
+
+def test_a_hub_adapter_has_a_revision_of_its_own(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    base, cache = make_model(LLAMA), tmp_path / "hub"
+    first, second = adapter(base, tmp_path / "a1", 1), adapter(base, tmp_path / "a2", 2)
+    (second / "llm2vec_config.json").write_text('{"pooling_mode": "weighted_mean", "doc_max_length": 7}')
+    put_on_hub(cache, first, "someone/lora", "main")
+    put_on_hub(cache, second, "someone/lora", "v2")
+    known: dict[str, Any] = {"cache_dir": str(cache)}
+
+    def encode(name: object, *adapters: str, **options: Any) -> np.ndarray:
+        return load_encoder(str(name), adapters=adapters, **known, **options).encode(TEXTS)
+
+    one, two = encode(base, str(first)), encode(base, str(second))
+    assert np.abs(one - two).max() > 1e-2
+    np.testing.assert_array_equal(encode(base, "someone/lora"), one)
+    np.testing.assert_array_equal(encode(base, "someone/lora@v2"), two)
+    opened = load_encoder(str(base), adapters=["someone/lora@v2"], **known)
+    assert (opened[0].pooling, opened[0].doc_max_length) == ("weighted_mean", 7)
+    np.testing.assert_array_equal(encode("someone/lora"), one)  # which names its base model
+    np.testing.assert_array_equal(encode("someone/lora", revision="v2"), two)
+    with pytest.raises(UserError, match=r"someone/lora@v3 cannot be opened"):
+        encode(base, "someone/lora@v3")
+    with pytest.raises(UserError, match=r"give someone/lora and --model_revision v2"):
+        encode("someone/lora@v2")
+
+
+def test_a_base_is_opened_at_the_revision_that_was_trained_on(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    from turncoder.model.source import find_source
+
+    lora = adapter(make_model(LLAMA), tmp_path / "run" / "adapter", 1)
+    config = {"model_name_or_path": "someone/model", "model_revision": "v2", "adapters": [], "tokenizer_name": None}
+    record = {"config": {**config, "bidirectional": True}}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    source = find_source(str(tmp_path / "run"), cache_dir=str(tmp_path / "hub"))
+    assert (source.base, source.revision, source.adapters) == ("someone/model", "v2", (str(lora),))
+    path = lora / "adapter_config.json"
+    named = {"base_model_name_or_path": "someone/model", "revision": "v3"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **named}))
+    source = find_source(str(lora), cache_dir=str(tmp_path / "hub"))
+    assert (source.base, source.revision, source.adapters) == ("someone/model", "v3", (str(lora),))
+
+
+@pytest.mark.parametrize(("mode", "named"), [("weightedmean", "weighted_mean"), ("lasttoken", "last_token")])
+def test_llm2vec_takes_over_what_a_folder_of_others_says(
+    mode: str, named: str, make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    module = Transformer(str(make_model(LLAMA)), max_seq_length=16)
+    module.tokenizer.pad_token = "</s>"
+    theirs = SentenceTransformer(modules=[module, Pooling(32, mode)], prompts={"query": "Find:\n"})
+    theirs.save(str(tmp_path / "theirs"))
+    encoder = load_encoder(str(tmp_path / "theirs"), llm2vec=True)
+    assert (encoder[0].pooling, encoder.max_seq_length) == (named, 16)
+    assert encoder[1].pooling_mode == mode and encoder.prompts["query"] == "Find:\n"
+    told = load_encoder(str(tmp_path / "theirs"), llm2vec=True, pooling="mean", max_seq_length=8)
+    assert (told[0].pooling, told[1].pooling_mode, told.max_seq_length) == ("mean", "mean", 8)
+    (tmp_path / "theirs" / "llm2vec_config.json").write_text('{"pooling_mode": "bos_token", "max_length": 12}')
+    written = load_encoder(str(tmp_path / "theirs"))
+    assert (written[0].pooling, written.max_seq_length) == ("bos_token", 12)
+
+
+def test_a_pooling_that_llm2vec_does_not_know_is_refused(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    module = Transformer(str(make_model(LLAMA)))
+    module.tokenizer.pad_token = "</s>"
+    SentenceTransformer(modules=[module, Pooling(32, "max")]).save(str(tmp_path / "theirs"))
+    with pytest.raises(UserError, match="pools by max, which LLM2Vec does not know; choose a --pooling"):
+        load_encoder(str(tmp_path / "theirs"), llm2vec=True)
+    assert load_encoder(str(tmp_path / "theirs"), llm2vec=True, pooling="mean")[0].pooling == "mean"

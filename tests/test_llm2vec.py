@@ -166,6 +166,26 @@ def test_batches_by_tokens_give_the_same_and_count_what_is_cut(folders: Path) ->
     assert counts.truncated == 1  # of 900 words
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_tokens_are_those_that_the_model_reads(chat: bool, folders: Path) -> None:
+    case = next(
+        case
+        for case in CASES
+        if case["instruction"] and case["pooling"] == "mean" and bool(case["name_or_path"]) == chat
+    )
+    encoder = open_case(folders, case)
+    read: list[tuple[int, int]] = []
+    forward = encoder[0].forward
+
+    def spy(features: dict[str, Any], **named: Any) -> dict[str, Any]:
+        read.append((int(features["attention_mask"].sum()), features["attention_mask"].numel()))
+        return forward(features, **named)
+
+    encoder[0].forward = spy
+    _, counts = BatchEncoder(encoder, prompt=case["instruction"], batch_tokens=1500).encode(TEXTS)
+    assert (counts.tokens, counts.padded) == tuple(map(sum, zip(*read, strict=True)))
+
+
 def test_a_text_of_nothing_has_a_vector(folders: Path) -> None:
     case = next(case for case in CASES if case["pooling"] == "mean" and not case["instruction"])
     encoder = open_case(folders, case)

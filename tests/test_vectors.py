@@ -109,7 +109,12 @@ def test_all_shapes_of_text(shape: str, model: Path, expected: np.ndarray, tmp_p
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """All but metrics.jsonl, which says how long things took."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "metrics.jsonl"}
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_folder_goes_on_where_it_stopped(
@@ -129,6 +134,11 @@ def test_a_folder_goes_on_where_it_stopped(
     assert read_folder(tmp_path / "whole") == whole
     _, _, err = command(*words, tmp_path / "whole")
     assert "encoded now: 0 texts" in err and read_folder(tmp_path / "whole") == whole
+    rows = read_metrics(tmp_path / "whole")
+    assert [row["shard"] for row in rows] == [0, 1, 2, 3, 4, 5, 6, 0, 3, 6]
+    assert [row["texts"] for row in rows[:7]] == [10] * 6 + [2]
+    assert all(row["distinct"] <= row["texts"] and 0 < row["tokens"] <= row["padded"] for row in rows)
+    assert rows[0]["truncated"] == 0 and rows[0]["seconds"] >= 0 and rows[0]["texts_per_second"] > 0
 
 
 def test_another_job_is_refused_and_overwritten_on_request(
@@ -148,6 +158,7 @@ def test_another_job_is_refused_and_overwritten_on_request(
     assert read_folder(out) == before
     assert command("encode", model, source, *words, "--normalize", "--overwrite")[0] == 0
     assert np.allclose(np.linalg.norm(np.load(out / "vectors-00000.npy"), axis=1), 1)
+    assert [row["shard"] for row in read_metrics(out)] == list(range(7))
 
 
 def test_processes_have_a_model_each_and_the_same_vectors(
@@ -182,6 +193,46 @@ def test_settings_reach_the_encoder(model: Path, source: Path, tmp_path: Path, c
     for one in range(len(found)):
         for other in range(one):
             assert np.abs(found[one] - found[other]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["job.toml", "job.json"])
+def test_a_config_file_says_what_flags_say_and_flags_win(
+    name: str, model: Path, source: Path, expected: np.ndarray, tmp_path: Path, command: Command
+) -> None:
+    keys = {"model_name_or_path": str(model), "input_file": str(source), "output_dir": str(tmp_path / "a.npy")}
+    keys["max_seq_length"] = 4
+    path = tmp_path / name
+    lines = [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
+    path.write_text(json.dumps(keys) if name.endswith("json") else "\n".join(lines))
+    assert command("encode", path)[0] == 0
+    cut = np.load(tmp_path / "a.npy")
+    assert np.abs(cut - expected).max() > 1e-3
+    words = [path, "--max-seq-length", "256", "--output", tmp_path / "b.npy"]
+    assert command("encode", *words)[0] == 0
+    np.testing.assert_allclose(np.load(tmp_path / "b.npy"), expected, atol=1e-5)
+    few = tmp_path / "few.json"  # a text file in INPUT's place is no config
+    few.write_text(json.dumps([{"text": TEXTS[0]}]))
+    assert command("encode", model, few, path, "--output", tmp_path / "c.npy")[0] == 0
+    np.testing.assert_allclose(np.load(tmp_path / "c.npy"), cut[:1], atol=1e-5)
+    assert command("encode", model, few, "--output", tmp_path / "d.npy")[0] == 0
+    np.testing.assert_allclose(np.load(tmp_path / "d.npy"), expected[:1], atol=1e-5)
+
+
+def test_merge_takes_a_config_file_too(model: Path, tmp_path: Path, command: Command) -> None:
+    path = tmp_path / "merge.toml"
+    path.write_text(f'pooling = "last_token"\noutput_dir = "{tmp_path / "out"}"\n')
+    assert command("merge", model, path)[0] == 0
+    assert SentenceTransformer(str(tmp_path / "out"))[1].pooling_mode == "lasttoken"
+    path.write_text(f'model_name_or_path = "{model}"\noutput_dir = "{tmp_path / "other"}"\n')
+    assert command("merge", path)[0] == 0 and (tmp_path / "other" / "modules.json").exists()
+
+
+@pytest.mark.parametrize(("key", "message"), [("dataset_config_name", "is no hub id"), ("split", "has no splits")])
+def test_a_file_has_no_splits(
+    key: str, message: str, model: Path, source: Path, tmp_path: Path, command: Command
+) -> None:
+    code, _, err = command("encode", model, source, f"--{key}", "x", "--output", tmp_path / "out.npy")
+    assert code == 2 and f"{key} = 'x'" in err and message in err
 
 
 BAD = {
@@ -229,6 +280,12 @@ BAD = {
         "has lines and no columns",
     ),
     "unknown flag": (["encode", "MODEL", "INPUT", "--poling", "mean", "--output", "OUT.npy"], "did you mean --pooling"),
+    "a word too many": (["encode", "MODEL", "INPUT", "INPUT", "--output", "OUT.npy"], "does not know what to do with"),
+    "a model twice": (
+        ["encode", "MODEL", "INPUT", "--model_name_or_path", "other", "--output", "OUT.npy"],
+        "--model_name_or_path 'other' are both given",
+    ),
+    "merge without model": (["merge", "--output", "OUT"], "merge needs MODEL"),
     "merge without output": (["merge", "MODEL"], "--output is missing"),
     "merge over something": (["merge", "MODEL", "--output", "FOLDER", "--overwrite"], "is no model folder"),
 }

@@ -1,8 +1,9 @@
 """The model folder: what ``SentenceTransformer(folder)`` and ``AutoModel.from_pretrained(folder)`` load without us.
 
 The layout is the one that old and new sentence-transformers, vLLM and Text Embeddings Inference all read
-(see docs/decisions.md): module types under ``sentence_transformers.models``, both key sets for the pooling,
+(see docs/serving.md): module types under ``sentence_transformers.models``, both key sets for the pooling,
 ``is_causal: false`` in ``config.json``. The tokenizer's files are the original ones, byte for byte.
+``README.md`` is the model card.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from turncoder.card import OPENS, write_card
 from turncoder.data.tokenizer import pad_token_id
-from turncoder.model.attention import inspect_attention, reopens
+from turncoder.model.attention import inspect_attention
 from turncoder.model.conversion import is_converted
+from turncoder.model.views import AttentionReport
 
 __all__ = ["OPENS", "put_in_place", "save_encoder"]
 
@@ -37,13 +40,8 @@ MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
 ]
+PACKAGES = {"sentence_transformers": "sentence-transformers", "transformers": "transformers", "pytorch": "torch"}
 MENDS = "turncoder.make_bidirectional(model) after loading mends it"
-OPENS = {
-    "bidirectional": "bidirectional",
-    "causal": "causal",
-    "disagrees": "causal in some batches and bidirectional in others",
-    "fails": "with an error",
-}
 # Text Embeddings Inference reads this key where transformers ignores it; on Gemma it means a window too
 SERVER_KEY_TYPES = frozenset({"llama", "mistral", "qwen3"})
 
@@ -83,7 +81,8 @@ def save_encoder(
     prompts, default_prompt_name
         That the encoder keeps.
     record
-        Extra keys for ``turncoder.json``: how MNTP aligned labels and states, the mask token id, the parents.
+        Extra keys for ``turncoder.json``: how MNTP aligned labels and states, the mask token id, and what `write_card`
+        tells: stage, parents, ``matryoshka_dims``, ``training``, ``results``.
     extra
         More JSON files, by name.
 
@@ -92,15 +91,21 @@ def save_encoder(
     Where plain ``AutoModel`` would not open the folder bidirectional again, a warning says so and ``turncoder.json``
     records it.
     """
-    if is_converted(backbone.config):
-        opens = reopens(backbone)
-    else:  # an encoder, or a decoder that was left causal
-        opens = "bidirectional" if inspect_attention(backbone).verdict == "bidirectional" else "causal"
-    if is_converted(backbone.config) and opens != "bidirectional":
-        name = type(backbone).__name__
-        logger.warning("%s: plain AutoModel opens %s %s; %s", folder, name, OPENS[opens], MENDS)
+    report, opens = _look(backbone, folder)
     pad_token = tokenizer.convert_ids_to_tokens(pad_token_id(tokenizer))
-    named = {"sentence_transformers": "sentence-transformers", "transformers": "transformers", "pytorch": "torch"}
+    width = backbone.config.get_text_config().hidden_size
+    card = write_card(
+        report,
+        name=folder.parent.name if folder.name == "model" else folder.name,
+        opens=opens,
+        dimensions=width,
+        max_seq_length=max_seq_length,
+        pooling=pooling,
+        pad_token=str(pad_token),
+        prompts=prompts or {},
+        default_prompt_name=default_prompt_name,
+        record=record or {},
+    )
     contents = {
         "modules.json": MODULES,
         "sentence_bert_config.json": {
@@ -109,9 +114,9 @@ def save_encoder(
             "tokenizer_args": {"padding_side": "right", "pad_token": pad_token},
             **(inputs or {}),
         },
-        "1_Pooling/config.json": _pooling_config(backbone.config.get_text_config().hidden_size, pooling),
+        "1_Pooling/config.json": _pooling_config(width, pooling),
         "config_sentence_transformers.json": {
-            "__version__": {key: importlib.metadata.version(package) for key, package in named.items()},
+            "__version__": {key: importlib.metadata.version(package) for key, package in PACKAGES.items()},
             "model_type": "SentenceTransformer",
             "prompts": prompts or {},
             "default_prompt_name": default_prompt_name,
@@ -130,8 +135,20 @@ def save_encoder(
         shutil.copyfile(file, partial / file.name)
     for name, content in contents.items():
         _write(partial / name, content)
-    _add_server_key(partial / "config.json")
+    (partial / "README.md").write_text(card, encoding="utf8")
+    _fit_servers(partial / "config.json", backbone, (record or {}).get("matryoshka_dims"))
     put_in_place(partial, folder)
+
+
+def _look(backbone: PreTrainedModel, folder: Path) -> tuple[AttentionReport, str]:
+    """Return what the attention of a model is, and how plain `AutoModel` opens its folder."""
+    report = inspect_attention(backbone)
+    if not is_converted(backbone.config):  # an encoder, or a decoder that was left causal
+        return report, "bidirectional" if report.verdict == "bidirectional" else "causal"
+    if report.reopens != "bidirectional":
+        name = type(backbone).__name__
+        logger.warning("%s: plain AutoModel opens %s %s; %s", folder, name, OPENS[report.reopens], MENDS)
+    return report, report.reopens
 
 
 def put_in_place(partial: Path, folder: Path) -> None:
@@ -146,9 +163,12 @@ def put_in_place(partial: Path, folder: Path) -> None:
 
 
 def _pooling_config(width: int, pooling: str) -> dict[str, Any]:
-    """Return what old and new readers want to know of the pooling."""
+    """Return what old and new readers want to know of the pooling.
+
+    Not ``embedding_dimension``: sentence-transformers before 5.4 stops at a name that it does not know, and later ones
+    read the old name.
+    """
     return {
-        "embedding_dimension": width,
         "word_embedding_dimension": width,
         "pooling_mode": pooling,
         **{key: mode == pooling for mode, key in POOLING_MODES.items()},
@@ -156,11 +176,17 @@ def _pooling_config(width: int, pooling: str) -> dict[str, Any]:
     }
 
 
-def _add_server_key(path: Path) -> None:
+def _fit_servers(path: Path, backbone: PreTrainedModel, dims: list[int] | None) -> None:
+    """Add to ``config.json`` the keys that only servers read, and take away a null that they stumble over."""
     config = json.loads(path.read_text(encoding="utf8"))
     if config.get("model_type") in SERVER_KEY_TYPES and config.get("is_causal") is False:
         config["use_bidirectional_attention"] = True
-        _write(path, config)
+    if dims:
+        config["matryoshka_dimensions"] = list(dims)  # without it vLLM refuses `dimensions`
+    absent = getattr(type(backbone.config), "pad_token_id", None) is None  # what a missing key means to transformers
+    if absent and config.get("pad_token_id", 0) is None:
+        del config["pad_token_id"]  # Text Embeddings Inference wants a number or nothing
+    _write(path, config)
 
 
 def _write(path: Path, content: Any) -> None:

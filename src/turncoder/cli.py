@@ -162,22 +162,30 @@ def _check(flags: Check, words: list[str], console: Console) -> int:
 
 
 def _encode(config: EncodeConfig, words: list[str], console: Console) -> int:
-    if len(words) != 2:
-        raise UserError("encode needs MODEL and INPUT: turncoder encode MODEL INPUT --output OUT.npy")
-    _look_for_hub(words[0], words[1], *config.adapters)
+    _look_for_hub(config.model_name_or_path, config.input_file, *config.adapters)
+    if config.dry_run:
+        from turncoder.estimate import plan_encode
+        from turncoder.plan import show
+
+        show(plan_encode(config), console)
+        return 0
     from turncoder.vectors import encode_file
 
-    console.print(f"{encode_file(words[0], words[1], config)}", highlight=False)
+    console.print(f"{encode_file(config)}", highlight=False)
     return 0
 
 
 def _merge(config: MergeConfig, words: list[str], console: Console) -> int:
-    if len(words) != 1:
-        raise UserError("merge needs one MODEL: a folder or a hub id, with --adapters to put on it")
-    _look_for_hub(words[0], *config.adapters)
+    _look_for_hub(config.model_name_or_path, *config.adapters)
+    if config.dry_run:
+        from turncoder.estimate import plan_merge
+        from turncoder.plan import show
+
+        show(plan_merge(config), console)
+        return 0
     from turncoder.merging import merge_to_folder
 
-    console.print(f"{merge_to_folder(words[0], config)}", highlight=False)
+    console.print(f"{merge_to_folder(config)}", highlight=False)
     return 0
 
 
@@ -228,11 +236,12 @@ def _look_for_hub(*names: str | None) -> None:
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what it takes beside flags, its flags, and what it calls."""
+    """A command: what it takes beside flags, its flags, what it calls, and the keys that its first words stand for."""
 
     takes: str
     flags: type
     run: Callable[[Any, list[str], Console], int]
+    keys: tuple[str, ...] = ()
 
 
 COMMANDS = {
@@ -242,8 +251,8 @@ COMMANDS = {
     "mntp": Command("[CONFIG]", MntpConfig, _train),
     "simcse": Command("[CONFIG]", SimcseConfig, _train),
     "supervised": Command("[CONFIG]", SupervisedConfig, _train),
-    "encode": Command("MODEL INPUT", EncodeConfig, _encode),
-    "merge": Command("MODEL", MergeConfig, _merge),
+    "encode": Command("MODEL INPUT [CONFIG]", EncodeConfig, _encode, ("model_name_or_path", "input_file")),
+    "merge": Command("MODEL [CONFIG]", MergeConfig, _merge, ("model_name_or_path",)),
     "report": Command("RUN...", Report, _report),
     "info": Command("", Info, _info),
 }
@@ -295,16 +304,36 @@ def _dispatch(words: list[str], console: Console) -> int:
     if "--help" in rest or "-h" in rest:
         _help(name, command)
     flags, others = settings.read_flags(command.flags, rest)
-    takes_config = command.takes == "[CONFIG]"
-    if len(others) > takes_config and command.takes in ("", "[CONFIG]"):
-        raise UserError(f"{name} does not know what to do with {others[takes_config]!r}; flags look like --name value")
-    path = Path(others[0]) if takes_config and others else None
+    path = _take_config(command, others)
+    if len(others) > len(command.keys) and (not command.takes or "[CONFIG]" in command.takes):
+        raise UserError(
+            f"{name} does not know what to do with {others[len(command.keys)]!r}; flags look like --name value"
+        )
+    for key, word in zip(command.keys, others, strict=False):
+        if key in flags:
+            raise UserError(f"{word!r} and --{key} {flags[key]!r} are both given; keep one")
+        flags[key] = word
     return command.run(settings.load(command.flags, path, flags), others, console)
+
+
+def _take_config(command: Command, words: list[str]) -> Path | None:
+    """Take the config file from the words.
+
+    Beside words that stand for keys it is a last one in ``.toml``, or in ``.json`` unless that stands in INPUT's place.
+    """
+    if "[CONFIG]" not in command.takes or not words:
+        return None
+    if not command.keys:
+        return Path(words.pop(0))
+    suffix, place = Path(words[-1]).suffix, dict(enumerate(command.keys, 1)).get(len(words))
+    if suffix == ".toml" or (suffix == ".json" and place != "input_file"):
+        return Path(words.pop())
+    return None
 
 
 def _overview() -> str:
     first = {name: (command.flags.__doc__ or "").split("\n")[0] for name, command in COMMANDS.items()}
-    rows = "\n".join(f"  {name + ' ' + COMMANDS[name].takes:20} {line}" for name, line in first.items())
+    rows = "\n".join(f"  {name + ' ' + COMMANDS[name].takes:27} {line}" for name, line in first.items())
     return (
         "turncoder turns language models into text encoders, and proves what was done.\n\n"
         f"usage: turncoder COMMAND [CONFIG] [--flag value ...]\n\n{rows}\n\n"

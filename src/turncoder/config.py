@@ -183,6 +183,12 @@ class PrepareConfig(CorpusKeys):
 class EncodeConfig(OpenKeys):
     """Vectors for files of texts: OUT.npy, OUT.parquet, or a folder of shards that an interrupted job goes on with."""
 
+    input_file: str | None = None
+    """INPUT: a file of texts, a folder of those, a saved data set, or a hub id."""
+    dataset_config_name: str | None = None
+    """Configuration of the hub data set."""
+    split: str | None = None
+    """Split of a data set; default: train."""
     output_dir: str | None = None
     """Where to (--output): OUT.npy, OUT.parquet, or a folder."""
     text_column: str | None = None
@@ -205,6 +211,8 @@ class EncodeConfig(OpenKeys):
     """cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one."""
     overwrite: bool = False
     """Replace what --output names."""
+    dry_run: bool = False
+    """Show the plan; write nothing."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without opening anything.
@@ -225,6 +233,11 @@ class EncodeConfig(OpenKeys):
             raise UserError(
                 "--output is missing: OUT.npy, OUT.parquet, or a folder, which an interrupted job goes on in"
             )
+        if not self.model_name_or_path or not self.input_file:
+            raise UserError(
+                "encode needs MODEL and INPUT: turncoder encode MODEL INPUT --output OUT.npy, or model_name_or_path "
+                "and input_file in a config file"
+            )
         if self.id_column and Path(self.output_dir).suffix == ".npy":
             raise UserError("id_column: an .npy file holds vectors only; give --output OUT.parquet or a folder")
 
@@ -237,12 +250,19 @@ class MergeConfig(OpenKeys):
     """Where to (--output)."""
     overwrite: bool = False
     """Replace what --output names."""
+    dry_run: bool = False
+    """Show the plan; write nothing."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without opening anything; raises UserError."""
         settings.set_types(self)
         if not self.output_dir:
             raise UserError("--output is missing: the folder that the merged model goes to")
+        if not self.model_name_or_path:
+            raise UserError(
+                "merge needs MODEL: a folder or a hub id, with --adapters to put on it, or model_name_or_path in a "
+                "config file"
+            )
 
 
 def load_config(cls: type[Config], path: str | Path | None = None, flags: list[str] | None = None) -> Config:
@@ -251,7 +271,7 @@ def load_config(cls: type[Config], path: str | Path | None = None, flags: list[s
     Parameters
     ----------
     cls
-        The stage's dataclass: `MntpConfig`, `PrepareConfig`.
+        The stage's dataclass: `MntpConfig`, `PrepareConfig`, `EncodeConfig`, `MergeConfig`.
     path
         TOML or JSON file; JSON may hold ``//`` comments and trailing commas.
     flags

@@ -8,6 +8,7 @@ In the names of tensors: N texts, U distinct ones, D width.
 
 import ctypes
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -23,6 +24,7 @@ from sentence_transformers.models import Pooling, Transformer
 from sentence_transformers.util import batch_to_device, truncate_embeddings
 
 from turncoder.data.batching import budget_batches
+from turncoder.encoder import check_finite
 from turncoder.errors import UserError
 from turncoder.llm2vec import LLM2VecTransformer
 from turncoder.prompts import check_prompt
@@ -44,7 +46,9 @@ class Counts:
     Attributes
     ----------
     tokens, padded
-        Tokens of the distinct texts, and those and the padding beside them.
+        Tokens of the distinct texts, as the model reads them, and those and the padding beside them.
+    seconds
+        Spent on it.
     """
 
     texts: int = 0
@@ -53,6 +57,7 @@ class Counts:
     blank: int = 0
     tokens: int = 0
     padded: int = 0
+    seconds: float = 0.0
 
     def add(self, other: "Counts") -> None:
         """Add up."""
@@ -127,13 +132,18 @@ class BatchEncoder:
         return int(ids.shape[-1]) - len(self._tokenise(["a"])[0])
 
     def _tokenise(self, texts: Sequence[str]) -> list[Any]:
+        module, prompt = self.encoder[0], self.prompt
+        if isinstance(module, LLM2VecTransformer):
+            written = [module.write(text, prompt)[0] for text in texts]
+        else:
+            written = [(prompt or "") + text for text in texts]
         # Every call of the tokenizer leaves padding and truncation behind, and sets them anew
         self.backend.no_padding()
         self.backend.no_truncation()
-        return self.backend.encode_batch_fast([(self.prompt or "") + text for text in texts])
+        return self.backend.encode_batch_fast(written)
 
     def _measure(self, texts: Sequence[str]) -> np.ndarray:
-        """Count the tokens of each text [U], as if there were no limit."""
+        """Count the tokens of each text [U], as if there were no limit but LLM2Vec's of words."""
         if self.backend is None:  # some other module, that cuts texts as it likes
             return np.array([len(text) // 4 + 1 for text in texts])
         lengths: list[int] = []
@@ -164,6 +174,7 @@ class BatchEncoder:
         tuple
             float32 [N, D], in the order of the texts, and what was done. A text without any token has the zero vector.
         """
+        begin = time.perf_counter()
         texts = [clean(text) for text in texts]
         place = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         distinct = list(place)
@@ -190,6 +201,7 @@ class BatchEncoder:
             blank=sum(not text or text.isspace() for text in texts),
             tokens=int(length_U.sum()),
             padded=padded,
+            seconds=time.perf_counter() - begin,
         )
         return vectors_UD[[place[text] for text in texts]], counts
 
@@ -231,6 +243,7 @@ class BatchEncoder:
             vectors = truncate_embeddings(vectors, self.encoder.truncate_dim)
         if self.normalize:
             vectors = torch.nn.functional.normalize(vectors, dim=-1)
+        check_finite(vectors, self.encoder.dtype)
         return vectors.cpu().numpy()
 
 
@@ -254,24 +267,31 @@ def _leaves_prompt_out(encoder: SentenceTransformer) -> bool:
     return not isinstance(encoder[0], LLM2VecTransformer) and any(not pool.include_prompt for pool in pools)
 
 
-def choose_batch_tokens(encoder: SentenceTransformer) -> int:
-    """Choose how many tokens a batch has: all that half of the free memory allows, and on CPUs no more than is fast.
+def count_token_bytes(encoder: SentenceTransformer) -> int:
+    """Estimate the memory of a token in a batch from the widths of the model; 0 where there is no transformer.
 
-    What a token takes is estimated from the widths of the model: a dozen states, the feed-forward and, for attention
-    that keeps its scores, a row of them for each head.
+    A dozen states, the feed-forward and, for attention that keeps its scores, a row of them for each head.
     """
-    device = encoder.device
-    longest = min(encoder.max_seq_length or 512, 8192)
     model = encoder.transformers_model
     if model is None:
-        return CPU_TOKENS
+        return 0
     config = model.config.get_text_config()
     width = getattr(config, "hidden_size", 1024)
     inner = getattr(config, "intermediate_size", None) or 4 * width
     size = next(model.parameters()).element_size()
     per_token = size * (12 * width + 4 * inner)
     if config._attn_implementation == "eager":
+        longest = min(encoder.max_seq_length or 512, 8192)
         per_token += 3 * size * longest * getattr(config, "num_attention_heads", 16)
+    return int(per_token)
+
+
+def choose_batch_tokens(encoder: SentenceTransformer) -> int:
+    """Choose how many tokens a batch has: all that half of the free memory allows, and on CPUs no more than is fast."""
+    device = encoder.device
+    per_token = count_token_bytes(encoder)
+    if not per_token:
+        return CPU_TOKENS
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     most = int(free / 2 / per_token)
     if device.type == "cpu":

@@ -20,12 +20,13 @@ from turncoder.errors import UserError
 from turncoder.llm2vec import LLM2VecTransformer
 from turncoder.model.adapters import load_adapter
 from turncoder.model.attention import inspect_attention, make_bidirectional, settle_implementation
-from turncoder.model.backbone import find_file, load_backbone, load_model_config, try_implementations
+from turncoder.model.backbone import find_file, load_backbone, split_revision, try_implementations
 from turncoder.model.conversion import is_converted
+from turncoder.model.influence import run_model, test_tokens
 from turncoder.model.source import Source, find_source, read_json
 from turncoder.prompts import append_eos
 
-__all__ = ["MAX_SEQ_LENGTH", "POOLING", "TEXT_ONLY", "check_flags", "load_encoder", "open_encoder"]
+__all__ = ["MAX_SEQ_LENGTH", "POOLING", "TEXT_ONLY", "check_finite", "check_flags", "load_encoder", "open_encoder"]
 
 logger = logging.getLogger("turncoder")
 
@@ -39,6 +40,8 @@ POOLING = {
 }
 """Our (and LLM2Vec's) names of poolings, and sentence-transformers'."""
 MAX_SEQ_LENGTH = 512
+REMEDIES = {"float16": "use --dtype bfloat16 or float32", "bfloat16": "use --dtype float32"}
+DAMAGED = "its weights may be damaged: load them anew"
 TEXT_ONLY = {
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     "module_output_name": "token_embeddings",
@@ -71,7 +74,7 @@ def load_encoder(
         A run or model folder of ours, any sentence-transformers folder, a decoder or an encoder, an adapter that names
         its base model, an LLM2Vec folder; or a hub id of one of those.
     adapters
-        LoRA folders, runs or hub ids to put on it, in this order.
+        LoRA folders, runs or hub ids (or ``id@revision``) to put on it, in this order.
     merge
         Add the adapters to the weights; else they stay live.
     pooling
@@ -95,7 +98,7 @@ def load_encoder(
     device
         Such as ``cpu`` or ``cuda:1``; None is sentence-transformers' choice.
     revision, cache_dir, trust_remote_code
-        As in ``from_pretrained``.
+        As in ``from_pretrained``; the revision is that of ``name``.
 
     Returns
     -------
@@ -111,59 +114,40 @@ def load_encoder(
     """
     check_flags(pooling, dtype, device, max_seq_length)
     adapters = [adapters] if isinstance(adapters, str) else adapters
-    where: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
-    source = find_source(name, adapters, **where)
-    if source.base != name:
-        where["revision"] = "main"  # which was that of the adapter's repository
-    where["trust_remote_code"] = trust_remote_code
-    if not source.is_encoder:
-        load_model_config(source.base, **where)  # for its messages
+    source = find_source(name, adapters, revision=revision, cache_dir=cache_dir)
+    where: dict[str, Any] = {
+        "revision": source.revision,
+        "cache_dir": cache_dir,
+        "trust_remote_code": trust_remote_code,
+    }
     loading: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
-    turning: dict[str, Any] = {"bidirectional": bidirectional, "allow_partial": allow_partial}
     settings = (source.llm2vec or {}) if llm2vec or (llm2vec is None and source.llm2vec is not None) else None
+    folder = None
     if source.is_encoder:
         _check_folder(source, where, chat_template=chat_template, llm2vec=settings is not None)
-    if source.is_encoder and settings is None:
-        encoder = _open_folder(source, where, loading, device)
-        backbone = encoder.transformers_model
-        if isinstance(backbone, PreTrainedModel):
-            _adapt(backbone, source, merge, cache_dir)
-            _turn(backbone, source, **turning, plain=False)
-            if max_seq_length is not None:
-                encoder.max_seq_length = limit_length(backbone, max_seq_length)
-        if pooling is not None:
-            if isinstance(encoder[0], Transformer):
-                fit_tokenizer(encoder.tokenizer, pooling)
-            _set_pooling(encoder, pooling)
-        return encoder.eval()
-    backbone = load_backbone(source.base, **where, **loading)
-    _adapt(backbone, source, merge, cache_dir)
-    _turn(backbone, source, **turning, plain=not source.is_encoder)
-    module = _wrap(
-        backbone,
-        source,
-        where,
-        settings=settings,
-        pooling=pooling,
-        chat_template=chat_template,
-        max_seq_length=max_seq_length,
-    )
-    named = _name_pooling(pooling, settings)
-    width = module.get_embedding_dimension()
-    encoder = SentenceTransformer(modules=[module, Pooling(width, "mean", include_prompt=False)], device=device)
-    encoder.similarity_fn_name = "cosine"
-    kept = _read_beside(source, "config_sentence_transformers.json", where) if source.is_encoder else None
-    if kept:
-        encoder.prompts, encoder.default_prompt_name = kept.get("prompts") or {}, kept.get("default_prompt_name")
-    _set_pooling(encoder, named)
+        folder = _open_folder(source, where, loading, device)
+    backbone = load_backbone(source.base, **where, **loading) if folder is None else folder.transformers_model
+    if isinstance(backbone, PreTrainedModel):
+        for adapter in source.adapters:
+            load_adapter(backbone, adapter, merge=merge, cache_dir=cache_dir)
+        _turn(backbone, source, bidirectional=bidirectional, allow_partial=allow_partial)
+    if folder is not None and settings is None:
+        _apply(folder, pooling, max_seq_length)
+        return folder.eval()
+    if folder is not None and settings is not None:
+        settings = _carry_over(folder, settings, named=pooling)
+    assert backbone is not None
+    encoder = _wrap(backbone, source, where, settings, pooling, max_seq_length, chat_template, device)
+    if folder is not None:
+        encoder.prompts, encoder.default_prompt_name = folder.prompts, folder.default_prompt_name
     return encoder.eval()
 
 
-def open_encoder(name: str, keys: OpenKeys, **others: Any) -> SentenceTransformer:
+def open_encoder(keys: OpenKeys, **others: Any) -> SentenceTransformer:
     """Open an encoder as the keys of a command say; ``others`` win over them."""
     told = {field.name: getattr(keys, field.name) for field in fields(OpenKeys)}
-    told["revision"] = told.pop("model_revision")
-    return load_encoder(name, **{**told, **others})
+    told["name"], told["revision"] = told.pop("model_name_or_path"), told.pop("model_revision")
+    return load_encoder(**{**told, **others})
 
 
 def _check_folder(source: Source, where: dict[str, Any], *, chat_template: bool, llm2vec: bool) -> None:
@@ -180,9 +164,31 @@ def _check_folder(source: Source, where: dict[str, Any], *, chat_template: bool,
         )
 
 
-def _adapt(backbone: PreTrainedModel, source: Source, merge: bool, cache_dir: str | None) -> None:
-    for adapter in source.adapters:
-        load_adapter(backbone, adapter, merge=merge, cache_dir=cache_dir)
+def _apply(encoder: SentenceTransformer, pooling: str | None, max_seq_length: int | None) -> None:
+    """Set in a sentence-transformers folder what flags say otherwise."""
+    if max_seq_length is not None and isinstance(encoder.transformers_model, PreTrainedModel):
+        encoder.max_seq_length = limit_length(encoder.transformers_model, max_seq_length)
+    if pooling is not None:
+        if isinstance(encoder[0], Transformer):
+            fit_tokenizer(encoder.tokenizer, pooling)
+        _set_pooling(encoder, pooling)
+
+
+def _carry_over(folder: SentenceTransformer, settings: dict[str, Any], named: str | None) -> dict[str, Any]:
+    """Add to LLM2Vec's settings what a folder says of pooling and length, where they are silent."""
+    kept: dict[str, Any] = {"max_length": folder.max_seq_length}
+    if not isinstance(folder.transformers_model, PreTrainedModel):
+        raise UserError("--llm2vec: the folder has no transformer, and LLM2Vec nothing to read it with; leave it away")
+    mode = next((module.pooling_mode for module in folder if isinstance(module, Pooling)), "mean")
+    ours = {theirs: name for name, theirs in POOLING.items()}
+    if isinstance(mode, str) and mode in ours:
+        kept["pooling_mode"] = ours[mode]
+    elif named is None and "pooling_mode" not in settings:
+        raise UserError(
+            f"--llm2vec: the folder pools by {mode}, which LLM2Vec does not know; choose a --pooling, or leave the "
+            "flag away"
+        )
+    return {**kept, **settings}
 
 
 def _open_folder(
@@ -219,9 +225,7 @@ def _is_ours(name: str, where: dict[str, Any]) -> bool:
     return all(one.startswith(("sentence_transformers.", "turncoder.")) for one in types)
 
 
-def _turn(
-    backbone: PreTrainedModel, source: Source, *, bidirectional: bool | None, allow_partial: bool, plain: bool
-) -> None:
+def _turn(backbone: PreTrainedModel, source: Source, *, bidirectional: bool | None, allow_partial: bool) -> None:
     """Prove the attention to be bidirectional, making it so where that is wanted; or say that it is causal."""
     wanted = bidirectional if bidirectional is not None else source.bidirectional
     converted = is_converted(backbone.config)
@@ -233,7 +237,8 @@ def _turn(
     report = inspect_attention(backbone)
     if report.verdict == "bidirectional":
         return
-    if wanted or converted or (wanted is None and plain):
+    check_finite(run_model(backbone, test_tokens(backbone, 8)), backbone.dtype)  # else the proof says nothing
+    if wanted or converted or (wanted is None and not source.is_encoder):
         settle_implementation(backbone, allow_partial=allow_partial)
         make_bidirectional(backbone, allow_partial=allow_partial)
     else:
@@ -244,15 +249,17 @@ def _wrap(
     backbone: PreTrainedModel,
     source: Source,
     where: dict[str, Any],
-    *,
     settings: dict[str, Any] | None,
     pooling: str | None,
-    chat_template: bool,
     max_seq_length: int | None,
-) -> Transformer:
-    """Put a loaded model into sentence-transformers' module, with a tokenizer that pads on the right."""
+    chat_template: bool,
+    device: str | None,
+) -> SentenceTransformer:
+    """Put a loaded model into sentence-transformers' modules, with a tokenizer that pads on the right."""
     kind: Any = Transformer if settings is None else LLM2VecTransformer
-    tokenizer = load_tokenizer(source.tokenizer, **where)  # its messages are better, and the padding is asked of it
+    place, revision = split_revision(source.tokenizer, source.revision)
+    where = {**where, "revision": revision}
+    tokenizer = load_tokenizer(place, **where)  # its messages are better, and the padding is asked of it
     if chat_template and not tokenizer.chat_template:
         raise UserError(f"--chat_template: the tokenizer of {source.tokenizer} has none; leave the flag away")
     named = _name_pooling(pooling, settings)
@@ -280,11 +287,14 @@ def _wrap(
         def _load_model(self, *_: Any, **__: Any) -> PreTrainedModel:
             return backbone
 
-    module = Given(source.tokenizer, processor_kwargs=where, **options)
+    module = Given(place, processor_kwargs=where, **options)
     module.__class__ = kind
     module.processor = tokenizer
     module.max_seq_length = limit_length(backbone, max_seq_length)
-    return module
+    pool = Pooling(module.get_embedding_dimension(), POOLING[named], include_prompt=False)
+    encoder = SentenceTransformer(modules=[module, pool], device=device)
+    encoder.similarity_fn_name = "cosine"
+    return encoder
 
 
 def limit_length(backbone: PreTrainedModel, asked: int | None) -> int:
@@ -335,6 +345,16 @@ def check_flags(pooling: str | None, dtype: str | None, device: str | None, leng
     there: dict[str, Any] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
     if kind in there and not there[kind]():
         raise UserError(f"device = {device!r} is not to be had on this machine; choose cpu, or leave the flag away")
+
+
+def check_finite(states: torch.Tensor, dtype: torch.dtype | None) -> None:
+    """Refuse, with a UserError, what went beyond the range of a model's numbers."""
+    if bool(torch.isfinite(states).all()):
+        return
+    name = str(dtype).removeprefix("torch.")
+    raise UserError(
+        f"dtype = {name}: what the model gives is not finite (NaN or infinite); {REMEDIES.get(name, DAMAGED)}"
+    )
 
 
 def _name_pooling(pooling: str | None, settings: dict[str, Any] | None) -> str:

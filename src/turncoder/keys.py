@@ -116,7 +116,7 @@ class TrainKeys:
 
     # model
     adapters: tuple[str, ...] = ()
-    """Adapters to load and merge, in this order, before training."""
+    """Adapters to load and merge, in this order, before training: folders, runs, hub ids, or id@revision."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     """Precision of the frozen weights; default: float32. What trains is always float32."""
     attn_implementation: str = "sdpa"
@@ -242,8 +242,10 @@ Pooling = Literal["mean", "weighted_mean", "eos_token", "last_token", "bos_token
 class OpenKeys:
     """Which encoder is opened, and how: shared by ``encode`` and ``merge``."""
 
+    model_name_or_path: str | None = None
+    """MODEL: a run or model folder, a decoder, an encoder, an adapter, or a hub id."""
     adapters: tuple[str, ...] = ()
-    """Adapters to put on the model, in this order."""
+    """Adapters to put on the model, in this order: folders, runs, hub ids, or id@revision."""
     pooling: Pooling | None = None
     """How tokens become one vector; default: what the folder says, else mean."""
     bidirectional: bool | None = None

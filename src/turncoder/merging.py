@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from sentence_transformers.models import Pooling
 from transformers import PreTrainedModel
@@ -13,57 +14,47 @@ from turncoder.errors import UserError
 from turncoder.llm2vec import LLM2VecTransformer
 from turncoder.model.source import find_source
 
-__all__ = ["merge_to_folder"]
+__all__ = ["check_output", "merge_to_folder", "name_settings", "open_merged"]
 
 logger = logging.getLogger("turncoder")
 
 
-def merge_to_folder(name: str, config: MergeConfig) -> Path:
+def merge_to_folder(config: MergeConfig) -> Path:
     """Write a base model with its adapters merged in as a folder that sentence-transformers opens without us.
 
     LLM2Vec's settings go along as ``llm2vec_config.json``, which `load_encoder` reads.
 
     Parameters
     ----------
-    name
-        As for `load_encoder`.
     config
-        All the rest; the folder is written under another name first.
+        All that is to be known; the folder is written under another name first.
+
+    Returns
+    -------
+    Path
+        The folder.
 
     Raises
     ------
     UserError
         As `load_encoder`; the folder exists.
     """
-    assert config.output_dir is not None
-    out = Path(config.output_dir)
-    if out.exists() and not config.overwrite:
-        raise UserError(f"--output {out} exists; choose another name, or use --overwrite to replace it")
-    if out.exists() and not (out / "modules.json").exists():
-        raise UserError(f"--output {out} is no model folder, and is not replaced; choose another name")
-    source = find_source(name, config.adapters, revision=config.model_revision, cache_dir=config.cache_dir)
-    encoder = open_encoder(name, config, device="cpu")
-    backbone, pools = encoder.transformers_model, [module for module in encoder if isinstance(module, Pooling)]
-    if len(list(encoder)) != 2 or not pools or not isinstance(backbone, PreTrainedModel):
-        raise UserError(f"model_name_or_path: {name} has other modules than a model and its pooling; name their model")
-    extra = {}
-    if isinstance(encoder[0], LLM2VecTransformer):
-        extra["llm2vec_config.json"] = {
-            "pooling_mode": encoder[0].pooling,
-            "max_length": encoder.max_seq_length,
-            "doc_max_length": encoder[0].doc_max_length,
-            "skip_instruction": encoder[0].skip_instruction,
-            "template_name": encoder[0].template_name,
-        }
+    out = check_output(config)
+    encoder = open_merged(config)
+    source = find_source(
+        str(config.model_name_or_path), config.adapters, revision=config.model_revision, cache_dir=config.cache_dir
+    )
+    extra = name_settings(encoder)
+    if extra:
         logger.warning("%s: LLM2Vec's semantics need turncoder.load_encoder; others pool every token", out)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_encoder(
-        backbone,
+        encoder.transformers_model,
         out,
         tokenizer=encoder.tokenizer,
         tokenizer_files=None,
         max_seq_length=encoder.max_seq_length or MAX_SEQ_LENGTH,
-        pooling=str(pools[0].pooling_mode),
+        pooling=str(encoder[1].pooling_mode),
         inputs={name: getattr(encoder[0], name) for name in TEXT_ONLY} if config.chat_template else None,
         prompts={name: prompt for name, prompt in encoder.prompts.items() if prompt},
         default_prompt_name=encoder.default_prompt_name,
@@ -71,3 +62,41 @@ def merge_to_folder(name: str, config: MergeConfig) -> Path:
         extra=extra,
     )
     return out
+
+
+def check_output(config: MergeConfig) -> Path:
+    """Return where to; raises UserError where something is there that is not to be replaced."""
+    out = Path(str(config.output_dir))
+    if out.exists() and not config.overwrite:
+        raise UserError(f"--output {out} exists; choose another name, or use --overwrite to replace it")
+    if out.exists() and not (out / "modules.json").exists():
+        raise UserError(f"--output {out} is no model folder, and is not replaced; choose another name")
+    return out
+
+
+def open_merged(config: MergeConfig) -> Any:
+    """Open the encoder on the CPU, adapters merged; raises UserError where it is more than a model and its pooling."""
+    encoder: Any = open_encoder(config, device="cpu")
+    modules = list(encoder)
+    backbone = encoder.transformers_model
+    if len(modules) != 2 or not isinstance(modules[1], Pooling) or not isinstance(backbone, PreTrainedModel):
+        raise UserError(
+            f"model_name_or_path: {config.model_name_or_path} has other modules than a model and its pooling; name "
+            "their model"
+        )
+    return encoder
+
+
+def name_settings(encoder: Any) -> dict[str, dict[str, Any]]:
+    """Return ``llm2vec_config.json`` and its content, for an encoder with LLM2Vec's semantics."""
+    module = encoder[0]
+    if not isinstance(module, LLM2VecTransformer):
+        return {}
+    settings = {
+        "pooling_mode": module.pooling,
+        "max_length": encoder.max_seq_length,
+        "doc_max_length": module.doc_max_length,
+        "skip_instruction": module.skip_instruction,
+        "template_name": module.template_name,
+    }
+    return {"llm2vec_config.json": settings}

@@ -60,6 +60,8 @@ class Plan:
         One line for each thing that could not be looked at, and why.
     assumptions
         What the numbers rest on.
+    legend
+        What stands above the samples.
     """
 
     config: str
@@ -72,6 +74,7 @@ class Plan:
     samples: list[str] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
     assumptions: list[str] = field(default_factory=list)
+    legend: str = "samples as the model would see them: [put in->to be predicted]"
 
 
 def plan_training(config: MntpConfig) -> Plan:
@@ -315,7 +318,7 @@ def show(plan: Plan, console: Console) -> None:
     console.print("resolved config", style="bold")
     console.print(plan.config, highlight=False, markup=False)
     if plan.samples:
-        console.print("samples as the model would see them: [put in->to be predicted]", style="bold", markup=False)
+        console.print(plan.legend, style="bold", markup=False)
         for sample in plan.samples:
             console.print(f"- {sample}", highlight=False, markup=False)
     rows: list[tuple[str, str]] = []

@@ -21,7 +21,7 @@ from turncoder.data.packing import prepare_blocks
 from turncoder.errors import UserError
 from turncoder.train.text import choose_masking
 
-__all__ = ["Preview", "preview_corpus"]
+__all__ = ["Preview", "preview_corpus", "read_tokens"]
 
 GLANCE_BYTES = 1 << 20
 GLANCE_TEXTS = 2000
@@ -166,19 +166,19 @@ def _render_row(item: dict[str, np.ndarray], tokenizer: PreTrainedTokenizerBase)
     for place, (put, label) in enumerate(zip(inputs, labels, strict=True)):
         border = place and documents[place] != documents[place - 1]
         if border or label >= 0:
-            written.append(_read(plain, tokenizer))
+            written.append(read_tokens(plain, tokenizer))
             plain = []
         written += [" || "] if border else []
         if label < 0:
             plain.append(put)
         else:
-            written.append(f"[{_read([put], tokenizer)}->{_read([label], tokenizer)}]")
-    written.append(_read(plain, tokenizer))
+            written.append(f"[{read_tokens([put], tokenizer)}->{read_tokens([label], tokenizer)}]")
+    written.append(read_tokens(plain, tokenizer))
     more = len(item["input_ids"]) - len(inputs)
     return "".join(written).replace("\n", "\\n") + (f" ... ({more} more tokens)" if more > 0 else "")
 
 
-def _read(token_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+def read_tokens(token_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
     """Decode tokens as they stand inside a text: SentencePiece drops the space of a first word."""
     before = tokenizer.encode(".", add_special_tokens=False)
     return str(tokenizer.decode([*before, *token_ids]))[len(str(tokenizer.decode(before))) :]

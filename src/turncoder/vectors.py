@@ -1,8 +1,8 @@
 """Files of texts to files of vectors: read in a stream, encoded a shard at a time, in one process or several.
 
-A folder holds ``manifest.json`` and a file per shard, ``vectors-00000.npy`` and so on (``.parquet`` with ids). Each is
-renamed to its name when it is whole: an interrupted job goes on with the shards that are missing, and ends in the same
-bytes.
+A folder holds ``manifest.json``, a file per shard, ``vectors-00000.npy`` and so on (``.parquet`` with ids), and a row
+for each of those in ``metrics.jsonl``. A shard is renamed to its name when it is whole: an interrupted job goes on with
+those that are missing, and ends in the same bytes.
 """
 
 import json
@@ -27,27 +27,27 @@ from turncoder.errors import UserError
 from turncoder.progress import NOTICE_SECONDS, open_bar
 from turncoder.workers import Workers
 
-__all__ = ["encode_file"]
+__all__ = ["describe_job", "encode_file", "look_at_job", "name_shards"]
 
 logger = logging.getLogger("turncoder")
 
 FORMAT = 1
-PLACES = ACTIONS | {"output_dir", "processes", "cache_dir", "batch_tokens", "model_revision"}
+METRICS = "metrics.jsonl"
+PLACES = ACTIONS | {
+    "batch_tokens", "cache_dir", "dataset_config_name", "input_file", "model_name_or_path", "model_revision",
+    "output_dir", "processes", "split",
+}  # fmt: skip
 """Settings that the vectors do not depend on, or that the manifest has otherwise."""
 FILES = (".npz", ".pt", ".csv", ".tsv", ".json", ".jsonl", ".txt", ".h5", ".safetensors", ".gz")
 
 
-def encode_file(model: str, source: str, config: EncodeConfig) -> Path:
+def encode_file(config: EncodeConfig) -> Path:
     """Encode the texts of a file, a folder or a hub data set: one vector per row, in their order.
 
     Parameters
     ----------
-    model
-        As for `turncoder.load_encoder`.
-    source
-        Texts in any shape that training takes.
     config
-        All the rest.
+        See `turncoder.config.EncodeConfig`.
 
     Returns
     -------
@@ -59,24 +59,17 @@ def encode_file(model: str, source: str, config: EncodeConfig) -> Path:
     UserError
         Something is wrong with the model, the texts or the output; nothing was written then.
     """
-    assert config.output_dir is not None
-    out = Path(config.output_dir)
-    check_flags(config.pooling, config.dtype, config.device, config.max_seq_length)
-    manifest = _look_at(out, config)
-    texts = scan_rows(source, text_column=config.text_column, id_column=config.id_column, cache_dir=config.cache_dir)
-    spec = {"model": model, "config": config, "sample": texts.sample, "batch_tokens": config.batch_tokens}
-    if manifest is not None:
-        spec["batch_tokens"] = config.batch_tokens or manifest["batch_tokens"]
+    out, texts, manifest = look_at_job(config)
+    spec = {
+        "config": config,
+        "sample": texts.sample,
+        "batch_tokens": config.batch_tokens or manifest.get("batch_tokens"),
+    }
     with ExitStack() as stack:
         workers = stack.enter_context(Workers(config))
         facts = workers.describe(spec)
         spec["batch_tokens"] = facts["batch_tokens"]
-        now = _describe_job(config, texts, facts, manifest or {}, workers.count)
-        if manifest is not None and (changed := differences(manifest, now)):
-            raise UserError(
-                f"--output {out} holds vectors of another job ({'; '.join(changed)}); "
-                "restore that, choose another --output, or use --overwrite to start anew"
-            )
+        now = describe_job(config, texts, facts, manifest, workers.count)
         if facts["notice"]:
             logger.info("%s", facts["notice"])
         logger.info("batches of up to %s tokens", f"{facts['batch_tokens']:,}")
@@ -87,11 +80,33 @@ def encode_file(model: str, source: str, config: EncodeConfig) -> Path:
     return out
 
 
-def _describe_job(
+def look_at_job(config: EncodeConfig) -> tuple[Path, Rows, dict[str, Any]]:
+    """Return where to, the texts, read once, and the manifest of a job that is taken up; raises UserError."""
+    out = Path(str(config.output_dir))
+    check_flags(config.pooling, config.dtype, config.device, config.max_seq_length)
+    manifest = _look_at(out, config)
+    texts = scan_rows(
+        str(config.input_file),
+        text_column=config.text_column,
+        id_column=config.id_column,
+        dataset_config_name=config.dataset_config_name,
+        split=config.split,
+        cache_dir=config.cache_dir,
+    )
+    return out, texts, manifest or {}
+
+
+def describe_job(
     config: EncodeConfig, texts: Rows, facts: dict[str, Any], kept: dict[str, Any], processes: int
 ) -> dict[str, Any]:
-    """Return the manifest: all that the vectors and their shards depend on."""
-    return {
+    """Return the manifest: all that the vectors and their shards depend on.
+
+    Raises
+    ------
+    UserError
+        It is another one than the one ``kept``.
+    """
+    now = {
         "format": FORMAT,
         "model": facts["fingerprint"],
         "texts": texts.fingerprint,
@@ -102,6 +117,12 @@ def _describe_job(
         "dtype": config.dtype or "float32",
         "shard_texts": config.shard_texts or kept.get("shard_texts") or _choose_shard(texts.count, processes),
     }
+    if kept and (changed := differences(kept, now)):
+        raise UserError(
+            f"--output {config.output_dir} holds vectors of another job ({'; '.join(changed)}); "
+            "restore that, choose another --output, or use --overwrite to start anew"
+        )
+    return now
 
 
 def _choose_shard(rows: int, processes: int) -> int:
@@ -156,7 +177,7 @@ def _lock(out: Path) -> Iterator[None]:
 
 def _clear(out: Path) -> None:
     """Remove the vectors of another job, and nothing else."""
-    for pattern in ("manifest.*", "vectors-*"):
+    for pattern in ("manifest.*", "vectors-*", METRICS):
         for path in out.glob(pattern):
             path.unlink()
 
@@ -224,16 +245,11 @@ def _encode_to_folder(
         partial = out / "manifest.partial"
         partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf8")
         partial.replace(out / "manifest.json")
-    ending = ".npy" if source.ids is None else ".parquet"
-    size = manifest["shard_texts"]
-    shards = range(-(-source.count // size))
-    names = [out / f"vectors-{number:05d}{ending}" for number in shards]
-    there = [
-        is_whole(name, min(size, source.count - number * size), manifest["dimension"])
-        for number, name in enumerate(names)
-    ]
+    size, names = manifest["shard_texts"], name_shards(out, manifest, source)
+    rows = [min(size, source.count - number * size) for number in range(len(names))]
+    there = [is_whole(name, count, manifest["dimension"]) for name, count in zip(names, rows, strict=True)]
     counts = Counts()
-    done = sum(min(size, source.count - number * size) for number in shards if there[number])
+    done = sum(count for count, whole in zip(rows, there, strict=True) if whole)
     if done:
         logger.info("%s: goes on after %s of %s texts", out, _grouped(done), _grouped(source.count))
     progress = _Progress(source.count, done, workers)
@@ -242,9 +258,25 @@ def _encode_to_folder(
         for number, ids, vectors, counted in _results(missing, workers, spec):
             with VectorFile(names[number], len(vectors), vectors.shape[1]) as file:
                 file.append(ids, vectors)
+            _log(out / METRICS, number, counted)
             counts.add(counted)
             progress.advance(len(vectors))
     return counts
+
+
+def name_shards(out: Path, manifest: dict[str, Any], source: Rows) -> list[Path]:
+    """Name the files of all shards."""
+    ending = ".npy" if source.ids is None else ".parquet"
+    return [out / f"vectors-{number:05d}{ending}" for number in range(-(-source.count // manifest["shard_texts"]))]
+
+
+def _log(path: Path, shard: int, counts: Counts) -> None:
+    """Add a row on a shard that was written."""
+    names = ("texts", "distinct", "tokens", "padded", "truncated")
+    row = {"shard": shard, **{name: getattr(counts, name) for name in names}, "seconds": round(counts.seconds, 3)}
+    row["texts_per_second"] = round(counts.texts / max(counts.seconds, 1e-9), 1)
+    with path.open("a", encoding="utf8") as stream:
+        stream.write(json.dumps(row) + "\n")
 
 
 def _encode_to_file(

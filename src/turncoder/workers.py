@@ -18,7 +18,7 @@ from turncoder.data.tokenizer import digest_tokenizer
 from turncoder.encode import BatchEncoder, Counts, free_memory
 from turncoder.encoder import open_encoder
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "count_gpus", "digest_encoder", "open_batches"]
 
 _worker: BatchEncoder | None = None
 _device: str | None = None
@@ -28,7 +28,7 @@ class Workers:
     """A thread of this process, or processes that each have the model on a device of their own."""
 
     def __init__(self, config: EncodeConfig) -> None:
-        gpus = torch.cuda.device_count() if config.device in (None, "cuda") else 0
+        gpus = count_gpus(config)
         self.count = config.processes or max(1, gpus)
         devices = [f"cuda:{number}" for number in range(gpus)] if gpus > 1 else [config.device]
         global _worker, _device
@@ -70,6 +70,22 @@ class Workers:
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
+def count_gpus(config: EncodeConfig) -> int:
+    """Count the GPUs that are to be used."""
+    return torch.cuda.device_count() if config.device in (None, "cuda") else 0
+
+
+def open_batches(config: EncodeConfig, device: str | None, batch_tokens: int | None) -> BatchEncoder:
+    """Open the encoder of a job; raises UserError as `load_encoder` and `BatchEncoder`."""
+    return BatchEncoder(
+        open_encoder(config, device=device),
+        prompt=config.prompt,
+        prompt_name=config.prompt_name,
+        batch_tokens=batch_tokens,
+        normalize=config.normalize,
+    )
+
+
 def _adopt(number: Any, devices: list[str | None], count: int) -> None:
     """Take a device, and in turn a share of the processor's threads."""
     global _device
@@ -91,14 +107,7 @@ def _leave_with(parent: Any) -> None:
 def _open(spec: dict[str, Any]) -> BatchEncoder:
     global _worker
     if _worker is None:
-        config = spec["config"]
-        _worker = BatchEncoder(
-            open_encoder(spec["model"], config, device=_device),
-            prompt=config.prompt,
-            prompt_name=config.prompt_name,
-            batch_tokens=spec["batch_tokens"],
-            normalize=config.normalize,
-        )
+        _worker = open_batches(spec["config"], _device, spec["batch_tokens"])
     return _worker
 
 
@@ -129,7 +138,7 @@ def _compare(batches: BatchEncoder, half_ND: np.ndarray, spec: dict[str, Any], n
     if size > 0.8 * free:
         return f"{name}: not compared to float32, whose model does not fit into memory beside this one"
     whole = BatchEncoder(
-        open_encoder(spec["model"], spec["config"], device=_device, dtype="float32"),
+        open_encoder(spec["config"], device=_device, dtype="float32"),
         prompt=batches.prompt,
         batch_tokens=batches.batch_tokens,
         normalize=batches.normalize,

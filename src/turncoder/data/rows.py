@@ -50,7 +50,13 @@ class Rows:
 
 
 def scan_rows(
-    source: str, *, text_column: str | None = None, id_column: str | None = None, cache_dir: str | None = None
+    source: str,
+    *,
+    text_column: str | None = None,
+    id_column: str | None = None,
+    dataset_config_name: str | None = None,
+    split: str | None = None,
+    cache_dir: str | None = None,
 ) -> Rows:
     """Read everything once: what is wrong is said before a model is loaded, and the time left is known.
 
@@ -60,6 +66,8 @@ def scan_rows(
         A file or a folder of texts, a saved dataset, or a hub id.
     text_column, id_column
         Where the texts are (None: ``text``, else the first column), and their ids, if they have any.
+    dataset_config_name, split
+        Of a data set on the hub, the split (None: ``train``) of a saved one too.
     cache_dir
         Where ``datasets`` keeps what it downloads.
 
@@ -68,13 +76,20 @@ def scan_rows(
     UserError
         Whatever is wrong with the texts; ids that occur twice.
     """
-    shape: dict[str, Any] = {"cache_dir": cache_dir}
-    if Path(source).expanduser().exists():
+    shape: dict[str, Any] = {"cache_dir": cache_dir, "split": split or "train"}
+    path = Path(source).expanduser()
+    if path.exists():
         shape["file"] = source
+        if dataset_config_name:
+            raise UserError(
+                f"dataset_config_name = {dataset_config_name!r}: {source} is no hub id; leave the flag away"
+            )
+        if split and not (path / "dataset_dict.json").exists():
+            raise UserError(f"split = {split!r}: {source} has no splits; leave the flag away")
     elif source.startswith((".", "/", "~")) or find_ending(Path(source)):
         raise UserError(f"{source}: no such file or folder; INPUT is a file of texts, a folder of those, or a hub id")
     else:
-        shape["dataset_name"] = source
+        shape |= {"dataset_name": source, "dataset_config_name": dataset_config_name}
     if text_column and find_ending(Path(source)) == ".txt":
         raise UserError(f"text_column = {text_column!r}: {source} has lines and no columns; leave the flag away")
     texts = open_corpus(**shape, text_column=text_column)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from turncoder.errors import UserError
+from turncoder.model.backbone import split_revision
 from turncoder.model.dropout import drop_sparsely
 
 __all__ = ["attach_lora", "choose_targets", "count_parameters", "load_adapter", "merge_adapter"]
@@ -81,7 +82,6 @@ def load_adapter(
     folder: str | Path,
     *,
     merge: bool = True,
-    revision: str = "main",
     cache_dir: str | None = None,
 ) -> PreTrainedModel:
     """Load a LoRA, whether it was trained on the backbone or on the causal language model around it.
@@ -91,12 +91,12 @@ def load_adapter(
     backbone
         The model without head that the adapter belongs to.
     folder
-        A folder in peft's format, a run folder of ours, or a hub id.
+        A folder in peft's format, a run folder of ours, or a hub id, which may end in ``@revision``.
     merge
         Add it to the weights; else it stays beside them, on top of those that were loaded before, and can be saved
         or taken off again with peft.
-    revision, cache_dir
-        Of a hub id.
+    cache_dir
+        Where downloads from the hub are kept.
 
     Returns
     -------
@@ -108,11 +108,12 @@ def load_adapter(
     UserError
         No adapter there, or one whose weights do not fit this model; an adapter that changes nothing.
     """
-    place = Path(folder) / "adapter" if (Path(folder) / "run.json").exists() else folder
+    place = str(Path(folder) / "adapter" if (Path(folder) / "run.json").exists() else folder)
+    name, revision = split_revision(place)
     try:
         where: dict[str, Any] = {} if Path(place).is_dir() else {"revision": revision, "cache_dir": cache_dir}
-        config = LoraConfig.from_pretrained(str(place), **where)
-        weights = load_peft_weights(str(place), device="cpu", **where)
+        config = LoraConfig.from_pretrained(name, **where)
+        weights = load_peft_weights(name, device="cpu", **where)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"adapters: {place} cannot be opened: {_first_line(error)}") from error
     prefix = f"{backbone.base_model_prefix}."

@@ -28,6 +28,7 @@ __all__ = [
     "load_causal_lm",
     "load_model_config",
     "resolve_model",
+    "split_revision",
     "try_implementations",
 ]
 
@@ -186,6 +187,14 @@ def try_implementations(name: str, asked: str | None, load: Callable[[str], Load
             logger.warning("attn_implementation: %s is not to be had here; %s is used", tried[0], choice)
         return loaded
     raise UserError(f"attn_implementation: none of {', '.join(tried)} can be used with {name}")
+
+
+def split_revision(name: str, revision: str = "main") -> tuple[str, str]:
+    """Split ``owner/name@revision``; a path is left as it is, and a name without revision gets the one given."""
+    repository, at, own = name.partition("@")
+    if not at or Path(name).exists() or name.startswith((".", "/", "~")):
+        return name, revision
+    return repository, own
 
 
 def find_file(name: str, file: str, *, revision: str = "main", cache_dir: str | None = None) -> Path | None:

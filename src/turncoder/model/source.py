@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from turncoder.data.tokenizer import VOCABULARY_FILES
 from turncoder.errors import UserError
-from turncoder.model.backbone import find_file
+from turncoder.model.backbone import find_file, split_revision
 
 __all__ = ["Source", "find_source", "read_json"]
 
@@ -21,12 +21,14 @@ class Source:
     ----------
     base
         What transformers, or sentence-transformers, opens.
+    revision
+        Of the base.
     adapters
-        LoRA folders or hub ids on top of it, in order.
+        LoRA folders or hub ids on top of it, in order; a hub id may end in ``@revision``.
     is_encoder
         It is a sentence-transformers folder.
     tokenizer
-        Where the tokenizer is.
+        Where the tokenizer is; without ``@revision``, at the base's revision.
     bidirectional
         Whether the run that it comes from was; None where that is not known.
     llm2vec
@@ -36,6 +38,7 @@ class Source:
     """
 
     base: str
+    revision: str = "main"
     adapters: tuple[str, ...] = ()
     is_encoder: bool = False
     tokenizer: str = ""
@@ -63,54 +66,60 @@ def find_source(
     Raises
     ------
     UserError
-        A run that has nothing to open yet, or an adapter that does not say what it belongs to.
+        A run that has nothing to open yet, an adapter that does not say what it belongs to, or a model with ``@``.
     """
+    bare, own = split_revision(name)
+    if bare != name:
+        raise UserError(f"model_name_or_path = {name!r}: only adapters have @; give {bare} and --model_revision {own}")
     record = Path(name) / "run.json"
+    here = name if Path(name).exists() else f"{name}@{revision}"
     if record.exists():
-        source = _find_run(Path(name), read_json(record))
+        source = _find_run(Path(name), read_json(record), cache_dir)
     elif find_file(name, "modules.json", revision=revision, cache_dir=cache_dir):
-        source = Source(name, is_encoder=True, tokenizer=name)
+        source = Source(name, revision, is_encoder=True, tokenizer=name)
     elif path := find_file(name, "adapter_config.json", revision=revision, cache_dir=cache_dir):
-        base = read_json(path).get("base_model_name_or_path")
-        if not base or base == name:
-            raise UserError(
-                f"model_name_or_path: {name} is an adapter that does not name its base model; name that, and this as "
-                "--adapters"
-            )
-        below = find_source(base)
-        has_tokenizer = any(find_file(name, file, revision=revision, cache_dir=cache_dir) for file in VOCABULARY_FILES)
-        source = Source(
-            below.base, (*below.adapters, name), tokenizer=name if has_tokenizer else below.tokenizer or below.base
-        )
+        source = _find_below(name, here, read_json(path), cache_dir)
     else:
-        source = Source(name, tokenizer=name)
-    last = [*source.adapters, *adapters][-1] if source.adapters or adapters else name
-    config = next(
-        (path for place in (last, name) if (path := find_file(place, "llm2vec_config.json", cache_dir=cache_dir))), None
-    )
-    kept = find_file(name, "config.json", cache_dir=cache_dir) if Path(name).is_dir() else None
+        source = Source(name, revision, tokenizer=name)
+    stack = (*source.adapters, *adapters)
+    found = (_find_beside(place, "llm2vec_config.json", cache_dir) for place in (*stack[-1:], here))
+    config = next((path for path in found if path), None)
+    kept = find_file(name, "config.json") if Path(name).is_dir() else None
     settings = read_json(config) if config else None
     template = (settings or {}).pop("template_name", None) or (read_json(kept).get("_name_or_path") if kept else None)
+    return replace(source, adapters=stack, llm2vec=settings, template_name=template or source.base)
+
+
+def _find_beside(place: str, file: str, cache_dir: str | None) -> Path | None:
+    name, revision = split_revision(place)
+    return find_file(name, file, revision=revision, cache_dir=cache_dir)
+
+
+def _find_below(name: str, here: str, config: dict[str, Any], cache_dir: str | None) -> Source:
+    """Follow an adapter to its base model, at the revision that peft wrote down for it."""
+    base = config.get("base_model_name_or_path")
+    if not base or base == name:
+        raise UserError(
+            f"model_name_or_path: {name} is an adapter that does not name its base model; name that, and this as "
+            "--adapters"
+        )
+    below = find_source(base, revision=config.get("revision") or "main", cache_dir=cache_dir)
+    has_tokenizer = any(_find_beside(here, file, cache_dir) for file in VOCABULARY_FILES)
     return Source(
-        source.base,
-        (*source.adapters, *adapters),
-        source.is_encoder,
-        source.tokenizer,
-        source.bidirectional,
-        settings,
-        template or source.base,
+        below.base, below.revision, (*below.adapters, here), tokenizer=here if has_tokenizer else below.tokenizer
     )
 
 
-def _find_run(folder: Path, record: dict[str, Any]) -> Source:
+def _find_run(folder: Path, record: dict[str, Any], cache_dir: str | None) -> Source:
     if (folder / "model").is_dir():
         return Source(str(folder / "model"), is_encoder=True, tokenizer=str(folder / "model"))
     if not (folder / "adapter").is_dir():
         raise UserError(f"model_name_or_path: the run {folder} has neither model/ nor adapter/ yet; let it finish")
     config = record["config"]
-    below = find_source(config["model_name_or_path"])
+    below = find_source(config["model_name_or_path"], revision=config["model_revision"], cache_dir=cache_dir)
     return Source(
         below.base,
+        below.revision,
         (*below.adapters, *config["adapters"], str(folder / "adapter")),
         tokenizer=config["tokenizer_name"] or below.tokenizer,
         bidirectional=config["bidirectional"],

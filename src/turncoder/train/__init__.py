@@ -34,7 +34,8 @@ class _Train(types.ModuleType):
             import turncoder.train.contrast as contrast
 
             return contrast.train(config)
-        raise TypeError(f"train() takes the config of a stage, not a {type(config).__name__}")
+        kind = type(config).__name__
+        raise TypeError(f"train() takes a MntpConfig, a SimcseConfig or a SupervisedConfig, not a {kind}")
 
 
 sys.modules[__name__].__class__ = _Train

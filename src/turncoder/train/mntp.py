@@ -80,7 +80,7 @@ def _train(config: MntpConfig, run: Run) -> None:
     backbone, head = take_backbone(causal_lm), take_head(causal_lm)
     del causal_lm
     for adapter in config.adapters:
-        load_adapter(backbone, adapter)
+        load_adapter(backbone, adapter, cache_dir=config.cache_dir)
     _refuse_early(config, backbone, run)
     text = open_text(config, backbone, tokenizer)
     check_data(run, text.train.fingerprint)

@@ -1,0 +1,126 @@
+"""What encoding or merging would cost, before it is done: parameters, memory, tokens, time, disk, files, samples.
+
+The model and the texts are opened as the work itself would open them; nothing is written.
+"""
+
+import time
+from itertools import groupby
+from typing import Any
+
+from sentence_transformers.models import Pooling
+
+from turncoder.config import EncodeConfig, MergeConfig, to_toml
+from turncoder.encode import BatchEncoder, count_token_bytes
+from turncoder.merging import check_output, name_settings, open_merged
+from turncoder.plan import Plan
+from turncoder.preview import SAMPLES, SHOWN_TOKENS, read_tokens
+from turncoder.vectors import METRICS, describe_job, look_at_job, name_shards
+from turncoder.workers import count_gpus, digest_encoder, open_batches
+
+__all__ = ["plan_encode", "plan_merge"]
+
+MERGED_FILES = ("model.safetensors", "config.json", "tokenizer files", "README.md", "modules.json",
+                "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json",
+                "turncoder.json")  # fmt: skip
+
+
+def plan_encode(config: EncodeConfig) -> Plan:
+    """Plan an encoding.
+
+    Raises
+    ------
+    UserError
+        Whatever `turncoder.vectors.encode_file` would refuse before it begins.
+    """
+    plan = Plan(to_toml(config), legend="texts as the model would see them: [what is pooled]")
+    out, texts, kept = look_at_job(config)
+    gpus = count_gpus(config)
+    device = "cuda:0" if gpus > 1 else config.device
+    batches = open_batches(config, device, config.batch_tokens or kept.get("batch_tokens"))
+    facts = {"fingerprint": digest_encoder(batches), "dimension": batches.width, "batch_tokens": batches.batch_tokens}
+    processes = config.processes or max(1, gpus)
+    manifest = describe_job(config, texts, facts, kept, processes)
+    sample = texts.sample or ("a",)
+    plan.samples = [show_text(batches, text) for text in sample[:SAMPLES]]
+    _add_model(plan, batches.encoder)
+    plan.memory["a batch"] = batches.batch_tokens * count_token_bytes(batches.encoder)
+    plan.memory["vectors of a shard"] = 4 * min(manifest["shard_texts"], texts.count) * batches.width
+    plan.disk = {"vectors": 4 * texts.count * batches.width}
+    batches.encode(sample[:1])  # what comes first takes longer
+    start = time.perf_counter()
+    _, counts = batches.encode(sample)
+    seconds = time.perf_counter() - start
+    plan.steps = {"texts": texts.count, "tokens": round(texts.count * counts.tokens / counts.distinct)}
+    plan.steps["tokens_of_a_batch"] = batches.batch_tokens
+    plan.seconds = seconds / counts.distinct * texts.count / processes
+    plan.assumptions.append(f"tokens and time: from the first {len(sample)} texts, encoded now, as if none came twice")
+    if processes > 1:
+        plan.assumptions.append(f"memory: of each of {processes} processes; time: {processes} times one's speed")
+    if out.suffix in (".npy", ".parquet"):
+        plan.files = [str(out)]
+    else:
+        names = name_shards(out, manifest, texts)
+        shards = str(names[0]) if len(names) == 1 else f"{names[0]} ... {names[-1].name} ({len(names)} files)"
+        plan.files = [str(out / "manifest.json"), str(out / METRICS), shards]
+        if kept:
+            there = sum(name.exists() for name in names)
+            plan.assumptions.append(f"the job is taken up: {there} of {len(names)} shards are there, and counted too")
+    return plan
+
+
+def plan_merge(config: MergeConfig) -> Plan:
+    """Plan a merge.
+
+    Raises
+    ------
+    UserError
+        Whatever `turncoder.merging.merge_to_folder` would refuse.
+    """
+    plan = Plan(to_toml(config))
+    out = check_output(config)
+    encoder = open_merged(config)
+    _add_model(plan, encoder)
+    plan.disk = {"weights": plan.memory["model"]}
+    plan.files = [str(out / name) for name in (*MERGED_FILES, *name_settings(encoder))]
+    return plan
+
+
+def _add_model(plan: Plan, encoder: Any) -> None:
+    parameters = list(encoder.parameters())
+    plan.parameters = {"total": sum(one.numel() for one in parameters)}
+    plan.memory = {"model": sum(one.numel() * one.element_size() for one in parameters)}
+
+
+def show_text(batches: BatchEncoder, text: str) -> str:
+    """Write the tokens of a text, prompt, template and special tokens included, as text; what is pooled in brackets."""
+    encoder: Any = batches.encoder
+    features = encoder.preprocess([text], prompt=batches.prompt)
+    if batches.backend is None or "input_ids" not in features:
+        return text[: 4 * SHOWN_TOKENS]
+    ids = features["input_ids"][0].tolist()
+    pooled = mark_pooled(encoder, features)
+    shown = [
+        f"[{part}]" if inside else part
+        for inside, group in groupby(range(min(len(ids), SHOWN_TOKENS)), key=pooled.__getitem__)
+        for part in [read_tokens([ids[place] for place in group], encoder.tokenizer)]
+    ]
+    more = len(ids) - SHOWN_TOKENS
+    end = f" ... ({more} more tokens{', the last one pooled' if pooled[-1] else ''})" if more > 0 else ""
+    return "".join(shown).replace("\n", "\\n") + end
+
+
+def mark_pooled(encoder: Any, features: dict[str, Any]) -> list[bool]:
+    """Say of each token of the one row of ``features`` whether it is pooled."""
+    mask = features.get("pooled_BL", features["attention_mask"])[0].bool().tolist()
+    pool = next((module for module in encoder if isinstance(module, Pooling)), None)
+    if pool is None:
+        return mask
+    if not pool.include_prompt:
+        mask[: int(features.get("prompt_length") or 0)] = [False] * int(features.get("prompt_length") or 0)
+    places = [place for place, inside in enumerate(mask) if inside]
+    modes = {pool.pooling_mode} if isinstance(pool.pooling_mode, str) else set(pool.pooling_mode)
+    if modes <= {"cls", "lasttoken"}:
+        kept = {places[0]} if "cls" in modes else set()
+        kept |= {places[-1]} if "lasttoken" in modes else set()
+        return [place in kept for place in range(len(mask))]
+    return mask
