@@ -262,7 +262,7 @@ def _score_untrained(trainer: ContrastTrainer, run: Run) -> None:
 
 
 def _is_timing(name: str) -> bool:
-    return name.endswith(("runtime", "per_second", "epoch"))
+    return name.endswith(("time", "per_second", "epoch"))
 
 
 def _final_scores(trainer: ContrastTrainer) -> dict[str, float]:
