@@ -71,7 +71,7 @@ def test_it_runs(stage: str, model: Path, say: Callable[..., Said]):
 
 BROKEN = [
     ("empty", b"", [], ["data", "the file is empty"]),
-    ("latin", TEXTS + b"caf\xe9\n", [], ["line 9", "not UTF-8"]),
+    ("latin", TEXTS + b"\xe9\n", [], ["line 9", "not UTF-8"]),
     ("missing", None, [], ["data", "no such file"]),
     (
         "prompt",

@@ -120,7 +120,7 @@ def test_a_single_file_has_no_prompts_of_itself(encoder: SentenceTransformer, tm
         ('{"nq": ', r"prompts\.json cannot be read"),
         ("[1]", "must be"),
         ('{"nq": "Q:"}', "'nq' must be"),
-        ('{"nq": {"querry": "Q:"}}', "'nq' must be"),
+        ('{"nq": {"question": "Q:"}}', "'nq' must be"),
         ('{"nq": {"query": 3}}', "'nq' must be"),
         ('{"fevre": {"query": "Q:"}}', "has prompts for 'fevre'; the sets are nq"),
     ],

@@ -158,16 +158,15 @@ def open_pairs(
     UserError
         Whatever is wrong with the files: no pairs in them, columns that are not known, rows of different shape.
     """
-    if file is not None and _is_saved(Path(file).expanduser()):
-        file, dataset_name = None, str(Path(file).expanduser())
-    if file is not None:
-        paths = _list_files(Path(file).expanduser())
+    path = Path(file).expanduser() if file is not None else None
+    if path is not None and not _is_saved(path):
+        paths = _list_files(path)
         sources = [
             (path.name.partition(".")[0], str(path), _digest(path), partial(read_records, path)) for path in paths
         ]
     else:
-        data = _load(str(dataset_name), dataset_config_name, split, cache_dir)
-        name = str(dataset_name)
+        name = str(path or dataset_name)
+        data = _load(name, dataset_config_name, split, cache_dir)
         sources = [(Path(name).name, name, data._fingerprint, partial(_number, name, data))]
     return [_open_set(*source, columns, share) for source in sources]
 
