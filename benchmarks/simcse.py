@@ -65,7 +65,11 @@ def main() -> None:
         if "memory" in (options.part or ["memory"]):
             known["memory"] = measure_memory(setting)
     shape = {"width": WIDTH, "layers": LAYERS, "batch": BATCH, "length": LENGTH, "lora_r": RANK, "dropout": DROPOUT}
-    print(write_results("simcse", {"shape": shape, **{part: known[part] for part in ("speed", "memory") if part in known}}))
+    print(
+        write_results(
+            "simcse", {"shape": shape, **{part: known[part] for part in ("speed", "memory") if part in known}}
+        )
+    )
 
 
 def sample_sentences(count: int) -> list[str]:
@@ -313,7 +317,10 @@ def build_turncoder(model: str, folder: str, sentences: list[str], batch: int, c
         train_dataset=SetRows(rows),
         data_collator=Collator(encoder, rows),
         loss=build_loss(
-            encoder, scale=SCALE, batch_tokens=BATCH_TOKENS["cpu"], mini_batch_num_tokens=CACHED_TOKENS if cached else None
+            encoder,
+            scale=SCALE,
+            batch_tokens=BATCH_TOKENS["cpu"],
+            mini_batch_num_tokens=CACHED_TOKENS if cached else None,
         ),
     )
 

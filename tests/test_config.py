@@ -294,3 +294,34 @@ def test_training_argument_names_are_those_of_transformers():
 
     real = {f.name for f in fields(TrainingArguments) if f.init}
     assert set(settings.training_argument_names()) == real
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "parts"),
+    [
+        ("simcse", ["--loss_scale", "0"], ["loss_scale = 0", "above 0"]),
+        ("simcse", ["--temperature", "-1"], ["temperature = -1", "above 0"]),
+        (
+            "simcse",
+            ["--loss_scale", "20", "--temperature", "0.05"],
+            ["loss_scale = 20", "temperature = 0.05", "keep one"],
+        ),
+        ("simcse", ["--per_device_train_batch_size", "1"], ["per_device_train_batch_size = 1", "at least 2"]),
+        ("simcse", ["--simcse_dropout", "1"], ["simcse_dropout = 1", "below 1"]),
+        ("simcse", ["--pooling_mode", "max"], ["'max'", "weighted_mean"]),
+        ("simcse", ["--max_seq_length", "0"], ["max_seq_length = 0", "at least 1"]),
+        ("simcse", ["--mini_batch_num_tokens", "0"], ["mini_batch_num_tokens = 0", "at least 1"]),
+        ("simcse", ["--matryoshka_dims", "64", "0"], ["matryoshka_dims = [64, 0]", "at least 1"]),
+        ("simcse", ["--columns", "a"], ["--columns"]),
+        ("supervised", ["--columns", "a"], ["columns = ['a']", "anchor and positive"]),
+        ("supervised", ["--simcse_dropout", "0.1"], ["--simcse_dropout"]),
+        ("supervised", ["--multi_dataset_batch_sampler", "mixed"], ["'mixed'", "round_robin"]),
+        ("supervised", ["--distillation_weight", "0"], ["distillation_weight = 0", "above 0"]),
+        ("supervised", ["--validation_split_percentage", "100"], ["validation_split_percentage", "below 100"]),
+    ],
+)
+def test_wrong_keys_of_contrastive_stages(stage, words, parts):
+    with pytest.raises(UserError) as caught:
+        load_config({"simcse": SimcseConfig, "supervised": SupervisedConfig}[stage], None, [*MINIMAL, *words])
+    assert "\n" not in str(caught.value)
+    assert all(part in str(caught.value) for part in parts), caught.value

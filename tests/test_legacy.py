@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from turncoder import legacy
-from turncoder.config import MntpConfig, SimcseConfig, load_config
+from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig, load_config
 from turncoder.errors import UserError
 from turncoder.settings import training_argument_names
 
@@ -43,6 +43,22 @@ DATA = [
     "max_eval_samples",
     "streaming",
 ]
+# What its run_simcse.py and run_supervised.py take beside those (llm2vec.md 1.8, 1.9)
+CONTRAST = [
+    "peft_model_name_or_path",
+    "bidirectional",
+    "pooling_mode",
+    "dataset_file_path",
+    "loss_class",
+    "loss_scale",
+    "experiment_id",
+    "max_seq_length",
+    "lora_r",
+    "lora_dropout",
+    "stop_after_n_steps",
+    "attn_implementation",
+    "torch_dtype",
+]
 CUSTOM = ["lora_dropout", "lora_r", "mask_token_type", "stop_after_n_steps", "data_collator_type"]
 
 
@@ -50,6 +66,12 @@ CUSTOM = ["lora_dropout", "lora_r", "mask_token_type", "stop_after_n_steps", "da
 def test_every_key_of_llm2vecs_mntp_has_an_answer(name):
     ours = {f.name for f in fields(MntpConfig)}
     assert name in ours or name in legacy.OLD_NAMES
+
+
+@pytest.mark.parametrize("name", CONTRAST)
+@pytest.mark.parametrize("stage", [SimcseConfig, SupervisedConfig])
+def test_every_key_of_llm2vecs_contrastive_stages_has_an_answer(stage, name):
+    assert name in {f.name for f in fields(stage)} or name in legacy.OLD_NAMES
 
 
 def test_new_names_exist():
@@ -96,7 +118,8 @@ def test_trackers_as_a_list():
 def test_migrate_page_holds_the_tables():
     page = (Path(__file__).parents[1] / "docs" / "migrate.md").read_text(encoding="utf-8")
     for row in legacy.DIFFERENCES:
-        assert f"| {row.what} | {row.theirs} | {row.ours} | {row.why} | {row.back} |" in page, row.what
+        stages = ", ".join(row.stages)
+        assert f"| {row.what} | {stages} | {row.theirs} | {row.ours} | {row.why} | {row.back} |" in page, row.what
     for table in (legacy.RENAMED, legacy.IGNORED, legacy.REFUSED):
         for name, meaning in table.items():
             assert f"| `{name}` | {meaning} |" in page or f"| `{name}` | `{meaning}` |" in page, name
@@ -126,3 +149,72 @@ def test_files_of_others_run_unchanged(shared, caplog, as_llm2vec):
         said = [record.getMessage() for record in caplog.records]
         assert len(said) == len(set(said))
         assert (legacy.tell_differences("mntp") in said) != as_llm2vec
+
+
+FILES_OF_CONTRAST = {
+    SimcseConfig: ["llm2vec/train_configs/simcse/*.json", "bg2vec/model_configurations/*-simcse.json"],
+    SupervisedConfig: ["llm2vec/train_configs/supervised/*.json"],
+}
+
+
+@pytest.mark.parametrize("stage", FILES_OF_CONTRAST)
+def test_contrastive_files_of_others_run_unchanged(shared, caplog, stage):
+    logging.getLogger("turncoder").propagate = True
+    files = sorted(file for glob in FILES_OF_CONTRAST[stage] for file in (shared / "configs").glob(glob))
+    assert len(files) == 5
+    for file in files:
+        caplog.clear()
+        raw = json.loads(file.read_text())
+        config = load_config(stage, file)
+        today = {**legacy.RENAMED, **legacy.ALIASES, "dataset_file_path": "train_file"}
+        kept = {today.get(name, name): value for name, value in raw.items() if name not in legacy.IGNORED}
+        if "train_file" in kept:
+            del kept["dataset_name"]
+        kept["adapters"] = (kept["adapters"],)
+        for name, value in kept.items():
+            assert config.training.get(name, getattr(config, name, None)) == value, (file, name)
+        assert config.loss_scale == raw.get("loss_scale", 50)
+        said = [record.getMessage() for record in caplog.records]
+        assert len(said) == len(set(said))
+        assert legacy.tell_differences(config.STAGE) in said
+        for name in raw:
+            asks = raw[name] not in legacy.ASKS_NOTHING.get(name, (None, False))
+            told = name in legacy.RENAMED or name == "dataset_file_path" or (name in legacy.IGNORED and asks)
+            assert sum(line.startswith(f"{file}: {name} is ") for line in said) == told, (file, name)
+
+
+@pytest.mark.parametrize("stage", [SimcseConfig, SupervisedConfig])
+@pytest.mark.parametrize(
+    ("name", "text", "loss_scale", "bidirectional"),
+    [
+        ("theirs.json", '{"stop_after_n_steps": 1000}', 50, False),
+        ("theirs.json", '{"stop_after_n_steps": 1000, "loss_scale": 7, "bidirectional": true}', 7, True),
+        ("theirs.json", '{"stop_after_n_steps": 1000, "loss_scale": null, "bidirectional": null}', None, None),
+        ("mine.json", '{"lora_r": 4}', None, None),
+        ("mine.toml", "stop_after_n_steps = 1000", None, None),
+    ],
+)
+def test_llm2vecs_defaults_are_for_its_files_alone(tmp_path, stage, name, text, loss_scale, bidirectional):
+    (tmp_path / name).write_text(text)
+    config = load_config(stage, tmp_path / name, ["--model_name_or_path", "m", "--train_file", "t"])
+    assert (config.loss_scale, config.bidirectional) == (loss_scale, bidirectional)
+    won = load_config(stage, tmp_path / name, ["--model_name_or_path", "m", "--train_file", "t", "--loss_scale", "3"])
+    assert won.loss_scale == 3
+
+
+def test_temperature_in_a_file_of_llm2vec(tmp_path):
+    (tmp_path / "a.json").write_text('{"stop_after_n_steps": 9, "temperature": 0.1}')
+    config = load_config(SimcseConfig, tmp_path / "a.json", ["--model_name_or_path", "m", "--train_file", "t"])
+    assert (config.temperature, config.loss_scale) == (0.1, None)
+
+
+def test_the_class_of_the_loss_and_the_name_of_the_experiment(tmp_path, caplog):
+    logging.getLogger("turncoder").propagate = True
+    flags = ["--model_name_or_path", "m", "--train_file", "t"]
+    path = tmp_path / "a.json"
+    path.write_text('{"loss_class": "HardNegativeNLLLoss", "experiment_id": "mine"}')
+    load_config(SupervisedConfig, path, flags)
+    assert "experiment_id is ignored: --output" in caplog.text and "loss_class" not in caplog.text
+    path.write_text('{"loss_class": "MarginLoss"}')
+    with pytest.raises(UserError, match="loss_class = 'MarginLoss' cannot be honoured"):
+        load_config(SupervisedConfig, path, flags)

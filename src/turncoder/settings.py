@@ -43,7 +43,8 @@ def load(cls: type[Config], path: Path | None, flags: dict[str, Any]) -> Config:
     entries = {**_displace(from_file, from_flags), **from_flags}
     if path is not None and path.suffix == ".json" and legacy.is_llm2vec(table):
         for name, value in getattr(cls, "LLM2VEC_DEFAULTS", {}).items():
-            entries.setdefault(name, Entry(value, name))
+            if name != "loss_scale" or "temperature" not in entries:
+                entries.setdefault(name, Entry(value, name))
         if "as_llm2vec" not in entries:
             logger.warning("%s", legacy.tell_differences(getattr(cls, "STAGE", "mntp")))
     hints = typing.get_type_hints(cls)

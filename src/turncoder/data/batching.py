@@ -224,7 +224,8 @@ class SetBatches(Sampler[list[int]]):
 
     def draw(self, epoch: int) -> Iterator[np.ndarray]:
         """Yield the rows of each step of an epoch."""
-        queues = [self._draw_set(number, epoch) for number in range(len(self.sizes))]
+        numbers = [number for number in range(len(self.sizes)) if self.count(number)]
+        queues = [self._draw_set(number, epoch) for number in numbers]
         if len(queues) == 1:
             yield from queues[0]
         elif self.in_turn:
@@ -232,7 +233,7 @@ class SetBatches(Sampler[list[int]]):
                 yield from steps
         else:
             # Which set's turn it is, drawn without replacement; a set that runs out early is passed over
-            turns = np.repeat(np.arange(len(queues)), [self.count(number) for number in range(len(queues))])
+            turns = np.repeat(np.arange(len(queues)), [self.count(number) for number in numbers])
             for turn in permute(np.arange(len(turns)), max(len(turns), 1), self.seed + 1, epoch):
                 rows = next(queues[turns[turn]], None)
                 if rows is not None:
@@ -245,27 +246,39 @@ class SetBatches(Sampler[list[int]]):
 
     def _draw_set(self, number: int, epoch: int) -> Iterator[np.ndarray]:
         size, rows, texts = self.sizes[number], self.step_rows[number], self.texts[number]
-        if not self.count(number):
-            return
         order = permute(np.arange(size), size, self.seed + 2 + number, epoch)
         if texts is None:
             for start in range(0, size - rows + 1, rows):
                 yield self.starts[number] + order[start : start + rows]
             return
-        waiting = deque(order.tolist())
-        while len(waiting) >= rows:
-            step: list[int] = []
-            again: list[int] = []
-            seen: set[int] = set()
-            while waiting and len(step) < rows:
-                row = waiting.popleft()
-                own = set(texts[row].tolist())
-                if seen.isdisjoint(own):
-                    step.append(row)
-                    seen |= own
-                else:
-                    again.append(row)
-            if len(step) < rows:
-                return
-            waiting.extendleft(reversed(again))
+        waiting: dict[int | None, deque[int]] = {
+            None: deque(order.tolist())
+        }  # for a text that another row has, or none
+        while step := _fill_step(waiting, texts, rows):
             yield self.starts[number] + np.array(step)
+
+
+def _fill_step(waiting: dict[int | None, deque[int]], texts: np.ndarray, count: int) -> list[int]:
+    """Take ``count`` rows that share no text, those first that had to wait; none if there are not so many.
+
+    A row that has to wait does so with those that wait for the same text: of these a step can hold one, so that the
+    others are not looked at, and time stays in proportion to the rows however often a text occurs.
+    """
+    step: list[int] = []
+    seen: set[int] = set()
+    for text in sorted(waiting, key=lambda text: text is None):
+        queue = waiting[text]
+        while queue and text not in seen and len(step) < count:
+            row = queue.popleft()
+            own = texts[row].tolist()
+            taken = next((one for one in own if one in seen), None)
+            if taken is None:
+                step.append(row)
+                seen.update(own)
+            else:
+                waiting.setdefault(taken, deque()).append(row)
+        if not queue and text is not None:
+            del waiting[text]
+        if len(step) == count:
+            return step
+    return []

@@ -19,7 +19,7 @@ from sentence_transformers.evaluation import SentenceEvaluator
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from turncoder.data.batching import SetBatches
 from turncoder.data.pairs import Rows
@@ -111,6 +111,7 @@ class ContrastTrainer(SentenceTransformerTrainer):
         self.trained = trained
         self.batches = batches
         self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)  # disable_tqdm = false, in LLM2Vec's files
         self._tokens = torch.zeros((), dtype=torch.long)
         self.record: RunCallback
         self.steps: int

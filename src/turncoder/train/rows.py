@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def _prompt_sets(config: SupervisedConfig, pairs: list[tuple[Rows, Rows]]) -> li
 
 def _take_part(rows: Rows, number: int, count: int) -> Rows:
     """Take every ``count``-th row from ``number`` on."""
-    return rows if count == 1 else dataclasses.replace(rows, data=rows.data.select(range(number, len(rows), count)))
+    return rows if count == 1 else rows.take(range(number, len(rows), count))
 
 
 def _place(prompts: dict[str, str | None], rows: Rows) -> dict[str, str]:
@@ -118,6 +119,10 @@ def _read_prompts(path: str) -> dict[str, dict[str, str | None]]:
     except (OSError, ValueError) as error:
         raise UserError(f"prompts_file: {path} cannot be read ({error})") from error
     for name, sides in table.items() if isinstance(table, dict) else [("", None)]:
-        if not isinstance(sides, dict) or not set(sides) <= {"query", "document"}:
+        if not isinstance(sides, dict) or not set(sides) <= {"query", "document"} or not _are_texts(sides.values()):
             raise UserError(f'prompts_file: {path}: {name!r} must be {{"query": "...", "document": "..."}}')
     return table
+
+
+def _are_texts(values: Iterable[Any]) -> bool:
+    return all(value is None or isinstance(value, str) for value in values)

@@ -24,7 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from turncoder.errors import UserError
 from turncoder.model.heads import Head
@@ -60,6 +60,7 @@ class GatheredTrainer(Trainer):
         self.budget_bytes = budget_bytes
         self.model_accepts_loss_kwargs = True  # our loss is a sum over the rows of the whole accumulation window
         self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)  # disable_tqdm = false, in LLM2Vec's files
         self._tokens = torch.zeros((), dtype=torch.long)
         self.record: RunCallback
         self.steps: int

@@ -1,0 +1,72 @@
+"""Rows of strings on disk: written once, in one pass, and mapped into memory from there."""
+
+import json
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from datasets import Dataset, Features, Value
+from datasets.arrow_writer import ArrowWriter
+
+__all__ = ["Begin", "Reader", "is_held_out", "store_rows"]
+
+SPLITS = ("train", "validation")
+
+Reader = Callable[[Counter[str]], Iterator[tuple[str, dict[str, str]]]]
+Begin = Callable[[], tuple[tuple[str, ...], Reader]]
+
+
+def is_held_out(text: str, share: float) -> bool:
+    """Say whether a document is among the ``share`` percent held out: the same ones in every stage."""
+    return zlib.crc32(text.encode("utf-8", "surrogatepass")) < share / 100 * 2**32
+
+
+def store_rows(home: Path, begin: Begin, share: float) -> tuple[Dataset, Dataset, dict[str, int]]:
+    """Open the rows that lie in a folder; write them first, unless they are there.
+
+    Parameters
+    ----------
+    home
+        The folder. It is there in full or not at all, whoever is killed and however many write it at once.
+    begin
+        Gives the columns, and what yields rows and counts those that it leaves out, each with the text whose hash says
+        whether it is held out; called only to write.
+    share
+        Percentage held out.
+
+    Returns
+    -------
+    tuple of Dataset, Dataset and dict
+        Rows to train on, held-out ones, and what was left out.
+    """
+    if not (home / "counts.json").exists():
+        _write(home, *begin(), share)
+    train, held_out = (Dataset.from_file(str(home / f"{split}.arrow")) for split in SPLITS)
+    return train, held_out, json.loads((home / "counts.json").read_text())
+
+
+def _write(home: Path, columns: tuple[str, ...], read: Reader, share: float) -> None:
+    """Write to a folder beside ``home`` and put it in place when it is whole."""
+    home.parent.mkdir(parents=True, exist_ok=True)
+    features = Features(dict.fromkeys(columns, Value("string")))
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(prefix=f"{home.name}.", dir=home.parent, ignore_cleanup_errors=True) as folder:
+        partial_home = Path(folder) / "rows"
+        partial_home.mkdir()
+        writers = {split: ArrowWriter(features=features, path=str(partial_home / f"{split}.arrow")) for split in SPLITS}
+        try:
+            for text, row in read(counts):
+                writers[SPLITS[is_held_out(text, share)]].write(row)
+            for writer in writers.values():
+                writer.finalize()
+        finally:
+            for writer in writers.values():
+                writer.close()
+        (partial_home / "counts.json").write_text(json.dumps(counts))
+        try:
+            partial_home.replace(home)
+        except OSError:
+            if not (home / "counts.json").exists():  # else another process was faster
+                raise
