@@ -13,7 +13,15 @@ from typing import Any, Literal
 from rich.console import Console
 
 from turncoder import settings
-from turncoder.config import EncodeConfig, MergeConfig, MntpConfig, PrepareConfig, SimcseConfig, SupervisedConfig
+from turncoder.config import (
+    EncodeConfig,
+    MergeConfig,
+    MntpConfig,
+    PrepareConfig,
+    SimcseConfig,
+    SupervisedConfig,
+    TurnConfig,
+)
 from turncoder.errors import UserError
 
 __all__ = ["main"]
@@ -88,6 +96,17 @@ def _train(config: MntpConfig | SimcseConfig | SupervisedConfig, words: list[str
 
     run = turncoder.train(config)
     console.print(f"{run}", highlight=False)
+    return 0
+
+
+def _turn(config: TurnConfig, words: list[str], console: Console) -> int:
+    _look_for_hub(config.model_name_or_path, config.text)
+    from turncoder.turn import plan_turn, turn
+
+    if config.dry_run:
+        plan_turn(config, console)
+        return 0
+    turn(config)
     return 0
 
 
@@ -249,6 +268,7 @@ COMMANDS = {
     "quickstart": Command("", Quickstart, _quickstart),
     "check": Command("MODEL", Check, _check),
     "prepare": Command("[CONFIG]", PrepareConfig, _prepare),
+    "turn": Command("MODEL [CONFIG]", TurnConfig, _turn, ("model_name_or_path",)),
     "mntp": Command("[CONFIG]", MntpConfig, _train),
     "simcse": Command("[CONFIG]", SimcseConfig, _train),
     "supervised": Command("[CONFIG]", SupervisedConfig, _train),

@@ -4,7 +4,7 @@ Names are those of LLM2Vec and of ``transformers.TrainingArguments`` wherever on
 keeps LLM2Vec's default. Importing this module imports neither torch nor transformers.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -22,6 +22,7 @@ __all__ = [
     "PrepareConfig",
     "SimcseConfig",
     "SupervisedConfig",
+    "TurnConfig",
     "differences",
     "load_config",
     "to_dict",
@@ -161,6 +162,72 @@ class SupervisedConfig(ContrastKeys):
         check_ranges(self, "distillation_weight", above=0)
         if len(self.columns) == 1:
             raise UserError(f"columns = {list(self.columns)} must name at least two: anchor and positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnConfig:
+    """Decoder to encoder in one command: MNTP, SimCSE, pairs if there are any, and what each step gave.
+
+    Sizes are derived from model and text, and printed. A key of a stage: --mntp.NAME VALUE, --simcse.NAME VALUE,
+    --supervised.NAME VALUE, or a table of that name in the file.
+    """
+
+    STAGE: ClassVar[str] = "turn"
+
+    model_name_or_path: str
+    """MODEL: a decoder, as a folder or a hub id."""
+    text: str
+    """Text to train on: a file, a folder of files, or a hub id."""
+    text_column: str | None = None
+    """Column that holds the text; default: "text", else the first."""
+    validation_text: str | None = None
+    """Held-out text; default: 5 % of the documents of --text."""
+    pairs: str | None = None
+    """Pairs for supervised training: a file, or a folder of sets."""
+    sts: str | None = None
+    """Scored sentence pairs (sentence1, sentence2, score) that every rung is measured on."""
+    words: str | None = None
+    """Tagged words that every rung is measured on."""
+    output_dir: str | None = None
+    """Folder for everything (--output). The same command again goes on where it stopped."""
+    steps_mntp: int | None = None
+    """Optimiser steps of MNTP, and of its causal control; default: derived."""
+    steps_simcse: int | None = None
+    """Optimiser steps of SimCSE; default: derived."""
+    steps_supervised: int | None = None
+    """Optimiser steps on the pairs; default: derived."""
+    max_seq_length: int | None = None
+    """Tokens of a block of text; default: derived."""
+    eval_documents: int = 1000
+    """Held-out documents whose first sentence is to find the rest, at most."""
+    model_revision: str = "main"
+    """Branch, tag or commit of a hub id."""
+    cache_dir: str | None = None
+    """Where downloads from the hub are kept."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+    seed: int = 42
+    """Of every random choice."""
+    mntp: dict[str, Any] = field(default_factory=dict)
+    """Keys of the MNTP stage: --mntp.NAME VALUE."""
+    simcse: dict[str, Any] = field(default_factory=dict)
+    """Keys of the SimCSE stage: --simcse.NAME VALUE."""
+    supervised: dict[str, Any] = field(default_factory=dict)
+    """Keys of the supervised stage: --supervised.NAME VALUE."""
+    overwrite: bool = False
+    """Delete what --output holds and start anew."""
+    dry_run: bool = False
+    """Show the sizes that are derived; write nothing."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without opening anything; raises UserError."""
+        settings.set_types(self)
+        check_ranges(self, "steps_mntp", "steps_simcse", "steps_supervised", "eval_documents", least=1)
+        check_ranges(self, "max_seq_length", least=8)
+        if self.words:
+            raise UserError(f"words = {self.words!r}: word-level tasks are not built in yet; leave the flag away")
+        if self.steps_supervised and not self.pairs:
+            raise UserError(f"steps_supervised = {self.steps_supervised} needs pairs to train on: --pairs FILE")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,9 @@ def load(cls: type[Config], path: Path | None, flags: dict[str, Any]) -> Config:
     from_file = _gather(cls, table, f"{path}: ")
     from_flags = _gather(cls, flags, "--")
     entries = {**_displace(from_file, from_flags), **from_flags}
+    for name, entry in from_flags.items():
+        if isinstance(entry.value, dict) and name in from_file and isinstance(from_file[name].value, dict):
+            entries[name] = Entry({**from_file[name].value, **entry.value}, entry.said)
     if path is not None and path.suffix == ".json" and legacy.is_llm2vec(table):
         for name, value in getattr(cls, "LLM2VEC_DEFAULTS", {}).items():
             if name != "loss_scale" or "temperature" not in entries:
@@ -205,6 +208,12 @@ def read_flags(cls: type, words: list[str]) -> tuple[dict[str, Any], list[str]]:
         flag, equals, value = word.partition("=")
         name = flag[2:].replace("-", "_").removeprefix("training.")
         name = legacy.ALIASES.get(name, name)
+        table, dot, key = name.partition(".")
+        if dot and _is_table(hints.get(table)):  # --mntp.learning_rate 1e-4
+            if not equals and (not queue or _is_flag(queue[0])):
+                value = "true"
+            flags.setdefault(table, {})[key] = value if equals or value else queue.pop(0)
+            continue
         hint = hints.get(name)
         if name not in hints and name.startswith("no_") and _is_switch(hints.get(name[3:])) and not equals:
             flags[name[3:]] = False
@@ -229,6 +238,10 @@ def _is_flag(word: str) -> bool:
 
 def _many(hint: Any) -> bool:
     return hint is not None and any(typing.get_origin(kind) is tuple for kind in _kinds(hint))
+
+
+def _is_table(hint: Any) -> bool:
+    return hint is not None and typing.get_origin(hint) is dict
 
 
 def _is_switch(hint: Any) -> bool:

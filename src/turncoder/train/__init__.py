@@ -17,14 +17,15 @@ class _Train(types.ModuleType):
         Parameters
         ----------
         config
-            A `turncoder.MntpConfig`, `turncoder.SimcseConfig` or `turncoder.SupervisedConfig`.
+            A `turncoder.MntpConfig`, `turncoder.SimcseConfig`, `turncoder.SupervisedConfig` or
+            `turncoder.TurnConfig`.
 
         Raises
         ------
         UserError
             The input is wrong: one line that names the key, the value and the remedy.
         """
-        from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig
+        from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig, TurnConfig
 
         if isinstance(config, MntpConfig):
             import turncoder.train.mntp as mntp
@@ -35,6 +36,10 @@ class _Train(types.ModuleType):
 
             return contrast.train(config)
         kind = type(config).__name__
+        if isinstance(config, TurnConfig):
+            from turncoder.turn import turn
+
+            return turn(config)
         raise TypeError(f"train() takes a MntpConfig, a SimcseConfig or a SupervisedConfig, not a {kind}")
 
 

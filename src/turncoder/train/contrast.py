@@ -23,7 +23,7 @@ from turncoder.config import SimcseConfig, SupervisedConfig
 from turncoder.data.batching import SetBatches
 from turncoder.data.pairs import Rows, hash_rows
 from turncoder.encode import free_memory, keep_freed_memory
-from turncoder.encoder import TEXT_ONLY, load_encoder
+from turncoder.encoder import MAX_SEQ_LENGTH, TEXT_ONLY, limit_length, load_encoder
 from turncoder.errors import UserError
 from turncoder.evaluate.sentences import Sts, read_sts
 from turncoder.model.adapters import choose_targets, count_parameters
@@ -80,6 +80,9 @@ def _train(config: Config, run: Run) -> None:
     encoder = _open(config)
     backbone = encoder.transformers_model
     assert isinstance(backbone, PreTrainedModel)
+    length = encoder.max_seq_length or MAX_SEQ_LENGTH  # of texts later on: what is trained on may be shorter
+    if config.max_seq_length is not None:
+        encoder.max_seq_length = limit_length(backbone, config.max_seq_length)
     _refuse_early(config, encoder, run)
     with PartialState().main_process_first():
         pairs = open_rows(config, encoder)
@@ -106,7 +109,7 @@ def _train(config: Config, run: Run) -> None:
         fit(trainer, run)
     if config.do_eval and trainer.evaluator is not None:
         run.update(results=_final_scores(trainer))
-    _save(config, run, encoder, trainer, sets)
+    _save(config, run, encoder, trainer, sets, length)
 
 
 def _open(config: Config) -> SentenceTransformer:
@@ -117,7 +120,6 @@ def _open(config: Config) -> SentenceTransformer:
         pooling=config.pooling,
         bidirectional=config.bidirectional,
         allow_partial=config.allow_partial,
-        max_seq_length=config.max_seq_length,
         chat_template=config.chat_template,
         llm2vec=False,
         dtype=config.dtype,
@@ -298,7 +300,9 @@ def _final_scores(trainer: ContrastTrainer) -> dict[str, float]:
     return {name: value for name, value in scores.items() if is_metric(name)}
 
 
-def _save(config: Config, run: Run, encoder: SentenceTransformer, trainer: ContrastTrainer, sets: list[Rows]) -> None:
+def _save(
+    config: Config, run: Run, encoder: SentenceTransformer, trainer: ContrastTrainer, sets: list[Rows], length: int
+) -> None:
     """Write ``adapter/`` and ``model/``."""
     encoder.eval()
     pool = encoder[1]
@@ -318,7 +322,7 @@ def _save(config: Config, run: Run, encoder: SentenceTransformer, trainer: Contr
         probe=encoder.tokenizer(text, return_tensors="pt", truncation=True, max_length=64)["input_ids"],
         tokenizer=encoder.tokenizer,
         tokenizer_files=None,
-        max_seq_length=encoder.max_seq_length or 512,
+        max_seq_length=max(length, encoder.max_seq_length or 0),
         pooling=str(pool.pooling_mode),
         inputs={name: getattr(encoder[0], name) for name in TEXT_ONLY} if config.chat_template else None,
         prompts=prompts,

@@ -1,0 +1,225 @@
+"""The rungs between a decoder and an encoder, measured on the same data, so that each step shows what it gave.
+
+Every rung finds the rest of a held-out document from its first sentence, which needs no labels; and is measured on
+scored sentence pairs and on held-out triplets where there are any. Word counts stand beside it, for comparison.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from turncoder.errors import UserError
+from turncoder.evaluate.retrieval import (
+    Pairs,
+    compare_ranks,
+    nearest,
+    rank_answers,
+    rank_encoded,
+    score_bm25,
+    score_ranks,
+    score_tfidf,
+    split_pairs,
+)
+from turncoder.evaluate.sentences import Sts, score_sts, score_sts_words
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from turncoder.data.pairs import Rows
+
+__all__ = [
+    "COLUMNS",
+    "Rung",
+    "Trial",
+    "build_table",
+    "explain",
+    "open_trial",
+    "read_masked",
+    "score_rung",
+    "score_words",
+]
+
+FEWEST = 10
+COLUMNS = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "mrr@10": "MRR@10",
+    "recall@1": "recall@1",
+    "sts": "STS",
+    "triplets": "triplets",
+    "pairs_mrr@10": "pairs MRR@10",
+}
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A model on the way.
+
+    Attributes
+    ----------
+    name
+        As the table has it.
+    model
+        What `turncoder.load_encoder` opens.
+    options
+        With which.
+    masked
+        Loss and accuracy at masked places, where they were measured.
+    """
+
+    name: str
+    model: str
+    options: dict[str, Any] = field(default_factory=dict)
+    masked: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What rungs are measured on: documents cut in two, scored pairs, held-out rows of pairs."""
+
+    documents: Pairs
+    sts: Sts | None
+    pairs: Sequence["Rows"] = ()
+
+
+def open_trial(texts: Sequence[str], sts: Sts | None, pairs: Sequence["Rows"], limit: int) -> Trial:
+    """Cut held-out documents into first sentence and rest.
+
+    Raises
+    ------
+    UserError
+        Fewer than ten can be cut, and there is nothing else to measure.
+    """
+    documents = split_pairs(texts, limit=limit)
+    if len(documents.queries) < FEWEST and sts is None:
+        raise UserError(
+            f"--text: only {len(documents.queries)} of {len(texts)} held-out documents have a first sentence of 4 to "
+            "40 words and a rest of 12 or more, which rungs are measured on; give longer texts, or scored pairs (--sts)"
+        )
+    return Trial(documents, sts, [rows for rows in pairs if len(rows)])
+
+
+def read_masked(run: Path, model: str | None = None) -> dict[str, float]:
+    """Read loss and accuracy at masked places: of the untrained ``model`` at step 0, or (None) at the run's end."""
+    if model is None:
+        final = json.loads((run / "run.json").read_text(encoding="utf8")).get("results", {})
+        return {key: final[key] for key in ("loss", "accuracy") if key in final}
+    rows = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf8").splitlines())
+    for row in rows:
+        if row["step"] == 0 and row.get("model") == model:
+            return {key: row[f"eval_{key}"] for key in ("loss", "accuracy")}
+    return {}
+
+
+def score_words(trial: Trial) -> list[dict[str, Any]]:
+    """Score BM25 and TF-IDF, which know words and nothing of their meaning."""
+    rows = []
+    sts = score_sts_words(trial.sts) if trial.sts is not None else {}
+    for name, key, score in (("BM25 (words)", "bm25", score_bm25), ("TF-IDF (words)", "tfidf", score_tfidf)):
+        row: dict[str, Any] = {"name": name}
+        if len(trial.documents.queries) >= FEWEST:
+            rank_Q = rank_answers(score(trial.documents.queries, trial.documents.documents))
+            row |= {**score_ranks(rank_Q), "ranks": rank_Q.tolist()}
+        if key in sts:
+            row["sts"] = sts[key]
+        rows.append(row)
+    return rows
+
+
+def score_rung(rung: Rung, trial: Trial, sentences: int = 4) -> dict[str, Any]:
+    """Score one rung; ``ranks``, ``neighbours`` of some sentences and a ``rendered`` text go along."""
+    from turncoder.encode import encode_texts
+    from turncoder.encoder import load_encoder
+    from turncoder.samples import show_text
+
+    encoder = load_encoder(rung.model, **rung.options)
+    row: dict[str, Any] = {"name": rung.name, "model": rung.model, **rung.masked}
+    documents = trial.documents
+    if len(documents.queries) >= FEWEST:
+        rank_Q = rank_encoded(encoder, documents)
+        row |= {**score_ranks(rank_Q), "ranks": rank_Q.tolist()}
+        chosen = choose_sentences(documents.queries, sentences)
+        row["neighbours"] = [list(found) for found in nearest(encoder, documents.queries, chosen)]
+        row["rendered"] = {"retrieval": show_text(encoder, documents.queries[0], encoder.prompts.get("query"))}
+    if trial.sts is not None:
+        row["sts"] = score_sts(encoder, trial.sts)
+        row.setdefault("rendered", {})["sts"] = show_text(encoder, trial.sts.first[0])
+    triplets, found = [], []
+    for rows in trial.pairs:
+        vectors = {
+            name: encode_texts(encoder, rows.data[name][:], prompt=rows.prompts.get(name), normalize=True)
+            for name in rows.data.column_names
+        }
+        anchors_ND = vectors["anchor"]
+        scores_QN = anchors_ND @ np.concatenate([vectors[name] for name in vectors if name != "anchor"]).T
+        found.append(score_ranks(rank_answers(scores_QN))["mrr@10"])
+        if "negative_1" in vectors:
+            nearer_N = (anchors_ND * (vectors["positive"] - vectors["negative_1"])).sum(1) > 0
+            triplets.append(float(nearer_N.mean()))
+        shown = show_text(encoder, rows.data["anchor"][0], rows.prompts.get("anchor"))
+        row.setdefault("rendered", {})[rows.name] = shown
+    if found:
+        row["pairs_mrr@10"] = float(np.mean(found))
+    if triplets:
+        row["triplets"] = float(np.mean(triplets))
+    return row
+
+
+def choose_sentences(queries: Sequence[str], count: int) -> list[int]:
+    """Pick sentences of a readable length, spread over all of them."""
+    readable = [row for row, query in enumerate(queries) if 8 <= len(query.split()) <= 16] or list(range(len(queries)))
+    return readable[:: max(1, len(readable) // count)][:count]
+
+
+def compare_rungs(rows: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """Give what the last rung adds to MRR@10 over each before it, with the standard error (paired)."""
+    last = np.array(rows[-1].get("ranks", []))
+    return {
+        row["name"]: list(compare_ranks(last, np.array(row["ranks"])))
+        for row in rows[:-1]
+        if len(last) and "model" in row
+    }
+
+
+def build_table(rows: Sequence[dict[str, Any]], title: str) -> "Table":
+    """Lay out the rungs; a dash where one has no such score."""
+    from rich.table import Table
+
+    columns = {key: told for key, told in COLUMNS.items() if any(key in row for row in rows)}
+    table = Table(title=title)
+    table.add_column("")
+    for told in columns.values():
+        table.add_column(told, justify="right")
+    for row in rows:
+        table.add_row(row["name"], *(f"{row[key]:.3f}" if key in row else "-" for key in columns))
+    return table
+
+
+def explain(rows: Sequence[dict[str, Any]], control: str | None) -> list[str]:
+    """Say in plain sentences what the numbers are, and what they do not show."""
+    lines = []
+    if any("accuracy" in row for row in rows):
+        lines.append(
+            "Loss (nats) and accuracy: held-out tokens recovered at masked places, the same masks for every row, the "
+            "state at t-1 predicting token t."
+        )
+    if any("mrr@10" in row for row in rows):
+        lines.append("MRR@10 and recall@1: the first sentence of a held-out document is to find the rest of it.")
+    if any("sts" in row for row in rows):
+        lines.append("STS: Spearman's correlation of cosines with people's scores.")
+    if any("triplets" in row for row in rows):
+        lines.append("Triplets: how often a held-out anchor is nearer to its positive than to its negative.")
+    if control:
+        lines.append(
+            f"'{control}' is the same decoder after as many steps of ordinary causal training on the same text: what "
+            "it gains is the text's doing, not that of turning."
+        )
+    last = rows[-1]["name"]
+    for name, (gain, error) in compare_rungs(rows).items():
+        verdict = "better" if gain > 2 * error else "worse" if gain < -2 * error else "no difference that can be told"
+        lines.append(f"MRR@10, '{last}' against '{name}': {gain:+.3f} (standard error {error:.3f}): {verdict}.")
+    return lines
