@@ -94,7 +94,8 @@ def mine_file(config: MineConfig) -> Path:
     if not rows:
         raise UserError(
             f"no anchor of {config.pairs_file} has num_negatives = {config.num_negatives} candidates within the "
-            "limits; lower num_negatives or the margins, widen min_score, max_score or range_max, or add texts by --corpus_file"
+            "limits; lower num_negatives or the margins, widen min_score, max_score or range_max, or add texts by "
+            "--corpus_file"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f"{out.name}.{os.getpid()}.partial")

@@ -114,9 +114,7 @@ def ask_teacher(teacher: SentenceTransformer, sets: Sequence[Rows], run: Run) ->
     place_U = np.empty_like(order_U)
     place_U[order_U] = np.arange(len(order_U))
     ends = np.cumsum([table.size for table in tables])[:-1]
-    places = [
-        part.reshape(table.shape) for part, table in zip(np.split(place_U[inverse], ends), tables, strict=True)
-    ]
+    places = [part.reshape(table.shape) for part, table in zip(np.split(place_U[inverse], ends), tables, strict=True)]
     key = hashlib.sha256(digest.encode() + flat[first_U[order_U]].tobytes()).hexdigest()
     path = default_cache() / "teacher" / f"{key[:32]}.npy"
     with PartialState().main_process_first():
