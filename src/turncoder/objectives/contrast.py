@@ -61,7 +61,8 @@ def build_loss(
     options: dict[str, Any] = {"scale": scale, "gather_across_devices": gather}
     if symmetric:
         options |= {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
-    plain, cached = ByLengthRankingLoss, CachedMultipleNegativesRankingLoss
+    plain: type[Any] = ByLengthRankingLoss
+    cached: type[Any] = CachedMultipleNegativesRankingLoss
     if distillation_weight is not None:
         plain, cached = DistilledRankingLoss, CachedDistilledRankingLoss
         options["weight"] = distillation_weight
