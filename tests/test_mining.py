@@ -67,7 +67,7 @@ def search(pairs: Path, stories: Path, more: list[str], *, n: int, skip: int, ma
     [
         {"num_negatives": 3},
         {"num_negatives": 1, "range_min": 2},
-        {"num_negatives": 2, "absolute_margin": 0.4, "range_max": 500},
+        {"num_negatives": 2, "absolute_margin": 0.1, "range_max": 500},
         {"num_negatives": 2, "query_prompt": QUERY, "document_prompt": DOCUMENT, "corpus_file": "corpus.txt"},
     ],
 )
