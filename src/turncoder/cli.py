@@ -16,6 +16,7 @@ from turncoder import settings
 from turncoder.config import (
     EncodeConfig,
     MergeConfig,
+    MineConfig,
     MntpConfig,
     PrepareConfig,
     SimcseConfig,
@@ -85,7 +86,8 @@ class Quickstart:
 
 def _train(config: MntpConfig | SimcseConfig | SupervisedConfig, words: list[str], console: Console) -> int:
     tokenizer_name = getattr(config, "tokenizer_name", None)
-    _look_for_hub(config.model_name_or_path, tokenizer_name, config.dataset_name, *config.adapters)
+    teacher_name = getattr(config, "teacher_name_or_path", None)
+    _look_for_hub(config.model_name_or_path, tokenizer_name, teacher_name, config.dataset_name, *config.adapters)
     if config.dry_run:
         from turncoder.plan import show
         from turncoder.train.planning import plan_training
@@ -195,6 +197,20 @@ def _encode(config: EncodeConfig, words: list[str], console: Console) -> int:
     return 0
 
 
+def _mine(config: MineConfig, words: list[str], console: Console) -> int:
+    _look_for_hub(config.model_name_or_path, config.pairs_file, config.corpus_file, *config.adapters)
+    if config.dry_run:
+        from turncoder.estimate import plan_mine
+        from turncoder.plan import show
+
+        show(plan_mine(config), console)
+        return 0
+    from turncoder.mining import mine_file
+
+    console.print(f"{mine_file(config)}", highlight=False)
+    return 0
+
+
 def _merge(config: MergeConfig, words: list[str], console: Console) -> int:
     _look_for_hub(config.model_name_or_path, *config.adapters)
     if config.dry_run:
@@ -272,6 +288,7 @@ COMMANDS = {
     "mntp": Command("[CONFIG]", MntpConfig, _train),
     "simcse": Command("[CONFIG]", SimcseConfig, _train),
     "supervised": Command("[CONFIG]", SupervisedConfig, _train),
+    "mine": Command("PAIRS [CONFIG]", MineConfig, _mine, ("pairs_file",)),
     "encode": Command("MODEL INPUT [CONFIG]", EncodeConfig, _encode, ("model_name_or_path", "input_file")),
     "merge": Command("MODEL [CONFIG]", MergeConfig, _merge, ("model_name_or_path",)),
     "report": Command("RUN...", Report, _report),
@@ -340,14 +357,15 @@ def _dispatch(words: list[str], console: Console) -> int:
 def _take_config(command: Command, words: list[str]) -> Path | None:
     """Take the config file from the words.
 
-    Beside words that stand for keys it is a last one in ``.toml``, or in ``.json`` unless that stands in INPUT's place.
+    Beside words that stand for keys it is a last one in ``.toml``, or in ``.json`` unless that stands in the place of
+    INPUT or PAIRS.
     """
     if "[CONFIG]" not in command.takes or not words:
         return None
     if not command.keys:
         return Path(words.pop(0))
     suffix, place = Path(words[-1]).suffix, dict(enumerate(command.keys, 1)).get(len(words))
-    if suffix == ".toml" or (suffix == ".json" and place != "input_file"):
+    if suffix == ".toml" or (suffix == ".json" and place not in ("input_file", "pairs_file")):
         return Path(words.pop())
     return None
 

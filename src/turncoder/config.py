@@ -17,6 +17,7 @@ __all__ = [
     "CorpusKeys",
     "EncodeConfig",
     "MergeConfig",
+    "MineConfig",
     "MntpConfig",
     "OpenKeys",
     "PrepareConfig",
@@ -152,7 +153,7 @@ class SupervisedConfig(ContrastKeys):
     multi_dataset_batch_sampler: Literal["proportional", "round_robin"] = "proportional"
     """How sets take turns: all of each, or in equal parts until the smallest is through. A batch is of one set."""
     teacher_name_or_path: str | None = None
-    """Encoder whose similarities are learnt besides (distillation)."""
+    """Encoder whose similarities within a batch are learnt besides (distillation); it reads with its own prompts."""
     distillation_weight: float = 1.0
     """Weight of the teacher's part of the loss."""
 
@@ -330,6 +331,77 @@ class MergeConfig(OpenKeys):
                 "merge needs MODEL: a folder or a hub id, with --adapters to put on it, or model_name_or_path in a "
                 "config file"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MineConfig(OpenKeys):
+    """Hard negatives for a file of pairs: what an encoder takes for near an anchor and is not its positive.
+
+    The options of sentence-transformers' mine_hard_negatives have its names.
+    """
+
+    pairs_file: str | None = None
+    """PAIRS: a file of anchors and positives, or a hub id; negatives that it has become candidates."""
+    dataset_config_name: str | None = None
+    """Configuration of the hub data set."""
+    columns: tuple[str, ...] = ()
+    """Columns that hold anchor, positive and negatives, in this order; default: by their names."""
+    corpus_file: str | None = None
+    """Further candidates: a file of texts, a folder of those, a saved data set, or a hub id."""
+    output_dir: str | None = None
+    """Where to (--output): OUT.jsonl or OUT.parquet."""
+    query_prompt: str | None = None
+    """Stands before each anchor; default: the encoder's prompt "query"."""
+    document_prompt: str | None = None
+    """Stands before each candidate; default: the encoder's prompt "document"."""
+    num_negatives: int = 3
+    """Negatives of a row; a row that does not get all of them is left out."""
+    range_min: int = 0
+    """Pass over so many of the nearest candidates."""
+    range_max: int | None = None
+    """Choose among so many of the nearest candidates; default: sentence-transformers' choice."""
+    max_score: float | None = None
+    """Pass over candidates that are nearer than this."""
+    min_score: float | None = None
+    """Pass over candidates that are further than this."""
+    absolute_margin: float | None = None
+    """A negative is further than the positive by this."""
+    relative_margin: float | None = None
+    """A negative is further than the positive by this share of the positive's score."""
+    sampling_strategy: Literal["top", "random"] = "top"
+    """The nearest ones, or drawn from among them."""
+    use_faiss: bool = False
+    """Search with faiss, which must be installed."""
+    batch_tokens: int | None = None
+    """Tokens of a batch, padding included; default: found from the free memory."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one."""
+    seed: int = 42
+    """Of what is drawn (sampling_strategy = random)."""
+    overwrite: bool = False
+    """Replace what --output names."""
+    dry_run: bool = False
+    """Show the plan; write nothing."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without opening anything; raises UserError."""
+        settings.set_types(self)
+        if not self.pairs_file or not self.model_name_or_path:
+            raise UserError("mine needs PAIRS and a model: mine PAIRS --model_name_or_path MODEL --output OUT.jsonl")
+        if not self.output_dir or Path(self.output_dir).suffix not in (".jsonl", ".parquet"):
+            raise UserError(f"--output {self.output_dir or 'is missing'}: give OUT.jsonl or OUT.parquet")
+        if len(self.columns) == 1:
+            raise UserError(f"columns = {list(self.columns)} must name at least two: anchor and positive")
+        check_ranges(self, "num_negatives", "max_seq_length", "batch_tokens", least=1)
+        check_ranges(self, "range_min", "seed", "absolute_margin", "relative_margin", least=0)
+        check_ranges(self, "relative_margin", below=1)
+        if self.range_max is not None and self.range_max < self.range_min + self.num_negatives:
+            raise UserError(
+                f"range_max = {self.range_max} must be at least {self.range_min + self.num_negatives}, range_min and "
+                "num_negatives together"
+            )
+        if self.min_score is not None and self.max_score is not None and self.min_score >= self.max_score:
+            raise UserError(f"min_score = {self.min_score:g} must be below max_score = {self.max_score:g}")
 
 
 def load_config(cls: type[Config], path: str | Path | None = None, flags: list[str] | None = None) -> Config:

@@ -1,4 +1,4 @@
-"""What encoding or merging would cost, before it is done: parameters, memory, tokens, time, disk, files, samples.
+"""What encoding, mining or merging would cost, before it is done: parameters, memory, tokens, time, disk, files.
 
 The model and the texts are opened as the work itself would open them; nothing is written.
 """
@@ -6,20 +6,23 @@ The model and the texts are opened as the work itself would open them; nothing i
 import time
 from typing import Any
 
-from turncoder.config import EncodeConfig, MergeConfig, to_toml
+from turncoder.config import EncodeConfig, MergeConfig, MineConfig, to_toml
 from turncoder.encode import count_token_bytes
+from turncoder.encoder import open_encoder
 from turncoder.merging import check_output, name_settings, open_merged
+from turncoder.mining import look_at_mine, open_sides
 from turncoder.plan import Plan
 from turncoder.preview import SAMPLES
 from turncoder.samples import show_text
 from turncoder.vectors import METRICS, describe_job, look_at_job, name_shards
 from turncoder.workers import count_gpus, digest_encoder, open_batches
 
-__all__ = ["plan_encode", "plan_merge"]
+__all__ = ["plan_encode", "plan_merge", "plan_mine"]
 
 MERGED_FILES = ("model.safetensors", "config.json", "tokenizer files", "README.md", "modules.json",
                 "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json",
                 "turncoder.json")  # fmt: skip
+TIMED = 256  # texts
 
 
 def plan_encode(config: EncodeConfig) -> Plan:
@@ -63,6 +66,33 @@ def plan_encode(config: EncodeConfig) -> Plan:
         if kept:
             there = sum(name.exists() for name in names)
             plan.assumptions.append(f"the job is taken up: {there} of {len(names)} shards are there, and counted too")
+    return plan
+
+
+def plan_mine(config: MineConfig) -> Plan:
+    """Plan the mining of hard negatives.
+
+    Raises
+    ------
+    UserError
+        Whatever `turncoder.mining.mine_file` would refuse before it begins.
+    """
+    plan = Plan(to_toml(config), legend="anchors and candidates as the model would see them: [what is pooled]")
+    out, candidates = look_at_mine(config)
+    encoder = open_encoder(config, device=config.device)
+    sides = open_sides(encoder, config.query_prompt, config.document_prompt, config.batch_tokens)
+    anchors = list(candidates.own())
+    plan.steps = {"pairs": len(candidates.pairs), "anchors": len(anchors), "candidates": len(candidates.corpus)}
+    _add_model(plan, encoder)
+    plan.memory["vectors"] = 4 * (len(anchors) + len(candidates.corpus)) * sides[0].width
+    plan.seconds = 0.0
+    for batches, texts in zip(sides, (anchors, candidates.corpus), strict=True):
+        sample = texts[:TIMED]
+        plan.samples += [show_text(batches, text) for text in sample[:SAMPLES]]
+        batches.encode(sample[:1])  # what comes first takes longer
+        plan.seconds += batches.encode(sample)[1].seconds / len(sample) * len(texts)
+    plan.assumptions.append(f"time: of the encoding alone, from up to {TIMED} texts of each side, encoded now")
+    plan.files = [str(out)]
     return plan
 
 

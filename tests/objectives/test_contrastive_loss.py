@@ -126,3 +126,33 @@ def test_prompts_stay_out_of_every_pass(encoder: SentenceTransformer) -> None:
     assert "prompt_length" in features
     alone = torch.cat([encoder(encoder.preprocess([text], prompt=prompt))["sentence_embedding"] for text in TEXTS])
     torch.testing.assert_close(embed_by_length(encoder, features, 30), alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("ways", [{"batch_tokens": 10**6}, {"batch_tokens": 40}, {"batch_tokens": 1}, {"cached": 24}])
+def test_matryoshka_is_the_mean_over_dimensions(encoder: SentenceTransformer, ways: dict[str, int]) -> None:
+    columns = features_of(encoder)
+    vectors = [torch.cat([encoder(dict(one))["sentence_embedding"] for one in rows(column)]) for column in columns]
+    losses = []
+    for width in (24, 8, 3):
+        anchors, positives = (torch.nn.functional.normalize(one[:, :width], dim=-1) for one in vectors)
+        losses.append(torch.nn.functional.cross_entropy(SCALE * anchors @ positives.T, torch.arange(len(TEXTS))))
+    expected = sum(losses) / 3
+    wanted = gradients(encoder, expected)
+    loss = build_loss(
+        encoder,
+        scale=SCALE,
+        batch_tokens=ways.get("batch_tokens", 64),
+        mini_batch_num_tokens=ways.get("cached"),
+        matryoshka_dims=(8, 3),
+    )
+    value = loss([dict(column) for column in columns], None)
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    assert_same(gradients(encoder, value), wanted)
+
+
+def rows(column: dict[str, Any]) -> list[dict[str, Tensor]]:
+    """Take each row alone, without padding."""
+    return [
+        {"input_ids": ids[mask.bool()][None], "attention_mask": mask[mask.bool()][None]}
+        for ids, mask in zip(column["input_ids"], column["attention_mask"], strict=True)
+    ]

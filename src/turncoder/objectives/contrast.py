@@ -33,6 +33,7 @@ def build_loss(
     batch_tokens: int,
     mini_batch_num_tokens: int | None = None,
     matryoshka_dims: tuple[int, ...] = (),
+    distillation_weight: float | None = None,
 ) -> nn.Module:
     """Build the loss of an encoder.
 
@@ -52,15 +53,24 @@ def build_loss(
         Cache gradients (Gao et al. 2021, arXiv 2101.06983) over so many tokens: activations of no more exist at once.
     matryoshka_dims
         Average with the losses of the first so many dimensions (Kusupati et al. 2022, arXiv 2205.13147).
+    distillation_weight
+        Of the divergence from a teacher, whose vectors are the labels (`turncoder.objectives.distillation`).
     """
+    from turncoder.objectives.distillation import CachedDistilledRankingLoss, DistilledRankingLoss
+
     options: dict[str, Any] = {"scale": scale, "gather_across_devices": gather}
     if symmetric:
         options |= {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
+    plain: type[Any] = ByLengthRankingLoss
+    cached: type[Any] = CachedMultipleNegativesRankingLoss
+    if distillation_weight is not None:
+        plain, cached = DistilledRankingLoss, CachedDistilledRankingLoss
+        options["weight"] = distillation_weight
     loss: nn.Module
     if mini_batch_num_tokens is not None:
-        loss = CachedMultipleNegativesRankingLoss(encoder, mini_batch_num_tokens=mini_batch_num_tokens, **options)
+        loss = cached(encoder, mini_batch_num_tokens=mini_batch_num_tokens, **options)
     else:
-        loss = ByLengthRankingLoss(encoder, batch_tokens=batch_tokens, **options)
+        loss = plain(encoder, batch_tokens=batch_tokens, **options)
     if matryoshka_dims:
         width = encoder.get_embedding_dimension()
         assert width is not None

@@ -35,6 +35,7 @@ from turncoder.train.recording import RunCallback, is_metric
 from turncoder.train.rows import open_rows
 from turncoder.train.running import Run, training_arguments
 from turncoder.train.stage import check_data, choose_trainables, count_steps, fit, perform, save_result, tell_parents
+from turncoder.train.teacher import Lessons, ask_teacher, open_teacher
 from turncoder.train.trainer import StopAfter
 
 __all__ = ["train"]
@@ -84,6 +85,7 @@ def _train(config: Config, run: Run) -> None:
     if config.max_seq_length is not None:
         encoder.max_seq_length = limit_length(backbone, config.max_seq_length)
     _refuse_early(config, encoder, run)
+    teacher = open_teacher(config)
     with PartialState().main_process_first():
         pairs = open_rows(config, encoder)
     sets, held_out = [rows for rows, _ in pairs], [rows for _, rows in pairs]
@@ -95,13 +97,15 @@ def _train(config: Config, run: Run) -> None:
         parents=tell_parents(config.model_name_or_path),
         attention=inspect_attention(backbone).to_dict(),
     )
+    lessons = ask_teacher(teacher, sets, run) if teacher is not None else None
+    del teacher  # its memory is free for training
     set_seed(config.seed)  # again: the adapter must not depend on what was drawn, or cached, before
     trained = choose_trainables(config, backbone)
     _see_views(config, encoder)
     trainable, total = count_parameters(encoder)
     run.update(parameters={"trainable": trainable, "total": total})
     logger.info("trainable parameters: %s of %s (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
-    trainer = _build_trainer(config, run, encoder, trained, sets, held_out, sts)
+    trainer = _build_trainer(config, run, encoder, trained, sets, held_out, sts, lessons)
     score_first = config.evaluate_step_zero and config.do_eval and trainer.evaluator is not None
     if score_first and not any(row["step"] == 0 for row in run.logged()):
         trainer.evaluate()
@@ -196,6 +200,7 @@ def _build_trainer(
     sets: list[Rows],
     held_out: list[Rows],
     sts: Sts | None,
+    lessons: Lessons | None,
 ) -> ContrastTrainer:
     """Lay out the steps and build the trainer."""
     processes = PartialState().num_processes
@@ -212,9 +217,9 @@ def _build_trainer(
         texts=None if isinstance(config, SimcseConfig) or config.as_llm2vec else [hash_rows(rows) for rows in sets],
     )
     _tell_small_sets(sets, batches, per_step)
-    collate = Collator(encoder, sets)
-    first = collate([SetRows(sets)[row] for row in next(iter(batches))])
+    first = Collator(encoder, sets)([SetRows(sets)[row] for row in next(iter(batches))])
     mini_batch_num_tokens = config.mini_batch_num_tokens or _choose_cache(encoder, run, first)
+    collate = Collator(encoder, sets, lessons)
     scale = config.loss_scale or (1 / config.temperature if config.temperature else LOSS_SCALE)
     loss: dict[str, Any] = {"scale": scale, "symmetric": config.symmetric}
     loss["batch_tokens"] = BATCH_TOKENS.get(encoder.device.type, DEVICE_TOKENS)
@@ -242,6 +247,7 @@ def _build_trainer(
             gather=processes > 1,
             mini_batch_num_tokens=mini_batch_num_tokens,
             matryoshka_dims=config.matryoshka_dims,
+            distillation_weight=getattr(config, "distillation_weight", None) if lessons is not None else None,
         ),
         evaluator=HeldOut(held_out, sts, judge, config.per_device_eval_batch_size)
         if measures and config.do_eval

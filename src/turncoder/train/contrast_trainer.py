@@ -28,6 +28,7 @@ from turncoder.evaluate.retrieval import rank_vectors, score_ranks
 from turncoder.evaluate.sentences import Sts, measure_alignment, measure_uniformity, score_sts
 from turncoder.objectives.contrast import ByLengthRankingLoss, embed_by_length
 from turncoder.train.recording import RunCallback
+from turncoder.train.teacher import Lessons
 
 __all__ = ["Collator", "ContrastTrainer", "HeldOut", "SetRows", "split_columns"]
 
@@ -50,9 +51,10 @@ class SetRows(Dataset[dict[str, Any]]):
         return int(self.starts[-1])
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        """Give the texts of a row, and ``set``."""
+        """Give the texts of a row, ``set`` and ``row``."""
         number = int(np.searchsorted(self.starts, item, side="right")) - 1
-        return {**self.sets[number].data[int(item - self.starts[number])], "set": number}
+        row = int(item - self.starts[number])
+        return {**self.sets[number].data[row], "set": number, "row": row}
 
 
 class Collator:
@@ -66,12 +68,15 @@ class Collator:
         Its tokenizer and prompts are used.
     sets
         For their prompts.
+    lessons
+        What a teacher makes of the rows, to be their label; None without a teacher.
     """
 
     valid_label_columns: tuple[str, ...] = ()
 
-    def __init__(self, encoder: SentenceTransformer, sets: Sequence[Rows]) -> None:
+    def __init__(self, encoder: SentenceTransformer, sets: Sequence[Rows], lessons: Lessons | None = None) -> None:
         self.encoder = encoder
+        self.lessons = lessons
         self.prompts = [rows.prompts for rows in sets]
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -80,17 +85,20 @@ class Collator:
         columns = {
             name: self.encoder.preprocess([row[name] for row in rows], prompt=prompts.get(name))
             for name in rows[0]
-            if name != "set"
+            if name not in ("set", "row")
         }
         length_B = torch.stack([features["attention_mask"].sum(1) for features in columns.values()]).sum(0)
         order_B = length_B.argsort(descending=True, stable=True)
         if "text" in columns:  # two views of the same
             columns = {"anchor": columns["text"], "positive": columns["text"]}
-        return {
+        batch = {
             f"{column}_{name}": value[order_B] if isinstance(value, torch.Tensor) and len(value) == len(rows) else value
             for column, features in columns.items()
             for name, value in features.items()
         }
+        if self.lessons is not None:
+            batch["label"] = self.lessons(rows[0]["set"], [row["row"] for row in rows])[order_B].unsqueeze(-1)
+        return batch
 
 
 class ContrastTrainer(SentenceTransformerTrainer):
