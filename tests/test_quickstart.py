@@ -116,6 +116,8 @@ TINY = Sizes(
     block_size=64,
     batch_size=4,
     steps=4,
+    simcse_steps=2,
+    simcse_batch_size=8,
     eval_blocks=8,
     pairs=40,
 )
@@ -135,17 +137,19 @@ def test_the_whole_path_reuses_what_is_done_and_repeats_its_numbers(library_text
     folder = run(text=library_text, output=tmp_path / "a", sizes=TINY)
     shown = capsys.readouterr().out
     assert shown.splitlines()[-1] == f"SentenceTransformer({str(folder)!r})"
-    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    results = json.loads((tmp_path / "a/turn/results.json").read_text())
     rows = {row["name"]: row for row in results["rows"]}
-    assert len(rows) == 6 and all(0 <= row["mrr@10"] <= 1 for row in rows.values())
-    assert rows["causal"]["loss"] > 0 and rows["bidirectional, MNTP"]["loss"] < rows["bidirectional"]["loss"]
-    assert "| bidirectional, MNTP |" in (tmp_path / "a" / "report.md").read_text()
+    assert len(rows) == 7 and all(0 <= row["mrr@10"] <= 1 for row in rows.values())
+    assert rows["causal"]["loss"] > 0 and rows["+ MNTP"]["loss"] < rows["bidirectional"]["loss"]
+    assert "| + SimCSE |" in (tmp_path / "a/turn/report.md").read_text()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*.safetensors")}
     assert run(text=library_text, output=tmp_path / "a", sizes=TINY) == folder
+    assert "+ SimCSE" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*.safetensors")}
     run(model=str(tmp_path / "a" / "decoder"), text=library_text, output=tmp_path / "b", sizes=TINY)
-    again = json.loads((tmp_path / "b" / "results.json").read_text())
-    assert again["rows"] == results["rows"] and again["neighbours"] == results["neighbours"]
+    again = json.loads((tmp_path / "b/turn/results.json").read_text())
+    for row, other in zip(results["rows"], again["rows"], strict=True):
+        assert {**row, "model": None} == {**other, "model": None}
 
 
 def test_too_little_text_is_said(tmp_path: Path):

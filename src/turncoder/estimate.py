@@ -88,7 +88,7 @@ def plan_mine(config: MineConfig) -> Plan:
     plan.seconds = 0.0
     for batches, texts in zip(sides, (anchors, candidates.corpus), strict=True):
         sample = texts[:TIMED]
-        plan.samples += [show_text(batches, text) for text in sample[:SAMPLES]]
+        plan.samples += [show_text(batches.encoder, text, batches.prompt) for text in sample[:SAMPLES]]
         batches.encode(sample[:1])  # what comes first takes longer
         plan.seconds += batches.encode(sample)[1].seconds / len(sample) * len(texts)
     plan.assumptions.append(f"time: of the encoding alone, from up to {TIMED} texts of each side, encoded now")

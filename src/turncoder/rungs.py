@@ -191,7 +191,7 @@ def build_table(rows: Sequence[dict[str, Any]], title: str) -> "Table":
 
     columns = {key: told for key, told in COLUMNS.items() if any(key in row for row in rows)}
     table = Table(title=title)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for told in columns.values():
         table.add_column(told, justify="right")
     for row in rows:

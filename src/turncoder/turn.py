@@ -19,7 +19,7 @@ from rich.console import Console
 from turncoder import settings
 from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig, TurnConfig, to_toml
 from turncoder.data.corpus import Corpus, open_corpus
-from turncoder.data.pairs import Rows, open_texts
+from turncoder.data.pairs import open_texts
 from turncoder.data.store import is_held_out
 from turncoder.data.tokenizer import load_tokenizer
 from turncoder.errors import UserError
@@ -73,7 +73,9 @@ def turn(config: TurnConfig) -> Path:
     ConversionError
         The architecture does not become fully bidirectional.
     """
-    return perform(config, "turn", _turn)
+    folder = perform(config, "turn", _turn)
+    _show(folder)
+    return folder
 
 
 def plan_turn(config: TurnConfig, console: Console) -> None:
@@ -93,7 +95,10 @@ def _turn(config: TurnConfig, run: Run) -> None:
         logger.info("      %s", reason)
     run.update(sizes={name: value for name, value in asdict(sizes).items() if name != "reasons"})
     stages = _configure(config, sizes)
-    pairs = [rows for _, rows in _open_pairs(stages["supervised"])] if config.pairs else []
+    pairs = []
+    if config.pairs:
+        tokenizer = load_tokenizer(config.model_name_or_path, **_where(config))
+        pairs = [rows for _, rows in open_rows(stages["supervised"], tokenizer, stages["supervised"].max_seq_length)]
     trial = open_trial(held_out, read_sts(config.sts) if config.sts else None, pairs, config.eval_documents)
     told = {
         "control": "the control: causal training on the same tokens",
@@ -132,11 +137,7 @@ def _derive(config: TurnConfig) -> tuple[Sizes, list[str]]:
     """Open everything that is given, so that what is wrong is said now, and derive the sizes."""
     if config.sts:
         read_sts(config.sts)
-    where: dict[str, Any] = {
-        "revision": config.model_revision,
-        "cache_dir": config.cache_dir,
-        "trust_remote_code": config.trust_remote_code,
-    }
+    where = _where(config)
     corpus = _open_text(config, config.text)
     backbone = load_backbone(resolve_model(config.model_name_or_path), **where)
     report = make_bidirectional(backbone)
@@ -154,6 +155,14 @@ def _derive(config: TurnConfig) -> tuple[Sizes, list[str]]:
         length = min(length, 512 if tokens >= 5e6 else 256 if tokens >= 1e6 else 128)
     sentences, _ = open_texts(corpus, split=True, share=0.0 if config.validation_text else HELD_OUT)
     return derive_sizes(config, sizes, parameters, tokens, length, len(sentences)), held_out
+
+
+def _where(config: TurnConfig) -> dict[str, Any]:
+    return {
+        "revision": config.model_revision,
+        "cache_dir": config.cache_dir,
+        "trust_remote_code": config.trust_remote_code,
+    }
 
 
 def derive_sizes(config: TurnConfig, sizes: Sizes, parameters: int, tokens: int, length: int, sentences: int) -> Sizes:
@@ -278,24 +287,13 @@ def _take_held_out(config: TurnConfig, corpus: Corpus) -> Iterator[str]:
             return
 
 
-def _open_pairs(config: SupervisedConfig) -> list[tuple[Rows, Rows]]:
-    from turncoder.encoder import load_encoder
-
-    return open_rows(config, load_encoder(config.model_name_or_path, llm2vec=False, bidirectional=False, device="cpu"))
-
-
 def _score(
     config: TurnConfig, sizes: Sizes, stages: dict[str, Any], trial: Trial, folder: Path
 ) -> list[dict[str, Any]]:
     """Score the rungs that have not been scored yet."""
     mntp, control = folder / "mntp", folder / "control"
     options: dict[str, Any] = {"max_seq_length": sizes.mntp["max_seq_length"]}
-    opened = {
-        **options,
-        "revision": config.model_revision,
-        "cache_dir": config.cache_dir,
-        "trust_remote_code": config.trust_remote_code,
-    }
+    opened = {**options, **_where(config)}
     base = config.model_name_or_path
     rungs = [
         Rung("causal", base, {**opened, "bidirectional": False}, read_masked(mntp, "causal")),
@@ -331,15 +329,21 @@ def _drop(row: dict[str, Any]) -> dict[str, Any]:
 def _report(
     config: TurnConfig, rows: list[dict[str, Any]], trial: Trial, folder: Path, seconds: dict[str, float]
 ) -> None:
-    """Print the table and what it means, and write both to ``report.md`` and ``results.json``."""
-    console = Console()
+    """Write the table and what it means to ``report.md`` and ``results.json``."""
     title = f"What each step gave ({len(trial.documents.queries):,} documents)"
-    table, lines = build_table(rows, title), explain(rows, CONTROL)
-    console.print(table)
-    for line in lines:
-        console.print(line, highlight=False, markup=False)
-    write_atomically(folder / "results.json", json.dumps({"rows": rows, "seconds": seconds}, indent=1) + "\n")
+    lines = explain(rows, CONTROL)
+    results = {"title": title, "rows": rows, "lines": lines, "seconds": seconds}
     write_atomically(folder / "report.md", _write_page(config, rows, title, lines, trial))
+    write_atomically(folder / "results.json", json.dumps(results, indent=1) + "\n")
+
+
+def _show(folder: Path) -> None:
+    """Print the table and what it means."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf8"))
+    console = Console()
+    console.print(build_table(results["rows"], results["title"]))
+    for line in results["lines"]:
+        console.print(line, highlight=False, markup=False)
     console.print(f"\nReport     {folder / 'report.md'}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"SentenceTransformer({str(folder / 'model')!r})", highlight=False, markup=False, soft_wrap=True)
 

@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 def open_all(encoder: SentenceTransformer, file: Path, **keys: Any) -> dict[str, Rows]:
     keys = {"validation_split_percentage": 1e-9, **keys}
     config = SupervisedConfig(model_name_or_path="m", train_file=str(file), **keys)
-    return {rows.name: rows for rows, _ in open_rows(config, encoder)}
+    return {rows.name: rows for rows, _ in open_rows(config, encoder.tokenizer, encoder.max_seq_length)}
 
 
 def test_the_e5_instructions_are_those_of_the_reference(shared: Path):
@@ -149,7 +149,11 @@ def test_prompts_that_do_not_keep_apart_or_are_too_long(
     with pytest.raises(UserError, match="does not stay apart"):
         texts = tmp_path / "texts.txt"
         texts.write_text("e cat\ne dog\n")
-        open_rows(SimcseConfig(model_name_or_path="m", train_file=str(texts), prompt="Once upon a tim"), encoder)
+        open_rows(
+            SimcseConfig(model_name_or_path="m", train_file=str(texts), prompt="Once upon a tim"),
+            encoder.tokenizer,
+            encoder.max_seq_length,
+        )
 
 
 def test_held_out_rows_are_a_share_or_a_file(encoder: SentenceTransformer, tmp_path: Path):
@@ -157,7 +161,7 @@ def test_held_out_rows_are_a_share_or_a_file(encoder: SentenceTransformer, tmp_p
     keys: dict[str, Any] = {"model_name_or_path": "m", "train_file": str(train), "query_prompt": "Q:\n"}
 
     def count(**more: Any) -> tuple[int, int]:
-        ((rows, others),) = open_rows(SupervisedConfig(**keys, **more), encoder)
+        ((rows, others),) = open_rows(SupervisedConfig(**keys, **more), encoder.tokenizer, encoder.max_seq_length)
         assert rows.prompts == others.prompts == {"anchor": "Q:\n"}
         return len(rows), len(others)
 
@@ -170,7 +174,9 @@ def test_held_out_rows_are_a_share_or_a_file(encoder: SentenceTransformer, tmp_p
     texts.write_text("\n".join(f"text {row}. And {row} more." for row in range(400)))
     keys = {"model_name_or_path": "m", "train_file": str(texts)}
     for split, total in ((False, 400), (True, 800)):
-        ((rows, others),) = open_rows(SimcseConfig(**keys, prompt="P:\n", split_sentences=split), encoder)
+        ((rows, others),) = open_rows(
+            SimcseConfig(**keys, prompt="P:\n", split_sentences=split), encoder.tokenizer, encoder.max_seq_length
+        )
         assert len(rows) + len(others) == total and rows.prompts == others.prompts == {"text": "P:\n"}
         ((rows, others),) = open_rows(
             SimcseConfig(**keys, split_sentences=split, validation_file=str(texts), max_train_samples=5), encoder

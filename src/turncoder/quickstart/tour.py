@@ -1,12 +1,11 @@
-"""From nothing to a sentence encoder in minutes: gather text, train a decoder, turn it, and compare every stage.
+"""From nothing to a sentence encoder in minutes: gather text, train a decoder, and turn it.
 
-Each part keeps its own folder or file under the output folder and is not repeated when that is there.
+Each part keeps its own folder under the output folder and is not repeated when that is there.
 """
 
 import json
 import logging
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from turncoder.errors import UserError
 from turncoder.quickstart.prose import Prose, gather_prose, is_held_out, source_roots
 
 if TYPE_CHECKING:
+    from turncoder.config import TurnConfig
     from turncoder.data.corpus import Corpus
 
 __all__ = ["Sizes", "run"]
@@ -36,10 +36,12 @@ class Sizes:
         Of every training, in tokens and rows.
     steps, learning_rate, mlm_probability, train_mode, lora_r
         Of MNTP, and of the control but for the masks.
+    simcse_steps, simcse_batch_size, simcse_learning_rate
+        Of SimCSE.
     eval_blocks
         Held-out rows that loss and accuracy are measured on.
     pairs
-        Pairs that retrieval is measured on, at most.
+        Documents that retrieval is measured on, at most.
     """
 
     words: int = 800_000
@@ -55,12 +57,15 @@ class Sizes:
     mlm_probability: float = 0.2
     train_mode: str = "lora"
     lora_r: int = 16
+    simcse_steps: int = 150
+    simcse_batch_size: int = 64
+    simcse_learning_rate: float = 3e-3
     eval_blocks: int = 128
     pairs: int = 1000
 
 
 # A model that somebody trained in earnest bears a tenth of the small one's learning rate, and takes longer a step.
-GIVEN_MODEL = Sizes(words=200_000, steps=200, learning_rate=5e-4)
+GIVEN_MODEL = Sizes(words=200_000, steps=200, learning_rate=5e-4, simcse_steps=60, simcse_learning_rate=3e-4)
 
 
 def run(
@@ -98,32 +103,37 @@ def run(
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from turncoder.quickstart.scores import show
+    from turncoder.turn import turn
 
     sizes, output = sizes or (GIVEN_MODEL if model else Sizes()), Path(output)
     _check_input(model, text)
     _open(output, {"model": model, "text": str(text) if text else None, "seed": seed, "sizes": asdict(sizes)})
     disable_progress_bar()  # of loading weights; training keeps its own
-    seconds: dict[str, float] = {}
+    logger.info("text from %s", text or "the docstrings of this Python")
+    prose = _gather(text, output, sizes)
+    logger.info("the decoder: %s", model or "a small Llama, trained from scratch")
+    base = model or _train_decoder(prose, output, sizes, seed)
+    folder = turn(_configure(base, output, sizes, seed))
+    _tell_more(base, text, output)
+    return folder / "model"
 
-    def do(name: str, told: str, part: Callable[[], Any]) -> Any:
-        logger.info("[%d/5] %s", len(seconds) + 1, told)
-        started = time.perf_counter()
-        result = part()
-        seconds[name] = round(time.perf_counter() - started, 1)
-        logger.info("      done in %.0f s", seconds[name])
-        return result
 
-    prose = do("text", f"text from {text or 'the docstrings of this Python'}", lambda: _gather(text, output, sizes))
-    told = f"the decoder: {model}" if model else "a small Llama, trained from scratch"
-    base = do("decoder", told, lambda: model or _train_decoder(prose, output, sizes, seed))
-    told = f"{sizes.steps} steps of masked next token prediction (MNTP) with bidirectional attention"
-    turned = do("mntp", told, lambda: _train(base, output / "mntp", output, sizes, seed, turn=True))
-    told = f"the control: {sizes.steps} steps of causal training on the same text"
-    control = do("control", told, lambda: _train(base, output / "control", output, sizes, seed, turn=False))
-    results = do("scores", "scores", lambda: _compare(base, turned, control, prose, output, sizes, seconds))
-    show(results, base=base, text=text, output=output, folder=turned / "model")
-    return turned / "model"
+def _tell_more(base: str, text: str | Path | None, output: Path) -> None:
+    from rich.console import Console
+
+    own = "" if text else "  turncoder turn MODEL --text FILE --output FOLDER   # the same for your own\n"
+    Console().print(
+        f"\nWith your own model (a folder or hub id) and text:\n{own}"
+        "  turncoder check MODEL\n"
+        "  turncoder report RUN\n\n"
+        f"Decoder    {base}\n"
+        f"Text       {output / 'text'}\n"
+        f"Runs       {output / 'turn'}\n"
+        f"SentenceTransformer({str(output / 'turn' / 'model')!r})",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _check_input(model: str | None, text: str | Path | None) -> None:
@@ -220,47 +230,35 @@ def _train_decoder(prose: Prose, output: Path, sizes: Sizes, seed: int) -> str:
     return str(folder)
 
 
-def _train(base: str, folder: Path, output: Path, sizes: Sizes, seed: int, *, turn: bool) -> Path:
-    """Train ``base`` as ``turncoder mntp`` does; without ``turn`` causally, on clean text, as the control."""
-    from turncoder.config import MntpConfig
-    from turncoder.train.mntp import train
+def _configure(base: str, output: Path, sizes: Sizes, seed: int) -> "TurnConfig":
+    from turncoder.config import TurnConfig
 
-    return train(
-        MntpConfig(
-            model_name_or_path=base,
-            train_file=str(output / "text" / "train.jsonl"),
-            validation_file=str(output / "text" / "held_out.jsonl"),
-            output_dir=str(folder),
-            bidirectional=turn,
-            data_collator_type="default" if turn else "unmasked",
-            evaluate_step_zero=turn,
-            max_seq_length=sizes.block_size,
-            mlm_probability=sizes.mlm_probability,
-            train_mode="lora" if sizes.train_mode == "lora" else "full",
-            lora_r=sizes.lora_r,
-            max_steps=sizes.steps,
-            per_device_train_batch_size=sizes.batch_size,
-            per_device_eval_batch_size=sizes.batch_size,
-            learning_rate=sizes.learning_rate,
-            warmup_steps=max(1, sizes.steps // 15),
-            max_eval_samples=sizes.eval_blocks,
-            save_strategy="no",
-            logging_steps=max(1, sizes.steps // 5),
-            seed=seed,
-        )
+    return TurnConfig(
+        model_name_or_path=base,
+        text=str(output / "text" / "train.jsonl"),
+        validation_text=str(output / "text" / "held_out.jsonl"),
+        output_dir=str(output / "turn"),
+        max_seq_length=sizes.block_size,
+        steps_mntp=sizes.steps,
+        steps_simcse=sizes.simcse_steps,
+        eval_documents=sizes.pairs,
+        seed=seed,
+        mntp={
+            "mlm_probability": sizes.mlm_probability,
+            "train_mode": sizes.train_mode,
+            "lora_r": sizes.lora_r,
+            "per_device_train_batch_size": sizes.batch_size,
+            "per_device_eval_batch_size": sizes.batch_size,
+            "learning_rate": sizes.learning_rate,
+            "max_eval_samples": sizes.eval_blocks,
+        },
+        simcse={
+            "train_mode": sizes.train_mode,
+            "lora_r": sizes.lora_r,
+            "per_device_train_batch_size": sizes.simcse_batch_size,
+            "learning_rate": sizes.simcse_learning_rate,
+        },
     )
-
-
-def _compare(
-    base: str, turned: Path, control: Path, prose: Prose, output: Path, sizes: Sizes, seconds: dict[str, float]
-) -> dict[str, Any]:
-    from turncoder.quickstart.scores import compare
-
-    path = output / "results.json"
-    if not path.exists():
-        results = compare(base, turned, control, prose.held_out, sizes)
-        _write(path, json.dumps({**results, "seconds": seconds}, indent=1) + "\n")
-    return json.loads(path.read_text(encoding="utf8"))
 
 
 def _write(path: Path, text: str) -> None:

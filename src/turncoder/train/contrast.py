@@ -87,7 +87,7 @@ def _train(config: Config, run: Run) -> None:
     _refuse_early(config, encoder, run)
     teacher = open_teacher(config)
     with PartialState().main_process_first():
-        pairs = open_rows(config, encoder)
+        pairs = open_rows(config, encoder.tokenizer, encoder.max_seq_length)
     sets, held_out = [rows for rows, _ in pairs], [rows for _, rows in pairs]
     fingerprint = " ".join(rows.fingerprint for rows in sets)
     check_data(run, fingerprint)

@@ -95,7 +95,7 @@ def glance_at_rows(config: Config, encoder: SentenceTransformer) -> Glance:
     with tempfile.TemporaryDirectory() as folder, _cache_in(Path(folder) / "cache"), quiet():
         copy = _copy_texts(config, folder) if isinstance(config, SimcseConfig) else _copy_pairs(config, folder)
         try:
-            sets = [rows for rows, _ in open_rows(copy.config, encoder)]
+            sets = [rows for rows, _ in open_rows(copy.config, encoder.tokenizer, encoder.max_seq_length)]
         except UserError as error:
             raise UserError(_name_places(str(error), copy)) from None
         samples = _show_rows(sets, encoder)

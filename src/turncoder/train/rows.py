@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedTokenizerBase
 
 from turncoder.config import SimcseConfig, SupervisedConfig
 from turncoder.data.corpus import open_corpora
@@ -22,7 +22,9 @@ __all__ = ["open_rows"]
 CHECKED_TEXTS = 64  # that a prompt is tried on
 
 
-def open_rows(config: SimcseConfig | SupervisedConfig, encoder: SentenceTransformer) -> list[tuple[Rows, Rows]]:
+def open_rows(
+    config: SimcseConfig | SupervisedConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> list[tuple[Rows, Rows]]:
     """Open the sets with their prompts: rows to train on and held-out ones.
 
     Raises
@@ -63,9 +65,7 @@ def open_rows(config: SimcseConfig | SupervisedConfig, encoder: SentenceTransfor
     ]
     for rows, _ in chosen:
         for column, prompt in rows.prompts.items():
-            check_prompt(
-                encoder.tokenizer, prompt, rows.data[column][:CHECKED_TEXTS], encoder.max_seq_length or 1 << 30
-            )
+            check_prompt(tokenizer, prompt, rows.data[column][:CHECKED_TEXTS], limit or 1 << 30)
     return chosen
 
 
