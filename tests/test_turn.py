@@ -1,0 +1,227 @@
+"""From decoder to encoder in one command: every rung, taken up where it stopped, and a folder that opens anywhere."""
+
+import contextlib
+import io
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from sentence_transformers import SentenceTransformer
+
+from turncoder import encode_texts, load_encoder
+from turncoder.cli import main
+from turncoder.config import TurnConfig
+from turncoder.data.store import is_held_out
+from turncoder.evaluate.sentences import read_sts
+from turncoder.turn import Sizes, derive_sizes
+
+STEPS = ["--steps_mntp", "3", "--steps_simcse", "2", "--steps_supervised", "2", "--eval_documents", "60"]
+
+
+@pytest.fixture(scope="module")
+def material(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A few hundred paragraphs, sixty scored pairs, a hundred triplets."""
+    folder = tmp_path_factory.mktemp("material")
+    lines = (shared / "data/wiki_paragraphs_en/wiki_en.txt").read_text(encoding="utf8").splitlines()
+    (folder / "text.txt").write_text("\n".join(lines[:900]) + "\n", encoding="utf8")
+    sts = (shared / "data/stsb/stsb-dev.tsv").read_text(encoding="utf8").splitlines()
+    (folder / "sts.tsv").write_text("\n".join(sts[:61]) + "\n", encoding="utf8")
+    pairs = (shared / "data/nli_triplets/train-en.jsonl").read_text(encoding="utf8").splitlines()
+    (folder / "pairs.jsonl").write_text("\n".join(pairs[:200]) + "\n", encoding="utf8")
+    return {name.partition(".")[0]: folder / name for name in ("text.txt", "sts.tsv", "pairs.jsonl")}
+
+
+def words(stories: Path, material: dict[str, Path], output: Path, *more: str) -> list[str]:
+    given = [word for name, path in material.items() for word in (f"--{name}", str(path))]
+    return ["turn", str(stories), *given, "--output", str(output), *STEPS, "--max_seq_length", "64", *more]
+
+
+def launch(command: list[str], code: int = 0) -> str:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        found = main(command)
+    assert found == code, said.getvalue()[-3000:]
+    return said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def turned(stories: Path, material: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("turn") / "out"
+    said = launch(words(stories, material, folder, "--mntp.mlm_probability", "0.3"))
+    assert "5 of 5 layers look both ways" in said and "learning rate" in said
+    return folder
+
+
+def rows_of(folder: Path) -> dict[str, dict]:
+    return {row["name"]: row for row in json.loads((folder / "results.json").read_text())["rows"]}
+
+
+def test_every_rung_is_a_run_and_is_measured(turned: Path) -> None:
+    for stage, name in {"control": "mntp", "mntp": "mntp", "simcse": "simcse", "supervised": "supervised"}.items():
+        record = json.loads((turned / stage / "run.json").read_text())
+        assert (record["status"], record["stage"]) == ("done", name)
+    rows = rows_of(turned)
+    assert list(rows) == [
+        "BM25 (words)", "TF-IDF (words)", "causal", "causal, more steps", "bidirectional", "+ MNTP", "+ SimCSE",
+        "+ pairs",
+    ]  # fmt: skip
+    for name, row in rows.items():
+        assert 0 <= row["mrr@10"] <= 1 and -1 <= row["sts"] <= 1
+        assert ("triplets" in row) == ("words" not in name)
+    assert set(rows["+ pairs"]["rendered"]) == {"retrieval", "sts", "pairs"}
+    page = (turned / "report.md").read_text()
+    assert all(f"| {name} |" in page for name in rows) and "Nearest neighbours" in page
+    config = json.loads((turned / "mntp/run.json").read_text())["config"]
+    assert (config["mlm_probability"], config["max_steps"], config["max_seq_length"]) == (0.3, 3, 64)
+
+
+def test_control_sees_the_same_tokens_causally(turned: Path) -> None:
+    records = [json.loads((turned / stage / "run.json").read_text()) for stage in ("control", "mntp")]
+    assert records[0]["tokens"] == records[1]["tokens"] > 0
+    assert [record["config"]["bidirectional"] for record in records] == [False, True]
+
+
+def test_final_folder_gives_the_same_vectors_in_plain_sentence_transformers(turned: Path) -> None:
+    texts = ["A man is walking.", "The weather was warm, and they all went to the park to play.", "No."]
+    ours = encode_texts(load_encoder(str(turned / "model"), device="cpu"), texts)
+    theirs = SentenceTransformer(str(turned / "model"), device="cpu").encode(texts)
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)
+    assert (turned / "model").resolve() == (turned / "supervised/model").resolve()
+
+
+def test_scores_are_those_of_an_independent_computation(turned: Path, material: dict[str, Path]) -> None:
+    encoder = SentenceTransformer(str(turned / "simcse/model"), device="cpu")
+    encoder.max_seq_length = 64
+    sts = read_sts(material["sts"])
+    first, second = (encoder.encode(side, normalize_embeddings=True) for side in (sts.first, sts.second))
+    assert rows_of(turned)["+ SimCSE"]["sts"] == pytest.approx(
+        spearmanr((first * second).sum(1), sts.score_N)[0], abs=1e-4
+    )
+
+
+def test_nothing_that_is_measured_was_trained_on(turned: Path, material: dict[str, Path]) -> None:
+    lines = material["text"].read_text(encoding="utf8").splitlines()
+    held_out = [line for line in lines if is_held_out(line, 5.0)]
+    assert 10 < len(held_out) < 100
+    record = json.loads((turned / "mntp/run.json").read_text())
+    assert record["data"]["validation"]["documents"] == len(held_out)
+
+
+def test_the_same_command_again_does_nothing_but_show(turned: Path, stories: Path, material: dict[str, Path]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in turned.rglob("*") if path.is_file()}
+    said = launch(words(stories, material, turned, "--mntp.mlm_probability", "0.3"))
+    assert "+ SimCSE" in said and "is done already" in said
+    assert before == {path: path.stat().st_mtime_ns for path in turned.rglob("*") if path.is_file()}
+    said = launch(words(stories, material, turned, "--mntp.mlm_probability", "0.4"), code=2)
+    assert "another configuration" in said and "0.4" in said
+
+
+def test_what_is_scored_is_not_scored_again(
+    turned: Path, stories: Path, material: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn that was stopped before its last score, in a copy."""
+    folder = tmp_path / "out"
+    command = ["turn", str(stories), "--text", str(material["text"]), "--output", str(folder), "--steps_mntp", "1"]
+    command += ["--steps_simcse", "1", "--max_seq_length", "64", "--eval_documents", "20"]
+    launch(command)
+    kept = json.loads((folder / "results.json").read_text())["rows"]
+    (folder / "results.json").write_text(json.dumps({"rows": kept[:-1]}))
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    scored: list[str] = []
+    import turncoder.turn as module
+
+    score = module.score_rung
+    monkeypatch.setattr(module, "score_rung", lambda rung, trial: scored.append(rung.name) or score(rung, trial))
+    launch(command)
+    assert scored == ["+ SimCSE"]
+    again = json.loads((folder / "results.json").read_text())["rows"]
+    assert [row["name"] for row in again] == [row["name"] for row in kept]
+    assert again[-1]["mrr@10"] == kept[-1]["mrr@10"]
+
+
+@pytest.mark.slow
+def test_killed_turn_goes_on_where_it_was(
+    turned: Path, stories: Path, material: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "turncoder.cli",
+        *words(stories, material, folder, "--mntp.mlm_probability", "0.3"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not (folder / "mntp/adapter").exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "simcse/model").exists(), "it ended before it could be killed"
+    written = (folder / "control/model/model.safetensors").stat().st_mtime_ns
+    subprocess.run(command, check=True, capture_output=True)
+    assert (folder / "control/model/model.safetensors").stat().st_mtime_ns == written
+    one, other = ((place / "supervised/model/model.safetensors").read_bytes() for place in (turned, folder))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--words", "x.conllu"], "word-level tasks"),
+        (["--steps_supervised", "3"], "--pairs"),
+        (["--sts", "gone.tsv"], "gone.tsv"),
+        (["--pairs", "gone.jsonl"], "gone.jsonl"),
+        (["--mntp.learning_rat", "1"], "learning_rat"),
+        (["--mntp.learning_rate", "fast"], "fast"),
+        (["--steps_mntp", "0"], "steps_mntp = 0"),
+        (["--text", "gone.txt"], "gone.txt"),
+    ],
+)
+def test_wrong_input_says_what_and_writes_nothing(
+    stories: Path, material: dict[str, Path], tmp_path: Path, flags: list[str], message: str
+) -> None:
+    command = ["turn", str(stories), "--text", str(material["text"]), "--output", str(tmp_path / "out"), *flags]
+    said = launch(command, code=2)
+    assert message in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_writes_nothing(stories: Path, material: dict[str, Path], tmp_path: Path) -> None:
+    said = launch([*words(stories, material, tmp_path / "out"), "--dry-run"])
+    assert "steps of MNTP" in said and "learning_rate" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_sizes_follow_model_and_text() -> None:
+    config = TurnConfig(model_name_or_path="m", text="t")
+    small = derive_sizes(config, Sizes(), 10**6, 10**6, 128, 20_000)
+    large = derive_sizes(config, Sizes(), 7 * 10**9, 10**8, 512, 10**6)
+    assert small.mntp["learning_rate"] == pytest.approx(5e-3)
+    assert large.mntp["learning_rate"] == pytest.approx(5e-5, rel=0.25)  # LLM2Vec's
+    assert large.simcse["learning_rate"] == pytest.approx(3e-5, rel=0.25)
+    assert large.supervised["learning_rate"] == pytest.approx(2e-4, rel=0.25)
+    assert large.mntp["max_steps"] == large.simcse["max_steps"] == 1000
+    rows = small.mntp["per_device_train_batch_size"]
+    assert small.mntp["max_steps"] == min(1000, math.ceil(3 * 10**6 / (rows * 128)))
+    told = derive_sizes(TurnConfig(model_name_or_path="m", text="t", steps_mntp=7), Sizes(), 10**6, 10**6, 128, 20_000)
+    assert told.mntp["max_steps"] == 7
+
+
+def test_overwrite_starts_anew(turned: Path, stories: Path, material: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(turned, folder, symlinks=True)
+    short = ["turn", str(stories), "--text", str(material["text"]), "--output", str(folder), "--steps_mntp", "1",
+             "--steps_simcse", "1", "--max_seq_length", "64", "--eval_documents", "20"]  # fmt: skip
+    assert "another configuration" in launch(short, code=2)
+    launch([*short, "--overwrite"])
+    assert not (folder / "supervised").exists()
+    assert (folder / "model").resolve() == (folder / "simcse/model").resolve()
