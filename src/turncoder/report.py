@@ -13,19 +13,22 @@ from turncoder.errors import UserError
 
 __all__ = ["read_run", "read_runs", "show", "table"]
 
-SCORES = ("loss", "perplexity", "accuracy", "top5_accuracy")
-HEADINGS = {
-    "run": "run",
-    "model": "model",
-    "step": "step",
+SCORES = {
     "loss": "loss",
     "perplexity": "perplexity",
     "accuracy": "top-1",
     "top5_accuracy": "top-5",
-    "tokens": "tokens",
-    "seconds": "time",
+    "alignment": "alignment",
+    "uniformity": "uniformity",
+    "mrr@10": "MRR@10",
+    "recall@1": "recall@1",
+    "triplet_accuracy": "triplets",
+    "sts_spearman": "STS",
 }
+"""The scores of all stages; a table shows those that some row has."""
+HEADINGS = {"run": "run", "model": "model", "step": "step", **SCORES, "tokens": "tokens", "seconds": "time"}
 PERCENT = ("accuracy", "top5_accuracy")
+STAGES = {"mntp": "+MNTP", "simcse": "+SimCSE", "supervised": "+pairs"}
 
 
 def read_runs(paths: list[Path]) -> list[dict[str, Any]]:
@@ -40,8 +43,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     -------
     dict
         ``name``, ``stage``, ``status``, ``config``, and ``rows``: one for each model that was scored (causal,
-        bidirectional untrained, trained), with ``model``, ``step``, ``loss``, ``perplexity``, ``accuracy`` and
-        ``top5_accuracy`` (aligned, in [0, 1]), ``tokens`` and ``seconds``.
+        bidirectional untrained, trained; every rung of a turn), with ``model``, ``step``, ``tokens``, ``seconds`` and
+        the stage's scores: ``loss``, ``accuracy`` (aligned, in [0, 1]), ``sts_spearman`` and so on.
 
     Raises
     ------
@@ -58,8 +61,20 @@ def read_run(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / 'run.json'} is broken ({type(error).__name__}: {error}); run it again") from None
     logged = _read_metrics(folder / "metrics.jsonl")
-    rows = [_score(row, str(row["model"])) for row in logged if row.get("step") == 0 and "model" in row]
-    trained = _find_trained(record, logged)
+    stage = str(record.get("stage", ""))
+    untrained = "untrained" if stage in STAGES else stage
+    rows = [
+        _score(row, str(row.get("model", untrained)))
+        for row in logged
+        if row.get("step") == 0 and any(name.startswith("eval_") for name in row)
+    ]
+    if stage == "turn":
+        rungs = (record.get("results") or {}).get("rows", [])
+        rows = [
+            _score({**rung, "sts_spearman": rung.get("sts"), "triplet_accuracy": rung.get("triplets")}, rung["name"])
+            for rung in rungs
+        ]
+    trained = _find_trained(record, logged) if stage != "turn" else None
     if trained is not None:
         rows.append({**trained, "tokens": record.get("tokens"), "seconds": record.get("wall_time_s")})
     return {
@@ -91,8 +106,8 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _score(row: dict[str, Any], model: str) -> dict[str, Any]:
-    scores = {name: row.get(f"eval_{name}", row.get(name)) for name in SCORES}
-    if scores["perplexity"] is None and scores["loss"] is not None:
+    scores: dict[str, Any] = {name: row.get(f"eval_{name}", row.get(name)) for name in SCORES}
+    if scores["perplexity"] is None and scores["accuracy"] is not None:
         scores["perplexity"] = math.exp(min(scores["loss"], 700))
     return {"model": model, "step": row.get("step"), **scores}
 
@@ -100,9 +115,9 @@ def _score(row: dict[str, Any], model: str) -> dict[str, Any]:
 def _find_trained(record: dict[str, Any], logged: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Take the final results, or the last evaluation of a run that is not done."""
     config = record["config"]
-    turned = "+" + str(record.get("stage", "")).upper()
-    name = turned if config.get("bidirectional", True) else "+causal training"
-    evaluated = [row for row in logged if "eval_loss" in row and "model" not in row]
+    stage = str(record.get("stage", ""))
+    name = STAGES.get(stage, f"+{stage}") if config.get("bidirectional") is not False else "+causal training"
+    evaluated = [row for row in logged if any(key.startswith("eval_") for key in row) and "model" not in row]
     steps = [row["step"] for row in logged if "step" in row]
     results = record.get("results")
     if results:
@@ -115,13 +130,16 @@ def _find_trained(record: dict[str, Any], logged: list[dict[str, Any]]) -> dict[
 def table(runs: list[dict[str, Any]]) -> Table:
     """Put the rows of runs into one table."""
     grid = Table()
-    for name, heading in HEADINGS.items():
+    filled = {name for run in runs for row in run["rows"] for name, value in row.items() if value is not None}
+    shown_columns = [name for name in HEADINGS if name not in SCORES or name in filled]
+    for name in shown_columns:
+        heading = HEADINGS[name]
         grid.add_column(heading, justify="left" if name in ("run", "model") else "right")
     for run in runs:
         rows = run["rows"] or [{"model": f"no evaluation yet ({run['status']})"}]
         for number, row in enumerate(rows):
             shown = run["name"] if number == 0 else ""
-            cells = [shown, *(_tell(name, row.get(name)) for name in list(HEADINGS)[1:])]
+            cells = [shown, *(_tell(name, row.get(name)) for name in shown_columns[1:])]
             grid.add_row(*cells, end_section=number == len(rows) - 1)
     return grid
 
@@ -137,7 +155,7 @@ def _tell(name: str, value: Any) -> str:
         return f"{value:,}"
     if name == "seconds":
         return f"{value / 60:,.1f} min" if value >= 100 else f"{value:.1f} s"
-    return f"{value:.3f}" if name == "loss" else f"{value:,.4g}"
+    return f"{value:,.4g}" if name == "perplexity" else f"{value:.3f}"
 
 
 def show(runs: list[dict[str, Any]], console: Console, *, as_json: bool = False) -> None:

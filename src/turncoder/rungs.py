@@ -95,10 +95,10 @@ def open_trial(texts: Sequence[str], sts: Sts | None, pairs: Sequence["Rows"], l
         Fewer than ten can be cut, and there is nothing else to measure.
     """
     documents = split_pairs(texts, limit=limit)
-    if len(documents.queries) < FEWEST and sts is None:
+    if len(documents.queries) < FEWEST and sts is None and not pairs:
         raise UserError(
             f"--text: only {len(documents.queries)} of {len(texts)} held-out documents have a first sentence of 4 to "
-            "40 words and a rest of 12 or more, which rungs are measured on; give longer texts, or scored pairs (--sts)"
+            "40 words and a rest of 12 or more, which rungs are measured on; give longer texts, or --sts or --pairs"
         )
     return Trial(documents, sts, [rows for rows in pairs if len(rows)])
 

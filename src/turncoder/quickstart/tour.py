@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from turncoder.config import TurnConfig
     from turncoder.data.corpus import Corpus
 
-__all__ = ["Sizes", "run"]
+__all__ = ["Sizes", "configure", "gather", "run", "train_base"]
 
 logger = logging.getLogger("turncoder")
 
@@ -110,10 +110,10 @@ def run(
     _open(output, {"model": model, "text": str(text) if text else None, "seed": seed, "sizes": asdict(sizes)})
     disable_progress_bar()  # of loading weights; training keeps its own
     logger.info("text from %s", text or "the docstrings of this Python")
-    prose = _gather(text, output, sizes)
+    prose = gather(text, output, sizes)
     logger.info("the decoder: %s", model or "a small Llama, trained from scratch")
-    base = model or _train_decoder(prose, output, sizes, seed)
-    folder = turn(_configure(base, output, sizes, seed))
+    base = model or train_base(prose, output, sizes, seed)
+    folder = turn(configure(base, output, sizes, seed))
     _tell_more(base, text, output)
     return folder / "model"
 
@@ -172,7 +172,8 @@ def _open(output: Path, asked: dict[str, Any]) -> None:
     _write(record, json.dumps(asked, indent=1) + "\n")
 
 
-def _gather(text: str | Path | None, output: Path, sizes: Sizes) -> Prose:
+def gather(text: str | Path | None, output: Path, sizes: Sizes) -> Prose:
+    """Gather texts to train on and texts held out into ``output/text``, unless they are there."""
     train, held_out = output / "text" / "train.jsonl", output / "text" / "held_out.jsonl"
     if not held_out.exists():  # written last
         prose = _sample(text, sizes.words) if text else gather_prose(source_roots(), words=sizes.words)
@@ -204,7 +205,8 @@ def _take(texts: Iterable[str], words: int) -> Iterator[str]:
             return
 
 
-def _train_decoder(prose: Prose, output: Path, sizes: Sizes, seed: int) -> str:
+def train_base(prose: Prose, output: Path, sizes: Sizes, seed: int) -> str:
+    """Train the small decoder into ``output/decoder``, unless it is there, and return the folder."""
     folder = output / "decoder"
     if not (folder / "config.json").exists():
         from turncoder.quickstart.decoder import train_decoder
@@ -230,7 +232,8 @@ def _train_decoder(prose: Prose, output: Path, sizes: Sizes, seed: int) -> str:
     return str(folder)
 
 
-def _configure(base: str, output: Path, sizes: Sizes, seed: int) -> "TurnConfig":
+def configure(base: str, output: Path, sizes: Sizes, seed: int) -> "TurnConfig":
+    """Say how the decoder is turned: into ``output/turn``."""
     from turncoder.config import TurnConfig
 
     return TurnConfig(
