@@ -39,6 +39,8 @@ logger = logging.getLogger("turncoder")
 HELD_OUT = 5.0  # percent of the documents
 MOST_STEPS = 1000  # LLM2Vec's, of every stage
 EPOCHS = 3
+MOST_SIMCSE_RATE = 3e-4  # at ten times that a small decoder loses on STS; see docs/decisions.md
+MOST_PAIRS_RATE = 1e-3
 CONTROL = "causal, more steps"
 
 
@@ -186,12 +188,12 @@ def derive_sizes(config: TurnConfig, sizes: Sizes, parameters: int, tokens: int,
     steps_simcse = config.steps_simcse or max(1, min(MOST_STEPS, math.ceil(EPOCHS * sentences / batch)))
     sizes.simcse = {
         "max_seq_length": min(128, length), "per_device_train_batch_size": batch, "per_device_eval_batch_size": batch,
-        "learning_rate": float(f"{0.6 * rate:.1e}"), "lora_r": 16, "max_eval_samples": 512, "split_sentences": True,
+        "learning_rate": float(f"{min(MOST_SIMCSE_RATE, 0.6 * rate):.1e}"), "lora_r": 16, "max_eval_samples": 512, "split_sentences": True,
         "save_steps": max(1, min(200, steps_simcse // 3)), "save_total_limit": 1, **_schedule(steps_simcse), **common,
     }  # fmt: skip
     sizes.supervised = {
         "max_seq_length": min(256, length), "per_device_train_batch_size": batch, "per_device_eval_batch_size": batch,
-        "learning_rate": float(f"{min(5e-3, 4 * rate):.1e}"), "lora_r": 16, "num_train_epochs": EPOCHS,
+        "learning_rate": float(f"{min(MOST_PAIRS_RATE, 4 * rate):.1e}"), "lora_r": 16, "num_train_epochs": EPOCHS,
         "stop_after_n_steps": config.steps_supervised or MOST_STEPS, "logging_steps": 20, "warmup_steps": 0.1,
         "save_steps": 200, "save_total_limit": 1, **common,
     }  # fmt: skip

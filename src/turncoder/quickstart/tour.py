@@ -57,15 +57,15 @@ class Sizes:
     mlm_probability: float = 0.2
     train_mode: str = "lora"
     lora_r: int = 16
-    simcse_steps: int = 150
+    simcse_steps: int = 60
     simcse_batch_size: int = 64
-    simcse_learning_rate: float = 3e-3
+    simcse_learning_rate: float = 3e-4
     eval_blocks: int = 128
     pairs: int = 1000
 
 
 # A model that somebody trained in earnest bears a tenth of the small one's learning rate, and takes longer a step.
-GIVEN_MODEL = Sizes(words=200_000, steps=200, learning_rate=5e-4, simcse_steps=60, simcse_learning_rate=3e-4)
+GIVEN_MODEL = Sizes(words=200_000, steps=200, learning_rate=5e-4, simcse_steps=60)
 
 
 def run(
