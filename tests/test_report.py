@@ -97,3 +97,26 @@ def test_broken_or_missing_runs(tmp_path):
         (folder / "run.json").write_text(text)
         with pytest.raises(UserError, match=r"run\.json is broken"):
             read_run(folder)
+
+
+def test_every_stage_shows_its_own_scores(tmp_path):
+    contrast = make_run(tmp_path / "contrast", results=False)
+    record = json.loads((contrast / "run.json").read_text())
+    results = {"loss": 0.2, "alignment": 0.05, "uniformity": -2.5, "sts_spearman": 0.75}
+    (contrast / "run.json").write_text(json.dumps({**record, "stage": "simcse", "results": results}))
+    untrained = {"step": 0, "eval_loss": 1.0, "eval_alignment": 0.01, "eval_uniformity": -0.5, "eval_sts_spearman": 0.5}
+    (contrast / "metrics.jsonl").write_text(json.dumps(untrained) + "\n")
+    run = read_run(contrast)
+    assert [row["model"] for row in run["rows"]] == ["untrained", "+SimCSE"]
+    text = shown([run])
+    assert all(part in text for part in ("alignment", "-2.500", "STS", "0.750", "0.500"))
+    assert "top-1" not in text and "perplexity" not in text
+    turned = make_run(tmp_path / "turned", results=False)
+    rungs = [{"name": "causal", "mrr@10": 0.1, "sts": 0.4}, {"name": "+ SimCSE", "mrr@10": 0.3, "sts": 0.6}]
+    (turned / "run.json").write_text(json.dumps({**record, "stage": "turn", "results": {"rows": rungs}}))
+    (turned / "metrics.jsonl").unlink()
+    assert [(row["model"], row["sts_spearman"]) for row in read_run(turned)["rows"]] == [
+        ("causal", 0.4),
+        ("+ SimCSE", 0.6),
+    ]
+    assert "MRR@10" in shown([read_run(turned)])
