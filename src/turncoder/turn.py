@@ -188,7 +188,8 @@ def derive_sizes(config: TurnConfig, sizes: Sizes, parameters: int, tokens: int,
     steps_simcse = config.steps_simcse or max(1, min(MOST_STEPS, math.ceil(EPOCHS * sentences / batch)))
     sizes.simcse = {
         "max_seq_length": min(128, length), "per_device_train_batch_size": batch, "per_device_eval_batch_size": batch,
-        "learning_rate": float(f"{min(MOST_SIMCSE_RATE, 0.6 * rate):.1e}"), "lora_r": 16, "max_eval_samples": 512, "split_sentences": True,
+        "learning_rate": float(f"{min(MOST_SIMCSE_RATE, 0.6 * rate):.1e}"), "lora_r": 16, "max_eval_samples": 512,
+        "split_sentences": True,
         "save_steps": max(1, min(200, steps_simcse // 3)), "save_total_limit": 1, **_schedule(steps_simcse), **common,
     }  # fmt: skip
     sizes.supervised = {

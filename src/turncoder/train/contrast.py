@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.models import Pooling, Transformer
 from torch import nn
@@ -22,13 +23,16 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 from turncoder.config import SimcseConfig, SupervisedConfig
 from turncoder.data.batching import SetBatches
 from turncoder.data.pairs import Rows, hash_rows
+from turncoder.data.tokenizer import tokenizer_files
 from turncoder.encode import free_memory, keep_freed_memory
 from turncoder.encoder import MAX_SEQ_LENGTH, TEXT_ONLY, limit_length, load_encoder
 from turncoder.errors import UserError
 from turncoder.evaluate.sentences import Sts, read_sts
 from turncoder.model.adapters import choose_targets, count_parameters
 from turncoder.model.attention import inspect_attention
+from turncoder.model.backbone import split_revision
 from turncoder.model.dropout import set_attention_dropout
+from turncoder.model.source import find_source
 from turncoder.objectives.contrast import ByLengthRankingLoss, build_loss, measure_activations
 from turncoder.train.contrast_trainer import Collator, ContrastTrainer, HeldOut, SetRows, split_columns
 from turncoder.train.recording import RunCallback, is_metric
@@ -139,6 +143,7 @@ def _open(config: Config) -> SentenceTransformer:
             f"model_name_or_path: {config.model_name_or_path} has other modules than a model and its pooling; name "
             "their model"
         )
+    modules[0].unpad_inputs = False  # rows go through by length, and the loss takes batches apart
     width = encoder.get_embedding_dimension() or 0
     if wide := [number for number in config.matryoshka_dims if number > width]:
         raise UserError(f"matryoshka_dims: {wide[0]} is more than the {width} dimensions of a vector")
@@ -259,6 +264,14 @@ def _build_trainer(
     return trainer
 
 
+def _find_tokenizer(config: Config) -> list[Path]:
+    """Find the files of the model's tokenizer, to be copied unchanged."""
+    where: dict[str, Any] = {"revision": config.model_revision, "cache_dir": config.cache_dir}
+    source = find_source(config.model_name_or_path, config.adapters, **where)
+    name, revision = split_revision(source.tokenizer, source.revision)
+    return tokenizer_files(name, revision=revision, cache_dir=config.cache_dir)
+
+
 def _choose_cache(encoder: SentenceTransformer, run: Run, batch: dict[str, Any]) -> int | None:
     """Choose over how many tokens gradients are cached: None where the activations of a whole batch fit in memory."""
     if "mini_batch_num_tokens" in run.record:  # as before: dropout is drawn otherwise with the cache
@@ -280,6 +293,7 @@ def _choose_cache(encoder: SentenceTransformer, run: Run, batch: dict[str, Any])
             free / 1e9,
             f"{chosen:,}",
         )
+    chosen = broadcast_object_list([chosen])[0]  # processes that measure otherwise do not do otherwise
     run.update(mini_batch_num_tokens=chosen)
     return chosen
 
@@ -327,7 +341,7 @@ def _save(
         save_adapter=trainer.save_adapter,
         probe=encoder.tokenizer(text, return_tensors="pt", truncation=True, max_length=64)["input_ids"],
         tokenizer=encoder.tokenizer,
-        tokenizer_files=None,
+        tokenizer_files=None if config.pooling == "eos_token" else _find_tokenizer(config),
         max_seq_length=max(length, encoder.max_seq_length or 0),
         pooling=str(pool.pooling_mode),
         inputs={name: getattr(encoder[0], name) for name in TEXT_ONLY} if config.chat_template else None,
