@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from rich.console import Console
 
 from turncoder import settings
@@ -76,7 +77,8 @@ def turn(config: TurnConfig) -> Path:
         The architecture does not become fully bidirectional.
     """
     folder = perform(config, "turn", _turn)
-    _show(folder)
+    if PartialState().is_main_process:
+        _show(folder)
     return folder
 
 
@@ -95,6 +97,8 @@ def _turn(config: TurnConfig, run: Run) -> None:
     sizes, held_out = clock.run("check and prepare", lambda: _derive(config))
     for reason in sizes.reasons:
         logger.info("      %s", reason)
+    if "sizes" in run.record:  # as it was begun, on another machine perhaps
+        sizes = Sizes(**run.record["sizes"])
     run.update(sizes={name: value for name, value in asdict(sizes).items() if name != "reasons"})
     stages = _configure(config, sizes)
     pairs = []
@@ -112,6 +116,8 @@ def _turn(config: TurnConfig, run: Run) -> None:
 
     for name, stage in stages.items():
         clock.run(told[name], lambda stage=stage: turncoder.train(stage))  # type: ignore[misc]
+    if not PartialState().is_main_process:
+        return
     rows = clock.run("scores of every rung", lambda: _score(config, sizes, stages, trial, Path(run.folder)))
     last = list(stages)[-1]
     _link(Path(run.folder) / "model", Path(last) / "model")
