@@ -39,6 +39,7 @@ POOLING = {
     "cls": "cls",
 }
 """Our (and LLM2Vec's) names of poolings, and sentence-transformers'."""
+MODES = {theirs: name for name, theirs in POOLING.items()}
 MAX_SEQ_LENGTH = 512
 REMEDIES = {"float16": "use --dtype bfloat16 or float32", "bfloat16": "use --dtype float32"}
 DAMAGED = "its weights may be damaged: load them anew"
@@ -137,7 +138,13 @@ def load_encoder(
     if folder is not None and settings is not None:
         settings = _carry_over(folder, settings, named=pooling)
     assert backbone is not None
+    kept, told = source.kept, settings or {}
+    pooling = pooling or told.get("pooling_mode") or MODES.get(kept.get("pooling", ""), kept.get("pooling"))
+    max_seq_length = max_seq_length or told.get("max_length") or kept.get("max_seq_length")
+    chat_template = chat_template or kept.get("chat_template", False)
     encoder = _wrap(backbone, source, where, settings, pooling, max_seq_length, chat_template, device)
+    encoder.prompts = {**encoder.prompts, **kept.get("prompts", {})}
+    encoder.default_prompt_name = kept.get("default_prompt_name")
     if folder is not None:
         encoder.prompts, encoder.default_prompt_name = folder.prompts, folder.default_prompt_name
     return encoder.eval()
@@ -180,9 +187,8 @@ def _carry_over(folder: SentenceTransformer, settings: dict[str, Any], named: st
     if not isinstance(folder.transformers_model, PreTrainedModel):
         raise UserError("--llm2vec: the folder has no transformer, and LLM2Vec nothing to read it with; leave it away")
     mode = next((module.pooling_mode for module in folder if isinstance(module, Pooling)), "mean")
-    ours = {theirs: name for name, theirs in POOLING.items()}
-    if isinstance(mode, str) and mode in ours:
-        kept["pooling_mode"] = ours[mode]
+    if isinstance(mode, str) and mode in MODES:
+        kept["pooling_mode"] = MODES[mode]
     elif named is None and "pooling_mode" not in settings:
         raise UserError(
             f"--llm2vec: the folder pools by {mode}, which LLM2Vec does not know; choose a --pooling, or leave the "
@@ -291,7 +297,7 @@ def _wrap(
     module.__class__ = kind
     module.processor = tokenizer
     module.max_seq_length = limit_length(backbone, max_seq_length)
-    pool = Pooling(module.get_embedding_dimension(), POOLING[named], include_prompt=False)
+    pool = Pooling(module.get_embedding_dimension(), POOLING.get(named, named), include_prompt=False)
     encoder = SentenceTransformer(modules=[module, pool], device=device)
     encoder.similarity_fn_name = "cosine"
     return encoder
@@ -359,7 +365,7 @@ def check_finite(states: torch.Tensor, dtype: torch.dtype | None) -> None:
 
 def _name_pooling(pooling: str | None, settings: dict[str, Any] | None) -> str:
     named = pooling or (settings or {}).get("pooling_mode", "mean")
-    if named not in POOLING:
+    if settings is not None and named not in POOLING:
         raise UserError(f"llm2vec_config.json: pooling_mode = {named!r} is none of {', '.join(POOLING)}; use --pooling")
     return named
 

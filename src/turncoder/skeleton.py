@@ -103,14 +103,17 @@ def open_unstored(config: SimcseConfig | SupervisedConfig) -> SentenceTransforme
         pool = Pooling.load(source.base, subfolder=listed[1]["path"], **place)
         length = config.max_seq_length or module.max_seq_length
     else:
-        options = {} if config.chat_template else TEXT_ONLY
+        kept = source.kept
+        named = kept.get("pooling", "mean")
+        options = {} if config.chat_template or kept.get("chat_template") else TEXT_ONLY
         module = Unstored(source.tokenizer, processor_kwargs=where, config_kwargs=where, **options)
         tokenizer = load_tokenizer(source.tokenizer, **where)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id(tokenizer))
+        fit_tokenizer(tokenizer, named)
         module.processor = tokenizer
-        pool = Pooling(module.get_embedding_dimension(), "mean", include_prompt=False)
-        length = config.max_seq_length
+        pool = Pooling(module.get_embedding_dimension(), POOLING.get(named, named), include_prompt=False)
+        length = config.max_seq_length or kept.get("max_seq_length")
     if config.pooling:
         fit_tokenizer(module.processor, config.pooling)
         pool.pooling_mode = POOLING[config.pooling]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class Source:
         The content of ``llm2vec_config.json``, if there is one.
     template_name
         The name by which LLM2Vec finds its chat templates.
+    kept
+        The content of ``encoder.json`` beside an adapter of ours: what the encoder is, besides its weights.
     """
 
     base: str
@@ -45,6 +47,7 @@ class Source:
     bidirectional: bool | None = None
     llm2vec: dict[str, Any] | None = None
     template_name: str = ""
+    kept: dict[str, Any] = field(default_factory=dict)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -105,9 +108,20 @@ def _find_below(name: str, here: str, config: dict[str, Any], cache_dir: str | N
         )
     below = find_source(base, revision=config.get("revision") or "main", cache_dir=cache_dir)
     has_tokenizer = any(_find_beside(here, file, cache_dir) for file in VOCABULARY_FILES)
+    kept = _read_kept(here, cache_dir)
     return Source(
-        below.base, below.revision, (*below.adapters, here), tokenizer=here if has_tokenizer else below.tokenizer
+        below.base,
+        below.revision,
+        (*below.adapters, here),
+        tokenizer=here if has_tokenizer else below.tokenizer,
+        bidirectional=kept.get("bidirectional"),
+        kept=kept,
     )
+
+
+def _read_kept(adapter: str, cache_dir: str | None) -> dict[str, Any]:
+    path = _find_beside(adapter, "encoder.json", cache_dir)
+    return read_json(path) if path else {}
 
 
 def _find_run(folder: Path, record: dict[str, Any], cache_dir: str | None) -> Source:
@@ -117,10 +131,13 @@ def _find_run(folder: Path, record: dict[str, Any], cache_dir: str | None) -> So
         raise UserError(f"model_name_or_path: the run {folder} has neither model/ nor adapter/ yet; let it finish")
     config = record["config"]
     below = find_source(config["model_name_or_path"], revision=config["model_revision"], cache_dir=cache_dir)
+    kept = _read_kept(str(folder / "adapter"), cache_dir)
+    told = (kept.get("bidirectional"), config.get("bidirectional"), below.bidirectional)
     return Source(
         below.base,
         below.revision,
         (*below.adapters, *config["adapters"], str(folder / "adapter")),
-        tokenizer=config["tokenizer_name"] or below.tokenizer,
-        bidirectional=config["bidirectional"],
+        tokenizer=config.get("tokenizer_name") or below.tokenizer,
+        bidirectional=next((one for one in told if one is not None), None),
+        kept=kept,
     )

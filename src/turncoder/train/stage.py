@@ -18,8 +18,9 @@ from turncoder.artifact import put_in_place, save_encoder
 from turncoder.errors import UserError
 from turncoder.keys import TrainKeys
 from turncoder.model.adapters import attach_lora, merge_adapter
+from turncoder.model.conversion import is_converted
 from turncoder.train.recording import RunCallback
-from turncoder.train.running import Run, checkpoint_step, open_run
+from turncoder.train.running import Run, checkpoint_step, open_run, write_atomically
 
 __all__ = [
     "check_data",
@@ -204,6 +205,15 @@ def save_result(
     if isinstance(model, PeftModel):
         partial = run.folder / ".adapter.partial"
         save_adapter(partial)
+        kept: dict[str, Any] = {
+            key: artifact[key] for key in ("max_seq_length", "prompts", "default_prompt_name") if key in artifact
+        }
+        kept["pooling"] = artifact.get("pooling", "mean")
+        if getattr(config, "pooling", None) == "eos_token":  # whose token the tokenizer may not add by itself
+            kept["pooling"] = "eos_token"
+        kept["chat_template"] = bool(artifact.get("inputs"))
+        kept["bidirectional"] = is_converted(model.config) or artifact["record"]["bidirectional"]
+        write_atomically(partial / "encoder.json", json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
         put_in_place(partial, run.folder / "adapter")
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         if not will_merge(config, size):

@@ -1,0 +1,38 @@
+"""A run that kept its adapter alone opens as the encoder that it trained."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from launching import launch
+from sentence_transformers import SentenceTransformer
+from test_contrast import simcse
+
+from turncoder import load_encoder
+
+TEXTS = ["A man is walking.", "The weather was warm, and they all went to the park to play.", "No."]
+
+
+@pytest.mark.parametrize("pooling", ["weighted_mean", "eos_token"])
+def test_a_run_without_a_model_folder_is_the_same_encoder(
+    stories: Path, stories_text: Path, tmp_path: Path, pooling: str
+) -> None:
+    run, again, merged = tmp_path / "run", tmp_path / "again", tmp_path / "merged"
+    words = {"max_steps": 2, "save_merged": "never", "pooling": pooling, "prompt": "Sentence:\n", "save_strategy": "no"}
+    launch(simcse(stories, stories_text, run, **words))
+    assert not (run / "model").exists()
+    launch(simcse(run, stories_text, again, max_steps=2, save_merged="never", save_strategy="no"))  # says nothing anew
+    for folder in (run, again):
+        launch(["merge", str(folder), "--output", str(merged), "--overwrite"])
+        opened, plain = load_encoder(str(folder), device="cpu"), SentenceTransformer(str(merged), device="cpu")
+        np.testing.assert_allclose(opened.encode(TEXTS), plain.encode(TEXTS), atol=1e-5)
+        assert opened.default_prompt_name == plain.default_prompt_name == "text"
+        assert opened.prompts["text"] == plain.prompts["text"] == "Sentence:\n"
+        assert opened.max_seq_length == plain.max_seq_length == 512
+        assert opened[1].pooling_mode == plain[1].pooling_mode != "mean"
+    kept = json.loads((run / "adapter" / "encoder.json").read_text())
+    assert (kept["bidirectional"], kept["chat_template"]) == (True, False)
+    launch(simcse(stories, stories_text, tmp_path / "with", **{**words, "save_merged": "always"}))
+    ours, model = load_encoder(str(run), device="cpu"), SentenceTransformer(str(tmp_path / "with/model"), device="cpu")
+    np.testing.assert_allclose(ours.encode(TEXTS), model.encode(TEXTS), atol=1e-5)
