@@ -71,6 +71,10 @@ def test_prompts_are_shown_as_the_model_reads_them(report: AttentionReport) -> N
 def test_training_and_results_are_tables(report: AttentionReport) -> None:
     record = {"training": {"text_tokens": 1234567}, "results": {"sts": {"spearman": 0.71234, "file": "a.tsv"}}}
     text = card(report, record=record).text
+    assert "trained on" not in text
+    assert (
+        "512 tokens; trained on texts of 128 at most" in card(report, record={"training": {"max_seq_length": 128}}).text
+    )
     assert "| text_tokens | 1,234,567 |" in text and "| sts spearman | 0.7123 |" in text and "a.tsv" not in text
 
 
@@ -97,13 +101,12 @@ def test_its_examples_run(stories: Path, tmp_path: Path, monkeypatch: pytest.Mon
         record={"matryoshka_dims": [64, 32]},
     )
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine" / "model").rename(tmp_path / "model")
-    (tmp_path / "mine").rmdir()
-    (tmp_path / "model").rename(tmp_path / "mine")
-    blocks = (tmp_path / "mine/README.md").read_text().split("```python\n")[1:]
+    card = (tmp_path / "mine/model/README.md").read_text()
+    assert "# mine\n" in card
+    blocks = card.split("```python\n")[1:]
     spaces: list[dict] = [{}, {}]
     for block, space in zip(blocks, spaces, strict=True):
         exec(block.split("```")[0], space)
     assert spaces[0]["short"].shape == (2, 32)
     torch.testing.assert_close(torch.from_numpy(spaces[0]["vectors"]), spaces[1]["vectors"], atol=1e-5, rtol=0)
-    assert SentenceTransformer("mine").similarity_fn_name == "cosine"
+    assert SentenceTransformer("mine/model").similarity_fn_name == "cosine"

@@ -96,7 +96,7 @@ def save_encoder(
     width = backbone.config.get_text_config().hidden_size
     card = write_card(
         report,
-        name=folder.parent.name if folder.name == "model" else folder.name,
+        name="/".join(folder.resolve().parts[-2 if folder.name == "model" else -1 :]),
         opens=opens,
         dimensions=width,
         max_seq_length=max_seq_length,

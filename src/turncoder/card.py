@@ -83,12 +83,12 @@ def write_card(
         shape += f"; trained to be cut to {', '.join(map(str, dims))} (`truncate_dim`)"
     parts = [
         f"---\n{header.to_yaml()}\n---\n",
-        f"# {name}\n",
+        f"# {name.removesuffix('/model')}\n",
         f"A text encoder: {report.architecture} whose {_describe_attention(report)}. "
         "Made with turncoder; it opens without.\n",
         f"- **Made from:** {' → '.join(_chain(stage, parents))}" if parents else "",
         f"- **Dimensions:** {shape}",
-        f"- **Maximum length:** {max_seq_length:,} tokens",
+        f"- **Maximum length:** {max_seq_length:,} tokens{_trained_length(record, max_seq_length)}",
         "\n## Use",
         _usage(name, opens, pooling, pad_token, dims),
         _describe_prompts(prompts, default_prompt_name),
@@ -98,6 +98,11 @@ def write_card(
         *(f"- {caveat}" for caveat in _caveats(report, opens, pooling, compares)),
     ]
     return "\n".join(part for part in parts if part) + "\n"
+
+
+def _trained_length(record: dict[str, Any], folder: int) -> str:
+    length = (record.get("training") or {}).get("max_seq_length", folder)
+    return f"; trained on texts of {length:,} at most" if length != folder else ""
 
 
 def _describe_attention(report: AttentionReport) -> str:

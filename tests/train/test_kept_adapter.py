@@ -36,3 +36,15 @@ def test_a_run_without_a_model_folder_is_the_same_encoder(
     launch(simcse(stories, stories_text, tmp_path / "with", **{**words, "save_merged": "always"}))
     ours, model = load_encoder(str(run), device="cpu"), SentenceTransformer(str(tmp_path / "with/model"), device="cpu")
     np.testing.assert_allclose(ours.encode(TEXTS), model.encode(TEXTS), atol=1e-5)
+
+
+def test_the_card_tells_how_it_was_trained(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    launch(simcse(stories, stories_text, run, max_steps=2, save_strategy="no"))
+    card, record = (run / "model/README.md").read_text(), json.loads((run / "run.json").read_text())
+    assert "| steps | 2 |" in card and "| learning_rate | 0.001 |" in card and "| lora_r | 8 |" in card
+    assert f"| tokens | {record['tokens']:,} |" in card
+    assert f"| data: rows | {sum(one['rows'] for one in record['data']['train'].values()):,} |" in card
+    assert f"| loss | {float(format(record['results']['loss'], '.4g')):,} |" in card
+    assert '("run/model")' in card and "trained on texts of 48 at most" in card
+    assert (run / "model/turncoder.json").stat().st_size < 2000

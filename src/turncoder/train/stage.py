@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +36,11 @@ __all__ = [
 
 logger = logging.getLogger("turncoder")
 
+TOLD = (
+    "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "max_seq_length", "lora_r",
+    "lora_alpha", "lora_dropout", "mlm_probability", "simcse_dropout", "loss_scale", "temperature", "seed",
+)  # fmt: skip
+"""Keys that a model card shows."""
 MERGED_BYTES = 10 * 2**30  # save_merged=auto keeps merged models up to this size
 
 
@@ -171,6 +177,21 @@ def will_merge(config: TrainKeys, size: int) -> bool:
     return config.train_mode == "full" or config.save_merged == "always" or small
 
 
+def _tell_training(config: Any, run: Run) -> dict[str, Any]:
+    """Return the numbers of a training that a model card shows."""
+    data = run.record.get("data", {}).get("train", {})
+    sets = [counts for counts in data.values() if isinstance(counts, dict)] or [data]
+    names = [name for name in TOLD if config.train_mode == "lora" or not name.startswith("lora_")]
+    told = {
+        **{f"data: {name}": sum(counts.get(name, 0) for counts in sets) for name in dict.fromkeys(chain(*sets))},
+        "steps": run.record.get("trained", {}).get("steps"),
+        "tokens": run.record.get("tokens"),
+        "processes": PartialState().num_processes,
+        **{name: getattr(config, name, None) for name in names},
+    }
+    return {name: value for name, value in told.items() if isinstance(value, int | float)}
+
+
 def save_result(
     config: TrainKeys,
     run: Run,
@@ -202,6 +223,8 @@ def save_result(
     if not state.is_main_process:
         return
     model = model.cpu()
+    told = {"training": _tell_training(config, run), "results": run.record.get("results", {})}
+    artifact["record"] = {**artifact["record"], **told}
     if isinstance(model, PeftModel):
         partial = run.folder / ".adapter.partial"
         save_adapter(partial)
