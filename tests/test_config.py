@@ -15,6 +15,7 @@ from turncoder.config import (
     PrepareConfig,
     SimcseConfig,
     SupervisedConfig,
+    TurnConfig,
     differences,
     load_config,
     to_dict,
@@ -325,3 +326,31 @@ def test_wrong_keys_of_contrastive_stages(stage, words, parts):
         load_config({"simcse": SimcseConfig, "supervised": SupervisedConfig}[stage], None, [*MINIMAL, *words])
     assert "\n" not in str(caught.value)
     assert all(part in str(caught.value) for part in parts), caught.value
+
+
+def test_flags_of_a_stage_read_like_plain_ones(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("")
+    words = ["--mntp.lora-target-modules", "q_proj", "v_proj", "--simcse.no-split-sentences", "m", "--simcse.do_eval"]
+    flags, others = settings.read_flags(
+        TurnConfig, [*words, "rest", "--mntp.learning_rate=1e-4", "--mntp.optim", "sgd"]
+    )
+    assert others == ["m", "rest"]
+    assert flags["mntp"] == {"lora_target_modules": ["q_proj", "v_proj"], "learning_rate": "1e-4", "optim": "sgd"}
+    assert flags["simcse"] == {"split_sentences": False, "do_eval": True}
+    with pytest.raises(UserError, match=r"--mntp\.learning_rate needs a value"):
+        settings.read_flags(TurnConfig, ["--mntp.learning_rate"])
+    words = ["--mntp.lora_target_modules", "q_proj", str(path)]
+    assert settings.read_flags(TurnConfig, words, config_last=True)[1] == [str(path)]
+
+
+def test_a_list_leaves_the_config_file_alone(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("")
+    words = ["--columns", "a", "b", str(path)]
+    assert settings.read_flags(SupervisedConfig, words, config_last=True) == ({"columns": ["a", "b"]}, [str(path)])
+    assert settings.read_flags(SupervisedConfig, words)[1] == []  # a command that takes none
+    flags, _ = settings.read_flags(SupervisedConfig, [*words[:3], "gone.toml"], config_last=True)
+    assert flags["columns"] == ["a", "b", "gone.toml"]
+    flags, _ = settings.read_flags(SupervisedConfig, [*words, "c"], config_last=True)
+    assert flags["columns"] == ["a", "b", str(path), "c"]

@@ -341,7 +341,7 @@ def _dispatch(words: list[str], console: Console) -> int:
     command = COMMANDS[name]
     if "--help" in rest or "-h" in rest:
         _help(name, command)
-    flags, others = settings.read_flags(command.flags, rest)
+    flags, others = settings.read_flags(command.flags, rest, "[CONFIG]" in command.takes)
     path = _take_config(command, others)
     if len(others) > len(command.keys) and (not command.takes or "[CONFIG]" in command.takes):
         raise UserError(

@@ -174,6 +174,8 @@ class TurnConfig:
     """
 
     STAGE: ClassVar[str] = "turn"
+    TABLES: ClassVar[dict[str, type]] = {"mntp": MntpConfig, "simcse": SimcseConfig, "supervised": SupervisedConfig}
+    """Whose keys the fields of these names hold."""
 
     model_name_or_path: str
     """MODEL: a decoder, as a folder or a hub id."""

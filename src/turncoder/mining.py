@@ -24,6 +24,7 @@ from sentence_transformers.util import mine_hard_negatives
 
 from turncoder.config import MineConfig
 from turncoder.data.pairs import open_pairs
+from turncoder.data.records import RECORD_ENDINGS
 from turncoder.data.rows import scan_rows
 from turncoder.encode import BatchEncoder
 from turncoder.encoder import open_encoder
@@ -127,7 +128,8 @@ def look_at_mine(config: MineConfig) -> tuple[Path, Candidates]:
         raise UserError(f"--output {out} exists; choose another name{remedy}")
     if source.is_dir() and not (source / "state.json").exists() and not (source / "dataset_dict.json").exists():
         raise UserError(f"PAIRS: {source} is a folder; mine takes one file of pairs at a time")
-    if not source.exists() and (source.suffix or str(config.pairs_file).startswith((".", "/", "~"))):
+    known = source.name.lower().removesuffix(".gz").endswith((*RECORD_ENDINGS, ".txt"))
+    if not source.exists() and (known or str(config.pairs_file).startswith((".", "/", "~"))):
         raise UserError(f"PAIRS: {source}: no such file; give a file of pairs, or a hub id")
     where: dict[str, Any] = {"file": str(source)} if source.is_file() else {"dataset_name": str(config.pairs_file)}
     if source.is_file() and config.dataset_config_name:

@@ -65,7 +65,8 @@ def check_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, texts: Itera
         if text.strip() and tokenizer(prompt + text, verbose=False)["input_ids"][: len(ids)] != ids:
             raise UserError(
                 f"the prompt {prompt!r} does not stay apart from the text: its last characters share a token with "
-                f"{text[:20]!r}, so it cannot be left out of the pooling; end it in a newline"
+                f"{text[:20]!r}, so it cannot be left out of the pooling; end it in a newline "
+                "(in bash $'...\\n', as '...\\n' ends in two other characters; or in a config file)"
             )
     return ids
 

@@ -11,7 +11,10 @@ __all__ = ["mark_pooled", "show_text"]
 
 
 def show_text(encoder: Any, text: str, prompt: str | None = None) -> str:
-    """Write the tokens of a text, prompt, template and special tokens included, as text; what is pooled in brackets."""
+    """Write the tokens of a text, prompt, template and special tokens included, as text; what is pooled in brackets.
+
+    A newline is written as backslash and n, and a backslash as two.
+    """
     features = encoder.preprocess([text], prompt=prompt)
     if "input_ids" not in features or features["input_ids"].ndim < 2:  # some other module, that cuts texts as it likes
         return text[: 4 * SHOWN_TOKENS]
@@ -24,7 +27,7 @@ def show_text(encoder: Any, text: str, prompt: str | None = None) -> str:
     ]
     more = len(ids) - SHOWN_TOKENS
     end = f" ... ({more} more tokens{', the last one pooled' if pooled[-1] else ''})" if more > 0 else ""
-    return "".join(shown).replace("\n", "\\n") + end
+    return "".join(shown).replace("\\", "\\\\").replace("\n", "\\n") + end
 
 
 def mark_pooled(encoder: Any, features: dict[str, Any]) -> list[bool]:

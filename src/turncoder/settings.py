@@ -183,8 +183,17 @@ def plain_json(text: str) -> str:
     return _JSON_PIECE.sub(lambda m: m.group(1) or re.sub(r"[^\n]", " ", m.group(0)), text)
 
 
-def read_flags(cls: type, words: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Read ``--name value``, ``--name=value``, ``--name`` and ``--no-name``; dashes equal underscores.
+def read_flags(cls: type, words: list[str], config_last: bool = False) -> tuple[dict[str, Any], list[str]]:
+    """Read ``--name value``, ``--name=value``, ``--name``, ``--no-name`` and ``--table.name``; dashes are underscores.
+
+    Parameters
+    ----------
+    cls
+        The dataclass whose fields are the flags; its ``TABLES`` says whose fields those of a table are.
+    words
+        As typed.
+    config_last
+        A config file that is there, as the last word, is no value of a flag that takes several.
 
     Returns
     -------
@@ -196,7 +205,7 @@ def read_flags(cls: type, words: list[str]) -> tuple[dict[str, Any], list[str]]:
     UserError
         A flag without its value.
     """
-    hints = typing.get_type_hints(cls)
+    tables: dict[str, type] = getattr(cls, "TABLES", {})
     flags: dict[str, Any] = {}
     others: list[str] = []
     queue = list(words)
@@ -206,30 +215,50 @@ def read_flags(cls: type, words: list[str]) -> tuple[dict[str, Any], list[str]]:
             others.append(word)
             continue
         flag, equals, value = word.partition("=")
-        name = flag[2:].replace("-", "_").removeprefix("training.")
-        name = legacy.ALIASES.get(name, name)
-        table, dot, key = name.partition(".")
-        if dot and _is_table(hints.get(table)):  # --mntp.learning_rate 1e-4
-            if not equals and (not queue or _is_flag(queue[0])):
-                value = "true"
-            flags.setdefault(table, {})[key] = value if equals or value else queue.pop(0)
-            continue
-        hint = hints.get(name)
-        if name not in hints and name.startswith("no_") and _is_switch(hints.get(name[3:])) and not equals:
-            flags[name[3:]] = False
-        elif _many(hint):
-            flags[name] = [value] if equals else []
-            while queue and not _is_flag(queue[0]) and not equals:
-                flags[name].append(queue.pop(0))
-        elif equals:
-            flags[name] = value
-        elif queue and not _is_flag(queue[0]) and (not _is_switch(hint) or queue[0].lower() in (*YES, *NO, *NOTHING)):
-            flags[name] = queue.pop(0)
-        elif _is_switch(hint) or name not in hints:
-            flags[name] = True
+        table, dot, name = flag[2:].replace("-", "_").partition(".")
+        if dot and table in tables:  # --mntp.learning_rate 1e-4
+            _read_flag(
+                tables[table], flags.setdefault(table, {}), flag, name, value if equals else None, queue, config_last
+            )
         else:
-            raise UserError(f"{flag} needs a value")
+            name = f"{table}{dot}{name}"
+            _read_flag(cls, flags, flag, name, value if equals else None, queue, config_last)
     return flags, others
+
+
+def _read_flag(
+    cls: type,
+    flags: dict[str, Any],
+    flag: str,
+    name: str,
+    value: str | None,
+    queue: list[str],
+    config_last: bool = False,
+) -> None:
+    """Read one flag, with the words of the queue that belong to it."""
+    hints = typing.get_type_hints(cls)
+    name = name.removeprefix("training.")
+    name = legacy.ALIASES.get(name, name)
+    hint = hints.get(name)
+    if name not in hints and name.startswith("no_") and _is_switch(hints.get(name[3:])) and value is None:
+        flags[name[3:]] = False
+    elif value is not None:
+        flags[name] = [value] if _many(hint) else value
+    elif _many(hint):
+        flags[name] = []
+        while queue and not _is_flag(queue[0]) and not (config_last and flags[name] and _is_config(queue)):
+            flags[name].append(queue.pop(0))
+    elif queue and not _is_flag(queue[0]) and (not _is_switch(hint) or queue[0].lower() in (*YES, *NO, *NOTHING)):
+        flags[name] = queue.pop(0)
+    elif _is_switch(hint) or name not in hints:
+        flags[name] = True
+    else:
+        raise UserError(f"{flag} needs a value")
+
+
+def _is_config(queue: list[str]) -> bool:
+    """Say whether nothing but a config file that is there is left of the words."""
+    return len(queue) == 1 and queue[0].endswith((".toml", ".json")) and Path(queue[0]).is_file()
 
 
 def _is_flag(word: str) -> bool:
@@ -238,10 +267,6 @@ def _is_flag(word: str) -> bool:
 
 def _many(hint: Any) -> bool:
     return hint is not None and any(typing.get_origin(kind) is tuple for kind in _kinds(hint))
-
-
-def _is_table(hint: Any) -> bool:
-    return hint is not None and typing.get_origin(hint) is dict
 
 
 def _is_switch(hint: Any) -> bool:

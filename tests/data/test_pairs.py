@@ -118,13 +118,18 @@ def test_negatives_in_a_list_or_in_columns(counts: list[int], ending: str, tmp_p
     )
     for records in shapes:
         path = write(tmp_path / f"set.{ending}", records)
-        if len(wanted) < 2:
-            with pytest.raises(UserError, match=r"1 rows to train on \(\d+ with an empty side left out\)"):
+        if 0 < 2 * len(wanted) < len(counts):
+            with pytest.raises(UserError, match=rf"{len(counts) - len(wanted)} of {len(counts)} rows of .*have no neg"):
+                open_one(path)
+            sides_alone = open_one(path, columns=("anchor", "positive"))
+            assert len(sides_alone) == len(counts)
+        elif len(wanted) < 2:
+            with pytest.raises(UserError, match=r"1 rows to train on \(\d+ without a negative left out\)"):
                 open_one(path)
         else:
             rows = open_one(path)
             assert take(rows) == wanted
-            assert rows.counts.get("with an empty side", 0) == len(counts) - len(wanted)
+            assert rows.counts.get("without a negative", 0) == len(counts) - len(wanted)
 
 
 def test_different_numbers_of_negatives_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -201,7 +206,7 @@ GOOD = {"anchor": "a", "positive": "b", "negative": "c"}
     [
         ({"anchor": " "}, "with an empty side", "line 3: a row without anchor"),
         ({"positive": None}, "with an empty side", "line 3: a row without anchor"),
-        ({"negative": ""}, "with an empty side", "line 3: a row without anchor"),
+        ({"negative": ""}, "without a negative", "2 rows have no negative and are left out; --columns anchor positive"),
         ({"negative": "a "}, "with a false negative", "line 3: a row whose negative is its anchor"),
         ({"negative": "b"}, "with a false negative", "line 3: a row whose negative is its anchor or positive"),
     ],

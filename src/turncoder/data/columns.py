@@ -1,6 +1,7 @@
 """Where anchor, positive and negatives stand in the records of a file."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -27,16 +28,24 @@ class Shape:
         Columns of anchor, positive and negatives.
     fewest, most
         Negatives of a record, among those that have any.
+    without
+        Records that have none, where others have some.
     """
 
     keys: tuple[str, ...]
     fewest: int
     most: int
+    without: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
         """The columns that are kept."""
         return ("anchor", "positive", *(f"negative_{number + 1}" for number in range(self.fewest)))
+
+    @property
+    def remedy(self) -> str:
+        """What keeps the rows without negatives."""
+        return f"--columns {self.keys[0]} {self.keys[1]} takes all rows, without negatives"
 
     def take(self, record: dict[str, Any], place: str) -> list[str]:
         """Give anchor, positive and the first negatives of a record; what is missing is empty.
@@ -70,14 +79,15 @@ def find_shape(where: str, records: Iterable[Record], columns: tuple[str, ...]) 
     Raises
     ------
     UserError
-        No records, a column that none of them has, or one whose meaning is not known.
+        No records, a column that none of them has, or one whose meaning is not known; more than half of them have no
+        negative and others do.
     """
     places: dict[str, str] = {}
-    counts: set[int] = set()
+    counts: Counter[int] = Counter()
     for place, record in records:
         for name in record:
             places.setdefault(name, place)
-        counts.add(len(_list_negatives(record, columns[2:] or filter(_is_negative, record))))
+        counts[len(_list_negatives(record, columns[2:] or filter(_is_negative, record)))] += 1
     if not places:
         raise UserError(f"{where}: no rows at all")
     if absent := [name for name in columns if name not in places]:
@@ -85,7 +95,13 @@ def find_shape(where: str, records: Iterable[Record], columns: tuple[str, ...]) 
     keys = columns or _name_columns(places)
     if len(keys) == FEWEST:
         return Shape(keys, 0, 0)
-    return Shape(keys, min(counts - {0}, default=0), max(counts))
+    shape = Shape(keys, min(set(counts) - {0}, default=0), max(counts), counts[0] if max(counts) else 0)
+    if 2 * shape.without > counts.total():
+        raise UserError(
+            f"columns: {shape.without:,} of {counts.total():,} rows of {where} have no negative and would be left out; "
+            f"{shape.remedy}"
+        )
+    return shape
 
 
 def _is_negative(name: str) -> bool:

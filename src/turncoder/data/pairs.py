@@ -31,8 +31,9 @@ __all__ = ["Rows", "hash_rows", "open_pairs", "open_texts"]
 
 logger = logging.getLogger("turncoder")
 
-FORMAT = 3
+FORMAT = 4
 FEWEST = 2
+WITHOUT = "without a negative"
 HASHED_ROWS = 4096
 
 
@@ -203,12 +204,18 @@ def _open_set(
             logger.warning(
                 "%s: rows have %d to %d negatives; %d of each count", where, shape.fewest, shape.most, shape.fewest
             )
+        if shape.without:
+            logger.warning(
+                "%s: %s rows have no negative and are left out; %s", where, f"{shape.without:,}", shape.remedy
+            )
         return shape.names, partial(read, shape)
 
     def read(shape: Shape, counts: Counter[str]) -> Iterator[tuple[str, dict[str, str]]]:
         for place, record in records():
             texts = [clean(text).strip() for text in shape.take(record, place)]
-            if not all(texts):
+            if all(texts[:2]) and not any(texts[2:]) and shape.without:
+                counts[WITHOUT] += 1
+            elif not all(texts):
                 _leave_out(counts, "with an empty side", f"{place}: a row without anchor, positive or negative")
             elif not set(texts[:2]).isdisjoint(texts[2:]):
                 _leave_out(counts, "with a false negative", f"{place}: a row whose negative is its anchor or positive")
