@@ -128,6 +128,8 @@ def test_training_reads_it(
         ({"range_max": 2}, "range_max = 2 must be at least 3"),
         ({"output_dir": "out.csv"}, "give OUT.jsonl or OUT.parquet"),
         ({"pairs_file": "./gone.jsonl"}, "gone.jsonl: no such file"),
+        ({"pairs_file": "gone.csv"}, "gone.csv: no such file"),
+        ({"pairs_file": "someone/pairs-v1.5"}, "dataset_name: 'someone/pairs-v1.5'"),
         ({"pairs_file": "."}, "is a folder"),
         ({"corpus_file": "./gone.txt"}, "gone.txt"),
         ({"pairs_file": None}, "mine needs PAIRS"),
