@@ -83,6 +83,7 @@ def perform(config: Any, stage: str, work: Callable[[Any, Run], None]) -> Path:
         if isinstance(error, UserError):
             run.discard()
         raise
+    run.settle()
     run.record.pop("error", None)
     run.update(status="done")
     return run.folder
