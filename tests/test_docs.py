@@ -24,7 +24,10 @@ def place(stories: Path, stories_text: Path, shared: Path, tmp_path: Path, monke
     Path("stories.txt").write_text("\n".join(lines) + "\n", encoding="utf8")
     rows = [json.dumps({"key": number, "story": line}) for number, line in enumerate(lines)]
     Path("stories.jsonl").write_text("\n".join(rows) + "\n", encoding="utf8")
-    for name, source, count in (("pairs.jsonl", "nli_triplets/train-en.jsonl", 400), ("sts.tsv", "stsb/stsb-dev.tsv", 201)):
+    for name, source, count in (
+        ("pairs.jsonl", "nli_triplets/train-en.jsonl", 400),
+        ("sts.tsv", "stsb/stsb-dev.tsv", 201),
+    ):
         rows = (shared / "data" / source).read_text(encoding="utf8").split("\n")[:count]
         Path(name).write_text("\n".join(rows) + "\n", encoding="utf8")
     words = "mntp --model_name_or_path stories260k --train_file stories.txt --max_seq_length 64 --max_steps 20"
