@@ -69,7 +69,8 @@ def open_rows(
         )
     for rows, _ in chosen:
         for column, prompt in rows.prompts.items():
-            check_prompt(tokenizer, prompt, rows.data[column][:CHECKED_TEXTS], limit or 1 << 30)
+            spread = rows.data.select(range(0, len(rows), -(-len(rows) // CHECKED_TEXTS)))
+            check_prompt(tokenizer, prompt, spread[column][:], limit or 1 << 30)
     return chosen
 
 

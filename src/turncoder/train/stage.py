@@ -160,6 +160,7 @@ def fit(trainer: StageTrainer, run: Run) -> None:
         if step >= trainer.steps or done == {"planned": trainer.steps, "steps": step}:
             trainer.restore(run.resume_from)
             return
+        logger.info("%s: goes on after step %s", run.folder, f"{step:,}")
     trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
     trainer.record.count()
     run.update(trained={"planned": trainer.steps, "steps": trainer.state.global_step})
