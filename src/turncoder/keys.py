@@ -128,7 +128,7 @@ class TrainKeys:
     max_train_samples: int | None = None
     """Train on this many rows only."""
     max_eval_samples: int | None = None
-    """Evaluate on this many rows only."""
+    """Evaluate on this many rows only; default: all (contrastive stages: at most 2,000 over all sets)."""
 
     # adapter
     train_mode: Literal["lora", "full"] = "lora"

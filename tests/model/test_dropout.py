@@ -4,9 +4,18 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import LlamaConfig, LlamaModel
+from transformers import (
+    AutoModel,
+    BertConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    LlamaModel,
+    OPTConfig,
+    Qwen3Config,
+)
 
-from turncoder.model.dropout import DroppedLinear, drop_sparsely
+from turncoder.model.dropout import DroppedLinear, drop_sparsely, set_attention_dropout
 
 
 def layer(width: int, rank: int, p: float) -> DroppedLinear:
@@ -74,3 +83,36 @@ def test_under_autocast_it_is_ordinary_dropout() -> None:
         torch.manual_seed(0)
         expected = nn.functional.linear(nn.functional.dropout(x, 0.5), projection.weight)
     assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
+
+
+SMALL = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+MODELS = {
+    "llama": LlamaConfig(**SMALL, num_key_value_heads=1),
+    "qwen3": Qwen3Config(**SMALL, num_key_value_heads=1, head_dim=8),
+    "gpt2": GPT2Config(vocab_size=64, n_embd=16, n_layer=3, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+    "gpt_neox": GPTNeoXConfig(**SMALL),
+    "opt": OPTConfig(
+        vocab_size=64, hidden_size=16, ffn_dim=32, num_hidden_layers=3, num_attention_heads=2, dropout=0.0
+    ),
+    "bert": BertConfig(**SMALL, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_dropout_reaches_every_layer_and_leaves_the_config(name: str, attention: str) -> None:
+    torch.manual_seed(0)
+    model = AutoModel.from_config(MODELS[name], attn_implementation=attention).train()
+    before = model.config.to_dict()
+    ids = torch.arange(1, 13).reshape(2, 6)
+
+    def differs() -> bool:
+        first, second = (model(input_ids=ids).last_hidden_state for _ in range(2))
+        return not torch.equal(first, second)
+
+    assert not differs()
+    assert set_attention_dropout(model, 0.4) == 3
+    assert differs()
+    assert model.config.to_dict() == before
+    assert set_attention_dropout(model, 0.0) == 3 and not differs()
+    assert set_attention_dropout(torch.nn.Linear(2, 2), 0.4) == 0

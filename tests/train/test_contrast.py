@@ -169,6 +169,7 @@ def test_stages_follow_each_other(trained: Path, shared: Path, tmp_path: Path) -
     assert [parent.get("stage") for parent in record["parents"]] == ["simcse", None]
     encoder = SentenceTransformer(str(tmp_path / "run/model"), device="cpu")
     assert encoder.prompts["text"] == "Sentence:\n"  # what the parent knew is kept
+    assert encoder.default_prompt_name is None  # but not trained with
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,8 @@ def test_held_out_rows_are_a_share_or_a_file(encoder: SentenceTransformer, tmp_p
         )
         assert len(rows) + len(others) == total and rows.prompts == others.prompts == {"text": "P:\n"}
         ((rows, others),) = open_rows(
-            SimcseConfig(**keys, split_sentences=split, validation_file=str(texts), max_train_samples=5), encoder
+            SimcseConfig(**keys, split_sentences=split, validation_file=str(texts), max_train_samples=5),
+            encoder.tokenizer,
+            encoder.max_seq_length,
         )
         assert (len(rows), len(others)) == (5, total)

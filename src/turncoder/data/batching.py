@@ -225,7 +225,7 @@ class SetBatches(Sampler[list[int]]):
     def draw(self, epoch: int) -> Iterator[np.ndarray]:
         """Yield the rows of each step of an epoch."""
         numbers = [number for number in range(len(self.sizes)) if self.count(number)]
-        queues = [self._draw_set(number, epoch) for number in numbers]
+        queues = [self.draw_set(number, epoch) for number in numbers]
         if len(queues) == 1:
             yield from queues[0]
         elif self.in_turn:
@@ -244,7 +244,8 @@ class SetBatches(Sampler[list[int]]):
         rows = self.step_rows[number]
         return self.sizes[number] // rows if rows >= FEWEST * self.batches else 0
 
-    def _draw_set(self, number: int, epoch: int) -> Iterator[np.ndarray]:
+    def draw_set(self, number: int, epoch: int) -> Iterator[np.ndarray]:
+        """Yield the rows of each step that a set gives in an epoch."""
         size, rows, texts = self.sizes[number], self.step_rows[number], self.texts[number]
         order = permute(np.arange(size), size, self.seed + 2 + number, epoch)
         if texts is None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from turncoder.data.batching import budget_batches
 
-__all__ = ["ByLengthRankingLoss", "build_loss", "embed_by_length", "measure_activations"]
+__all__ = ["ByLengthRankingLoss", "CachedRankingLoss", "build_loss", "embed_by_length", "measure_activations"]
 
 
 def build_loss(
@@ -62,7 +62,7 @@ def build_loss(
     if symmetric:
         options |= {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
     plain: type[Any] = ByLengthRankingLoss
-    cached: type[Any] = CachedMultipleNegativesRankingLoss
+    cached: type[Any] = CachedRankingLoss
     if distillation_weight is not None:
         plain, cached = DistilledRankingLoss, CachedDistilledRankingLoss
         options["weight"] = distillation_weight
@@ -100,6 +100,23 @@ class ByLengthRankingLoss(MultipleNegativesRankingLoss):
         """Embed every column and compare."""
         columns = [embed_by_length(self.model, features, self.batch_tokens) for features in sentence_features]
         return self.compute_loss_from_embeddings(columns, labels)
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
+        """Compare in float32, whatever the model computes in: cosines times 20 have no digits to spare."""
+        with torch.autocast(embeddings[0].device.type, enabled=False):
+            return super().compute_loss_from_embeddings([one.float() for one in embeddings], labels)
+
+
+class CachedRankingLoss(CachedMultipleNegativesRankingLoss):
+    """sentence-transformers' loss with cached gradients, its comparisons in float32."""
+
+    def calculate_loss(
+        self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
+    ) -> Tensor:
+        """Compare in float32, whatever the model computes in."""
+        with torch.autocast(reps[0][0].device.type, enabled=False):
+            whole = [[part.float() for part in column] for column in reps]
+            return super().calculate_loss(whole, labels, with_backward=with_backward)
 
 
 def embed_by_length(model: nn.Module, features: dict[str, Any], batch_tokens: int) -> Tensor:

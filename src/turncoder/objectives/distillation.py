@@ -11,11 +11,10 @@ In the names of tensors: B rows, C columns (anchor, positive, negatives), D widt
 from typing import Any
 
 import torch
-from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
 from sentence_transformers.util import all_gather, all_gather_with_grad, cos_sim
 from torch import Tensor
 
-from turncoder.objectives.contrast import ByLengthRankingLoss
+from turncoder.objectives.contrast import ByLengthRankingLoss, CachedRankingLoss
 
 __all__ = ["CachedDistilledRankingLoss", "DistilledRankingLoss", "measure_divergence"]
 
@@ -56,13 +55,14 @@ class DistilledRankingLoss(ByLengthRankingLoss):
         super().__init__(model, **options)
         self.weight = weight
 
-    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
         """Add the two."""
+        assert labels is not None
         divergence = measure_divergence(embeddings, labels, scale=self.scale, gather=self.gather_across_devices)
         return super().compute_loss_from_embeddings(embeddings, labels) + self.weight * divergence
 
 
-class CachedDistilledRankingLoss(CachedMultipleNegativesRankingLoss):
+class CachedDistilledRankingLoss(CachedRankingLoss):
     """The same with gradients cached; the [B, B (C - 1)] similarities of both sides are held at once."""
 
     def __init__(self, model: Any, *, weight: float, **options: Any) -> None:

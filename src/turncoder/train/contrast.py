@@ -50,6 +50,7 @@ Config = SimcseConfig | SupervisedConfig
 
 LOSS_SCALE = 20.0
 MOST_MEMORY = 0.6  # of what is free, for activations
+LONGEST_BATCH = 1.25  # times the tokens of one that is looked at
 BATCH_TOKENS = {"cpu": 2048}  # what keeps a layer's activations in the processor's cache; see docs/decisions.md
 DEVICE_TOKENS = 1 << 15
 
@@ -88,6 +89,7 @@ def _train(config: Config, run: Run) -> None:
     length = encoder.max_seq_length or MAX_SEQ_LENGTH  # of texts later on: what is trained on may be shorter
     if config.max_seq_length is not None:
         encoder.max_seq_length = limit_length(backbone, config.max_seq_length)
+    _forget_default(config, encoder)
     _refuse_early(config, encoder, run)
     teacher = open_teacher(config)
     with PartialState().main_process_first():
@@ -150,6 +152,33 @@ def _open(config: Config) -> SentenceTransformer:
     return encoder
 
 
+def _forget_default(config: Config, encoder: SentenceTransformer) -> None:
+    """Train, evaluate and use without the model's default prompt, unless the configuration gives one."""
+    if encoder.default_prompt_name is not None:
+        logger.warning(
+            "the model's default prompt %r is not trained with, and is its default no more%s",
+            encoder.default_prompt_name,
+            "; --prompt gives one"
+            if isinstance(config, SimcseConfig)
+            else "; --query_prompt and --document_prompt give some",
+        )
+        encoder.default_prompt_name = None
+
+
+def _name_prompts(sets: list[Rows]) -> dict[str, str]:
+    """Name the prompts that an encoder keeps: text, query and document, or those of each set where they differ."""
+    if "text" in sets[0].data.column_names:
+        return dict(sets[0].prompts)
+    sides = {rows.name: (rows.prompts.get("anchor"), rows.prompts.get("positive")) for rows in sets}
+    if len(set(sides.values())) == 1:
+        query, document = next(iter(sides.values()))
+        named = {"query": query, "document": document}
+    else:
+        named = {name: query for name, (query, _) in sides.items()}
+        named |= {f"{name}_document": document for name, (query, document) in sides.items() if document != query}
+    return {name: prompt for name, prompt in named.items() if prompt}
+
+
 def _refuse_early(config: Config, encoder: SentenceTransformer, run: Run) -> None:
     """Find wrong input before hours are spent on the data: arguments, targets."""
     _arguments(config, run, steps=1, steps_per_epoch=1)
@@ -168,14 +197,14 @@ def _refuse_early(config: Config, encoder: SentenceTransformer, run: Run) -> Non
         )
 
 
-def _arguments(config: Config, run: Run, **steps: int) -> SentenceTransformerTrainingArguments:
+def _arguments(config: Config, run: Run, **others: Any) -> SentenceTransformerTrainingArguments:
     return training_arguments(
         config,
         run,
         kind=SentenceTransformerTrainingArguments,
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,  # processes run the model a different number of times
-        **steps,
+        **others,
     )
 
 
@@ -222,8 +251,7 @@ def _build_trainer(
         texts=None if isinstance(config, SimcseConfig) or config.as_llm2vec else [hash_rows(rows) for rows in sets],
     )
     _tell_small_sets(sets, batches, per_step)
-    first = Collator(encoder, sets)([SetRows(sets)[row] for row in next(iter(batches))])
-    mini_batch_num_tokens = config.mini_batch_num_tokens or _choose_cache(encoder, run, first)
+    mini_batch_num_tokens = config.mini_batch_num_tokens or _choose_cache(encoder, run, sets, batches)
     collate = Collator(encoder, sets, lessons)
     scale = config.loss_scale or (1 / config.temperature if config.temperature else LOSS_SCALE)
     loss: dict[str, Any] = {"scale": scale, "symmetric": config.symmetric}
@@ -238,12 +266,13 @@ def _build_trainer(
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
     judge = build_loss(encoder, **loss)
     assert isinstance(judge, ByLengthRankingLoss)
-    measures = any(len(rows) > 1 for rows in held_out) or sts is not None
+    evaluator = _build_evaluator(config, held_out, sts, judge)
+    silent = {} if evaluator is not None else {"eval_strategy": "no"}
     trainer = ContrastTrainer(
         trained=trained,
         batches=batches,
         model=encoder,
-        args=_arguments(config, run, steps=scheduled, steps_per_epoch=math.ceil(rows / per_step)),
+        args=_arguments(config, run, steps=scheduled, steps_per_epoch=math.ceil(rows / per_step), **silent),
         train_dataset=SetRows(sets),
         data_collator=collate,
         loss=build_loss(
@@ -254,9 +283,7 @@ def _build_trainer(
             matryoshka_dims=config.matryoshka_dims,
             distillation_weight=getattr(config, "distillation_weight", None) if lessons is not None else None,
         ),
-        evaluator=HeldOut(held_out, sts, judge, config.per_device_eval_batch_size)
-        if measures and config.do_eval
-        else None,
+        evaluator=evaluator,
         callbacks=callbacks,
     )
     trainer.record, trainer.steps = record, steps
@@ -272,19 +299,30 @@ def _find_tokenizer(config: Config) -> list[Path]:
     return tokenizer_files(name, revision=revision, cache_dir=config.cache_dir)
 
 
-def _choose_cache(encoder: SentenceTransformer, run: Run, batch: dict[str, Any]) -> int | None:
+def _choose_cache(encoder: SentenceTransformer, run: Run, sets: list[Rows], batches: SetBatches) -> int | None:
     """Choose over how many tokens gradients are cached: None where the activations of a whole batch fit in memory."""
     if "mini_batch_num_tokens" in run.record:  # as before: dropout is drawn otherwise with the cache
         return run.record["mini_batch_num_tokens"]
     device = encoder.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-    columns = split_columns(batch, device)
-    tokens = sum(int(features["attention_mask"].sum()) for features in columns)
+    free -= 12 * count_parameters(encoder)[0]  # gradients, and AdamW's two averages
+    rows, collate = SetRows(sets), Collator(encoder, sets)
+    tokens = 0
+    columns: list[dict[str, Any]] = []
+    for number in range(len(sets)):
+        drawn = next(batches.draw_set(number, 0), None)
+        if drawn is None:
+            continue
+        batch = collate([rows[row] for row in drawn[: len(drawn) // batches.batches]])
+        parts = split_columns(batch, device)
+        count = sum(int(features["attention_mask"].sum()) for features in parts)
+        tokens, columns = max((tokens, columns), (count, parts), key=lambda one: one[0])
     encoder.train()
-    needed = tokens * measure_activations(encoder, columns[0], BATCH_TOKENS.get(device.type, DEVICE_TOKENS))
+    per_token = measure_activations(encoder, columns[0], BATCH_TOKENS.get(device.type, DEVICE_TOKENS))
+    needed = LONGEST_BATCH * tokens * per_token
     chosen = None
     if needed > MOST_MEMORY * free:
-        chosen = max(256, int(tokens * MOST_MEMORY / 4 * free / needed))
+        chosen = max(256, int(tokens * MOST_MEMORY / 4 * max(free, 0) / needed))
         logger.warning(
             "a batch of %s tokens would keep %.1f GB and %.1f are free: gradients are cached over %s tokens at a time "
             "(mini_batch_num_tokens), which takes about two thirds more time",
@@ -296,6 +334,23 @@ def _choose_cache(encoder: SentenceTransformer, run: Run, batch: dict[str, Any])
     chosen = broadcast_object_list([chosen])[0]  # processes that measure otherwise do not do otherwise
     run.update(mini_batch_num_tokens=chosen)
     return chosen
+
+
+def _build_evaluator(
+    config: Config, held_out: list[Rows], sts: Sts | None, judge: ByLengthRankingLoss
+) -> HeldOut | None:
+    """Say what is measured during training; None where there is nothing."""
+    rows = any(len(one) > 1 for one in held_out)
+    if config.early_stopping_patience is not None and not (rows and config.do_eval):
+        raise UserError(
+            f"early_stopping_patience = {config.early_stopping_patience} needs held-out rows: give validation_file, or "
+            "a validation_split_percentage that leaves some"
+        )
+    if not config.do_eval or not (rows or sts is not None):
+        if config.eval_strategy != "no":
+            logger.warning("eval_strategy = %r: there is nothing to evaluate on", config.eval_strategy)
+        return None
+    return HeldOut(held_out, sts, judge, max(2, config.per_device_eval_batch_size))
 
 
 def _tell_small_sets(sets: list[Rows], batches: SetBatches, per_step: int) -> None:
@@ -327,12 +382,7 @@ def _save(
     encoder.eval()
     pool = encoder[1]
     assert isinstance(pool, Pooling)
-    prompts = {name: prompt for name, prompt in encoder.prompts.items() if prompt}
-    for rows in sets:
-        for column, prompt in rows.prompts.items():
-            name = {"text": "text", "anchor": "query", "positive": "document"}.get(column)
-            if name:
-                prompts[name if len(sets) == 1 else rows.name] = prompt
+    prompts = {name: prompt for name, prompt in encoder.prompts.items() if prompt} | _name_prompts(sets)
     text = sets[0].data[sets[0].data.column_names[0]][0]
     save_result(
         config,
@@ -346,7 +396,7 @@ def _save(
         pooling=str(pool.pooling_mode),
         inputs={name: getattr(encoder[0], name) for name in TEXT_ONLY} if config.chat_template else None,
         prompts=prompts,
-        default_prompt_name="text" if "text" in prompts else encoder.default_prompt_name,
+        default_prompt_name="text" if sets[0].prompts.get("text") else None,
         record={
             "stage": config.STAGE,
             "bidirectional": run.record["attention"]["verdict"] == "bidirectional",

@@ -20,6 +20,7 @@ from turncoder.prompts import check_prompt
 __all__ = ["open_rows"]
 
 CHECKED_TEXTS = 64  # that a prompt is tried on
+MOST_HELD_OUT = 2000  # rows that are evaluated on: what more would tell is not worth its time
 
 
 def open_rows(
@@ -59,13 +60,17 @@ def open_rows(
             pairs = [(rows, others.get(rows.name, alone or none)) for rows, none in pairs]
         pairs = _prompt_sets(config, pairs)
     seed = None if config.as_llm2vec else config.seed
-    chosen = [
-        (rows.select(config.max_train_samples, seed), held_out.select(config.max_eval_samples, seed))
-        for rows, held_out in pairs
-    ]
+    most = config.max_eval_samples or max(2, MOST_HELD_OUT // len(pairs))
+    chosen = [(rows.select(config.max_train_samples, seed), held_out.select(most, seed)) for rows, held_out in pairs]
+    if config.chat_template and any(rows.prompts for rows, _ in chosen):
+        raise UserError(
+            "chat_template: a template cannot leave a prompt out of the pooling; keep one of the two, or write the "
+            "prompt into the texts"
+        )
     for rows, _ in chosen:
         for column, prompt in rows.prompts.items():
-            check_prompt(tokenizer, prompt, rows.data[column][:CHECKED_TEXTS], limit or 1 << 30)
+            spread = rows.data.select(range(0, len(rows), -(-len(rows) // CHECKED_TEXTS)))
+            check_prompt(tokenizer, prompt, spread[column][:], limit or 1 << 30)
     return chosen
 
 

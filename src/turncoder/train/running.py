@@ -144,6 +144,9 @@ class Run:
             return
         if complete_checkpoints(self.checkpoints):
             return
+        own = ("metrics.jsonl", "config.toml", "run.json", "checkpoints")
+        if any(path.name not in own for path in self.folder.iterdir()):  # runs within this one
+            return
         for name in ("metrics.jsonl", "config.toml", "run.json"):
             (self.folder / name).unlink(missing_ok=True)
         for folder in (self.checkpoints, self.folder):

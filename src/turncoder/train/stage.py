@@ -90,6 +90,7 @@ def perform(config: Any, stage: str, work: Callable[[Any, Run], None]) -> Path:
         if isinstance(error, UserError):
             run.discard()
         raise
+    run.settle()
     run.record.pop("error", None)
     run.update(status="done")
     return run.folder
@@ -166,6 +167,7 @@ def fit(trainer: StageTrainer, run: Run) -> None:
         if step >= trainer.steps or done == {"planned": trainer.steps, "steps": step}:
             trainer.restore(run.resume_from)
             return
+        logger.info("%s: goes on after step %s", run.folder, f"{step:,}")
     trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
     trainer.record.count()
     run.update(trained={"planned": trainer.steps, "steps": trainer.state.global_step})

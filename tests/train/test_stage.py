@@ -1,0 +1,65 @@
+"""What stages share: a run that fails is undone only where nothing is lost, and prompts have their names."""
+
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from turncoder.config import SimcseConfig
+from turncoder.data.pairs import Rows
+from turncoder.errors import UserError
+from turncoder.train.contrast import _name_prompts
+from turncoder.train.running import Run
+from turncoder.train.stage import perform
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError])
+def test_runs_within_a_run_survive_its_failure(tmp_path: Path, error: type[BaseException]) -> None:
+    config = SimcseConfig(model_name_or_path="m", train_file="t", output_dir=str(tmp_path / "run"))
+
+    def work(config: SimcseConfig, run: Run) -> None:
+        (run.folder / "mntp").mkdir(exist_ok=True)
+        raise error("stopped")
+
+    for _ in range(2):  # and the same again is not refused
+        with pytest.raises(error):
+            perform(config, "turn", work)
+        assert (tmp_path / "run/run.json").exists() and (tmp_path / "run/mntp").exists()
+
+
+def test_a_run_of_wrong_input_leaves_nothing(tmp_path: Path) -> None:
+    config = SimcseConfig(model_name_or_path="m", train_file="t", output_dir=str(tmp_path / "run"))
+
+    def work(config: SimcseConfig, run: Run) -> None:
+        raise UserError("wrong")
+
+    with pytest.raises(UserError):
+        perform(config, "simcse", work)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_replaced_goes_when_the_new_run_is_done(tmp_path: Path) -> None:
+    config = SimcseConfig(model_name_or_path="m", train_file="t", output_dir=str(tmp_path / "run"))
+    perform(config, "turn", lambda config, run: None)
+    again = SimcseConfig(model_name_or_path="m", train_file="t", output_dir=str(tmp_path / "run"), overwrite=True)
+    perform(again, "turn", lambda config, run: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def make_rows(name: str, **prompts: str) -> Rows:
+    return Rows(name, Dataset.from_dict({"anchor": ["a"], "positive": ["b"], "negative_1": ["c"]}), prompts)
+
+
+@pytest.mark.parametrize(
+    ("sets", "named"),
+    [
+        ([make_rows("a", anchor="q", positive="d", negative_1="d")], {"query": "q", "document": "d"}),
+        ([make_rows("a", anchor="q"), make_rows("b", anchor="q")], {"query": "q"}),
+        ([make_rows("a", anchor="q"), make_rows("b", anchor="r", positive="r")], {"a": "q", "b": "r"}),
+        ([make_rows("a", anchor="q", positive="d"), make_rows("b")], {"a": "q", "a_document": "d"}),
+        ([make_rows("a")], {}),
+        ([Rows("texts", Dataset.from_dict({"text": ["a"]}), {"text": "t"})], {"text": "t"}),
+    ],
+)
+def test_every_prompt_that_was_trained_with_is_kept(sets: list[Rows], named: dict[str, str]) -> None:
+    assert _name_prompts(sets) == named
