@@ -18,8 +18,8 @@ PROMPTS = {"query": "Find:\n", "document": "Text:\n"}
 
 @pytest.fixture(scope="module")
 def trial(stories_text: Path) -> Trial:
-    texts = [text.strip() for text in stories_text.read_text(encoding="utf8").split("<|endoftext|>")][:60]
-    texts = [" ".join(text.split()) for text in texts]
+    lines = stories_text.read_text(encoding="utf8").splitlines()
+    texts = [line for line in lines if len(line.split()) > 20][:60]
     sts = Sts([text[:40] for text in texts], [text[20:60] for text in texts], np.arange(len(texts), dtype=float))
     pairs = Rows("pairs", Dataset.from_dict({"anchor": sts.first, "positive": sts.second}))
     return open_trial(texts, sts, [pairs], 30)

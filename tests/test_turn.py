@@ -205,6 +205,7 @@ def test_dry_run_plans_every_stage_without_weights_and_writes_nothing(
     stories: Path, material: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(module, "load_backbone")
+    monkeypatch.setenv("TURNCODER_CACHE", str(tmp_path / "cache"))  # no proof is there yet
     said = launch([*words(stories, material, tmp_path / "out"), "--simcse.lora_r", "5", "--dry-run"])
     assert "MNTP: blocks of 64 tokens" in said and "becomes bidirectional" in said
     assert said.count("resolved config") == said.count("memory in all") == said.count("trainable parameters") == 4

@@ -26,11 +26,11 @@ from turncoder.data.records import RECORD_ENDINGS
 from turncoder.data.store import is_held_out
 from turncoder.data.tokenizer import load_tokenizer
 from turncoder.encoder import MAX_SEQ_LENGTH
-from turncoder.errors import ConversionError, UserError
-from turncoder.evaluate.sentences import Sts, read_sts
+from turncoder.errors import UserError
+from turncoder.evaluate.sentences import read_sts
 from turncoder.model.attention import make_bidirectional, settle_implementation
 from turncoder.model.backbone import load_backbone, load_model_config, resolve_model
-from turncoder.model.proof import prove
+from turncoder.model.proof import build_small
 from turncoder.plan import show
 from turncoder.preview import take_first, weigh
 from turncoder.prompts import check_prompt
@@ -175,7 +175,7 @@ def _open_all(config: TurnConfig, *, weigh_model: bool = True) -> _Opened:
     sts = read_sts(config.sts) if config.sts else None
     corpus = _open_text(config, config.text)
     told, parameters, positions = _check_model(config, stages["mntp"], weigh_model=weigh_model)
-    tokenizer = load_tokenizer(config.model_name_or_path, **_where(config))
+    tokenizer = load_tokenizer(stages["mntp"].tokenizer_name or config.model_name_or_path, **_where(config))
     percent = min(stages[name].validation_split_percentage for name in ("mntp", "simcse"))
     held_out = list(_take_held_out(config, corpus, percent))
     length = stages["mntp"].max_seq_length or _choose_length(corpus, tokenizer, positions)
@@ -208,6 +208,7 @@ def _check_model(config: TurnConfig, mntp: MntpConfig, *, weigh_model: bool) -> 
     backbone: Any
     if weigh_model:
         backbone = load_backbone(name, dtype="bfloat16" if _has_bf16() else None, **where)
+        settle_implementation(backbone, allow_partial=mntp.allow_partial)
         told = make_bidirectional(backbone, allow_partial=mntp.allow_partial).summary
     else:
         backbone = build_unstored(load_model_config(name, **where), replace(mntp, train_mode="full")).base_model
@@ -221,12 +222,11 @@ def _prove_twin(unstored: Any, mntp: MntpConfig) -> str:
     """Prove on the small twin of a model without storage that it becomes bidirectional."""
     name = type(unstored).__name__
     try:
-        settle_implementation(unstored, allow_partial=mntp.allow_partial)
-    except (NotImplementedError, RuntimeError):  # what fails is looked into with weights, which are not there
-        reason = "its small twin does not become bidirectional"
-        raise ConversionError(f"{name}: {reason}; turncoder check {mntp.model_name_or_path} names the layers") from None
-    if prove(unstored).error:
+        twin = build_small(unstored)
+    except Exception:  # whatever a class of the hub does
         return f"{name} has no small twin; whether it becomes bidirectional is seen with its weights"
+    settle_implementation(twin, allow_partial=mntp.allow_partial)
+    make_bidirectional(twin, allow_partial=mntp.allow_partial)
     return f"{name} becomes bidirectional, by its small twin; its weights were not loaded"
 
 
