@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,11 +18,14 @@ from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
 from turncoder import encode_texts, load_encoder
+from turncoder import turn as module
 from turncoder.cli import main
 from turncoder.config import TurnConfig
+from turncoder.data.corpus import Corpus
 from turncoder.data.store import is_held_out
+from turncoder.data.tokenizer import load_tokenizer
 from turncoder.evaluate.sentences import read_sts
-from turncoder.turn import Sizes, derive_sizes
+from turncoder.turn import Sizes, derive_sizes, names_file, tell_opening
 
 STEPS = ["--steps_mntp", "3", "--steps_simcse", "2", "--steps_supervised", "2", "--eval_documents", "60"]
 
@@ -81,6 +85,7 @@ def test_every_rung_is_a_run_and_is_measured(turned: Path) -> None:
     assert all(f"| {name} |" in page for name in rows) and "Nearest neighbours" in page
     config = json.loads((turned / "mntp/run.json").read_text())["config"]
     assert (config["mlm_probability"], config["max_steps"], config["max_seq_length"]) == (0.3, 3, 64)
+    assert json.loads((turned / "results.json").read_text())["max_seq_length"] == 64
 
 
 def test_control_sees_the_same_tokens_causally(turned: Path) -> None:
@@ -99,7 +104,6 @@ def test_final_folder_gives_the_same_vectors_in_plain_sentence_transformers(turn
 
 def test_scores_are_those_of_an_independent_computation(turned: Path, material: dict[str, Path]) -> None:
     encoder = SentenceTransformer(str(turned / "simcse/model"), device="cpu")
-    encoder.max_seq_length = 64
     sts = read_sts(material["sts"])
     first, second = (encoder.encode(side, normalize_embeddings=True) for side in (sts.first, sts.second))
     assert rows_of(turned)["+ SimCSE"]["sts"] == pytest.approx(
@@ -137,8 +141,6 @@ def test_what_is_scored_is_not_scored_again(
     record = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**record, "status": "running"}))
     scored: list[str] = []
-    import turncoder.turn as module
-
     score = module.score_rung
     monkeypatch.setattr(module, "score_rung", lambda rung, trial: scored.append(rung.name) or score(rung, trial))
     launch(command)
@@ -182,23 +184,52 @@ def test_killed_turn_goes_on_where_it_was(
         (["--pairs", "gone.jsonl"], "gone.jsonl"),
         (["--mntp.learning_rat", "1"], "learning_rat"),
         (["--mntp.learning_rate", "fast"], "fast"),
+        (["--simcse.lora_rr", "1"], "lora_rr"),
+        (["--dataset_config_name", "en"], "is a file"),
+        (["--simcse.prompt", "Find: "], "does not stay apart"),
         (["--steps_mntp", "0"], "steps_mntp = 0"),
         (["--text", "gone.txt"], "gone.txt"),
     ],
 )
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_wrong_input_says_what_and_writes_nothing(
-    stories: Path, material: dict[str, Path], tmp_path: Path, flags: list[str], message: str
+    stories: Path, material: dict[str, Path], tmp_path: Path, flags: list[str], message: str, more: list[str]
 ) -> None:
-    command = ["turn", str(stories), "--text", str(material["text"]), "--output", str(tmp_path / "out"), *flags]
-    said = launch(command, code=2)
+    command = ["turn", str(stories), "--text", str(material["text"]), "--output", str(tmp_path / "out")]
+    said = launch([*command, *flags, *more], code=2)
     assert message in said and "Traceback" not in said
     assert not (tmp_path / "out").exists()
 
 
-def test_dry_run_writes_nothing(stories: Path, material: dict[str, Path], tmp_path: Path) -> None:
-    said = launch([*words(stories, material, tmp_path / "out"), "--dry-run"])
-    assert "steps of MNTP" in said and "learning_rate" in said
+def test_dry_run_plans_every_stage_without_weights_and_writes_nothing(
+    stories: Path, material: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(module, "load_backbone")
+    monkeypatch.setenv("TURNCODER_CACHE", str(tmp_path / "cache"))  # no proof is there yet
+    said = launch([*words(stories, material, tmp_path / "out"), "--simcse.lora_r", "5", "--dry-run"])
+    assert "MNTP: blocks of 64 tokens" in said and "becomes bidirectional" in said
+    assert said.count("resolved config") == said.count("memory in all") == said.count("trainable parameters") == 4
+    assert "lora_r = 5" in said and f'"{tmp_path / "out" / "mntp"}"' in said
+    assert "0.3 M parameters" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_the_text_is_packed_once_at_the_length_that_follows_from_it(
+    stories: Path, material: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[int] = []
+    pack = module.open_blocks
+    monkeypatch.setattr(module, "open_blocks", lambda *given: packed.append(given[2]) or pack(*given))
+    sizes = module._open_all(TurnConfig(model_name_or_path=str(stories), text=str(material["text"]))).sizes
+    assert packed == [sizes.mntp["max_seq_length"]] == [128]
+
+
+@pytest.mark.parametrize(("copies", "length"), [(1, 128), (6, 256), (24, 512)])
+def test_length_of_a_block_follows_from_the_first_megabyte(stories: Path, copies: int, length: int) -> None:
+    texts = ["Once upon a time. " * 40] * 1500 * copies  # some 0.3 million tokens each
+    size = sum(len(text) + 1 for text in texts)
+    corpus = Corpus("c", lambda: iter(texts), lambda: "c", size=size)
+    assert module._choose_length(corpus, load_tokenizer(str(stories)), 512) == length
 
 
 def test_sizes_follow_model_and_text() -> None:
@@ -214,6 +245,60 @@ def test_sizes_follow_model_and_text() -> None:
     assert small.mntp["max_steps"] == min(1000, math.ceil(3 * 10**6 / (rows * 128)))
     told = derive_sizes(TurnConfig(model_name_or_path="m", text="t", steps_mntp=7), Sizes(), 10**6, 10**6, 128, 20_000)
     assert told.mntp["max_steps"] == 7
+
+
+def test_steps_follow_what_the_user_says_of_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = {"per_device_train_batch_size": "4", "gradient_accumulation_steps": "3"}
+    config = TurnConfig(model_name_or_path="m", text="t", pairs="p", mntp=stage, simcse=stage, supervised=stage)
+    monkeypatch.setattr(module, "PartialState", lambda **_: SimpleNamespace(num_processes=2))
+    sizes = derive_sizes(config, Sizes(), 10**6, 10**5, 128, 2000, 1000)
+    assert sizes.mntp["max_steps"] == math.ceil(3 * math.ceil(10**5 / 128) / 24)
+    assert sizes.simcse["max_steps"] == 3 * 2000 / 24
+    assert "24 a step: 98 steps (3 epochs)" in sizes.reasons[1] and "24 a step: 250" in sizes.reasons[2]
+    assert "24 a step: 125 steps (3 epochs)" in sizes.reasons[3]
+    config = TurnConfig(model_name_or_path="m", text="t", mntp={"num_train_epochs": "9", "learning_rate": "1e-6"})
+    sizes = derive_sizes(config, Sizes(), 10**6, 10**6, 128, 2000)
+    assert "(9 epochs)" in sizes.reasons[1] and "learning rate 1e-06" in sizes.reasons[1]
+    config = TurnConfig(model_name_or_path="m", text="t", mntp={"max_steps": "77"})
+    assert "77 steps" in derive_sizes(config, Sizes(), 10**6, 10**6, 128, 2000).reasons[1]
+
+
+def test_frozen_weights_are_bfloat16_where_the_device_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_has_bf16", lambda: True)
+    config = TurnConfig(model_name_or_path="m", text="t", pairs="p", simcse={"train_mode": "full"})
+    sizes = derive_sizes(config, Sizes(), 10**6, 10**6, 128, 2000, 1000)
+    assert sizes.mntp["bf16"] and sizes.mntp["dtype"] == sizes.supervised["dtype"] == "bfloat16"
+    assert "dtype" not in sizes.simcse  # all of it trains, in float32
+
+
+def test_a_file_is_what_exists_or_looks_like_one(tmp_path: Path) -> None:
+    (tmp_path / "v1.0").mkdir()
+    assert all(map(names_file, [str(tmp_path / "v1.0"), "gone.txt", "a/b.jsonl.gz", "b.tsv", "./x", "~/x", "/x"]))
+    assert not any(map(names_file, ["owner/finepdfs-v1.0", "wikitext", "allenai/c4"]))
+    config = TurnConfig(model_name_or_path="m", text="o/d-v1.0", dataset_config_name="en", pairs="o/pairs")
+    stages = module._configure(config, Sizes())
+    assert (stages["mntp"].dataset_name, stages["simcse"].dataset_config_name) == ("o/d-v1.0", "en")
+    assert stages["supervised"].dataset_config_name is None
+
+
+def test_rungs_are_opened_alike_and_without_a_model_folder_it_says_how(
+    stories: Path, material: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rungs = tmp_path / "out", []
+    monkeypatch.setattr(module, "score_rung", lambda rung, _: rungs.append(rung) or {"name": rung.name})
+    command = ["turn", str(stories), "--text", str(material["text"]), "--output", str(folder), "--steps_mntp", "1"]
+    command += ["--steps_simcse", "1", "--mntp.max_seq_length", "48", "--simcse.save_merged", "never"]
+    said = launch([*command, "--trust_remote_code", "--cache_dir", str(tmp_path / "hub")])
+    assert not (folder / "model").is_symlink() and "SentenceTransformer(" not in said
+    assert f"load_encoder({str(folder / 'simcse')!r})" in said and f"turncoder merge {folder / 'simcse'}" in said
+    kept = 512  # what load_encoder reads where no folder says
+    assert len(rungs) == 5 and {rung.options["max_seq_length"] for rung in rungs} == {kept}
+    assert {(rung.options["cache_dir"], rung.options["trust_remote_code"]) for rung in rungs} == {
+        (str(tmp_path / "hub"), True)
+    }
+    assert f"reads {kept} tokens" in (folder / "report.md").read_text()
+    (folder / "model").mkdir()
+    assert tell_opening(folder) == f"SentenceTransformer({str(folder / 'model')!r})"
 
 
 def test_overwrite_starts_anew(turned: Path, stories: Path, material: dict[str, Path], tmp_path: Path) -> None:

@@ -181,6 +181,8 @@ class TurnConfig:
     """MODEL: a decoder, as a folder or a hub id."""
     text: str
     """Text to train on: a file, a folder of files, or a hub id."""
+    dataset_config_name: str | None = None
+    """Configuration of the hub data set that --text names."""
     text_column: str | None = None
     """Column that holds the text; default: "text", else the first."""
     validation_text: str | None = None
@@ -220,7 +222,7 @@ class TurnConfig:
     overwrite: bool = False
     """Delete what --output holds and start anew."""
     dry_run: bool = False
-    """Show the sizes that are derived; write nothing."""
+    """Show the plan of every stage; write nothing but caches."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without opening anything; raises UserError."""

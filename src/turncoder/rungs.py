@@ -138,21 +138,25 @@ def score_rung(rung: Rung, trial: Trial, sentences: int = 4) -> dict[str, Any]:
 
     encoder = load_encoder(rung.model, **rung.options)
     row: dict[str, Any] = {"name": rung.name, "model": rung.model, **rung.masked}
+    default = encoder.prompts.get(encoder.default_prompt_name or "")
+    query, document = (encoder.prompts.get(side) or default or None for side in ("query", "document"))
     documents = trial.documents
     if len(documents.queries) >= FEWEST:
-        rank_Q = rank_encoded(encoder, documents)
+        rank_Q = rank_encoded(encoder, documents, query_prompt=query, document_prompt=document)
         row |= {**score_ranks(rank_Q), "ranks": rank_Q.tolist()}
         chosen = choose_sentences(documents.queries, sentences)
         row["neighbours"] = [list(found) for found in nearest(encoder, documents.queries, chosen)]
-        row["rendered"] = {"retrieval": show_text(encoder, documents.queries[0], encoder.prompts.get("query"))}
+        row["rendered"] = {"retrieval": show_text(encoder, documents.queries[0], query)}
     if trial.sts is not None:
-        row["sts"] = score_sts(encoder, trial.sts)
-        row.setdefault("rendered", {})["sts"] = show_text(encoder, trial.sts.first[0])
+        row["sts"] = score_sts(encoder, trial.sts, prompt=query)  # either side could be the query
+        row.setdefault("rendered", {})["sts"] = show_text(encoder, trial.sts.first[0], query)
     triplets, found = [], []
     for rows in trial.pairs:
+        sides = {name: query if name == "anchor" else document for name in rows.data.column_names}
+        prompts = {name: rows.prompts.get(name) or side for name, side in sides.items()}
         vectors = {
-            name: encode_texts(encoder, rows.data[name][:], prompt=rows.prompts.get(name), normalize=True)
-            for name in rows.data.column_names
+            name: encode_texts(encoder, rows.data[name][:], prompt=prompt, normalize=True)
+            for name, prompt in prompts.items()
         }
         anchors_ND = vectors["anchor"]
         scores_QN = anchors_ND @ np.concatenate([vectors[name] for name in vectors if name != "anchor"]).T
@@ -160,7 +164,7 @@ def score_rung(rung: Rung, trial: Trial, sentences: int = 4) -> dict[str, Any]:
         if "negative_1" in vectors:
             nearer_N = (anchors_ND * (vectors["positive"] - vectors["negative_1"])).sum(1) > 0
             triplets.append(float(nearer_N.mean()))
-        shown = show_text(encoder, rows.data["anchor"][0], rows.prompts.get("anchor"))
+        shown = show_text(encoder, rows.data["anchor"][0], prompts["anchor"])
         row.setdefault("rendered", {})[rows.name] = shown
     if found:
         row["pairs_mrr@10"] = float(np.mean(found))

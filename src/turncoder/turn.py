@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,29 @@ from rich.console import Console
 from turncoder import settings
 from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig, TurnConfig, to_toml
 from turncoder.data.corpus import Corpus, open_corpus
-from turncoder.data.pairs import open_texts
+from turncoder.data.files import find_ending
+from turncoder.data.pairs import Rows
+from turncoder.data.records import RECORD_ENDINGS
 from turncoder.data.store import is_held_out
 from turncoder.data.tokenizer import load_tokenizer
+from turncoder.encoder import MAX_SEQ_LENGTH
 from turncoder.errors import UserError
 from turncoder.evaluate.sentences import read_sts
-from turncoder.model.attention import make_bidirectional
-from turncoder.model.backbone import load_backbone, resolve_model
+from turncoder.model.attention import make_bidirectional, settle_implementation
+from turncoder.model.backbone import load_backbone, load_model_config, resolve_model
+from turncoder.model.proof import build_small
+from turncoder.plan import show
+from turncoder.preview import take_first, weigh
+from turncoder.prompts import check_prompt
 from turncoder.rungs import Rung, Trial, build_table, explain, open_trial, read_masked, score_rung, score_words
+from turncoder.skeleton import build_unstored
+from turncoder.train.planning import plan_training
 from turncoder.train.rows import open_rows
 from turncoder.train.running import Run, write_atomically
-from turncoder.train.stage import perform
+from turncoder.train.stage import count_steps, perform
 from turncoder.train.text import open_blocks
 
-__all__ = ["Sizes", "derive_sizes", "plan_turn", "turn"]
+__all__ = ["Sizes", "derive_sizes", "names_file", "plan_turn", "tell_opening", "turn"]
 
 logger = logging.getLogger("turncoder")
 
@@ -43,6 +52,12 @@ EPOCHS = 3
 MOST_SIMCSE_RATE = 3e-4  # at ten times that a small decoder loses on STS; see docs/decisions.md
 MOST_PAIRS_RATE = 1e-3
 CONTROL = "causal, more steps"
+TOLD = {
+    "control": "the control: causal training on the same tokens",
+    "mntp": "masked next token prediction (MNTP), bidirectional",
+    "simcse": "SimCSE on the sentences",
+    "supervised": "contrastive training on the pairs",
+}
 
 
 @dataclass
@@ -83,45 +98,40 @@ def turn(config: TurnConfig) -> Path:
 
 
 def plan_turn(config: TurnConfig, console: Console) -> None:
-    """Print the configuration and the sizes that are derived; write nothing but the cache of tokens."""
-    sizes = _derive(config)[0]
-    console.print(to_toml(config), highlight=False, markup=False)
-    for reason in sizes.reasons:
+    """Print the plan of every stage, with the sizes that are derived; load no weights, write nothing but caches."""
+    opened = _open_all(config, weigh_model=False)
+    for reason in opened.sizes.reasons:
         console.print(reason, highlight=False, markup=False)
-    for stage in ("mntp", "simcse", *(["supervised"] if config.pairs else [])):
-        console.print(f"{stage}: {json.dumps(getattr(sizes, stage))}", highlight=False, markup=False)
+    for name, stage in _configure(config, opened.sizes).items():
+        console.print(f"\n{TOLD[name]}", style="bold", highlight=False, markup=False)
+        base = {"model_name_or_path": config.model_name_or_path, "model_revision": config.model_revision}
+        plan = plan_training(replace(stage, **base))  # what it starts from does not exist yet, and is of the same size
+        plan.config = to_toml(stage)
+        show(plan, console)
+    for file in ("run.json", "config.toml", "results.json", "report.md", "model"):
+        console.print(f"would write: {Path(config.output_dir or 'RUN') / file}", highlight=False, markup=False)
 
 
 def _turn(config: TurnConfig, run: Run) -> None:
     clock = _Clock(6 if config.pairs else 5)
-    sizes, held_out = clock.run("check and prepare", lambda: _derive(config))
-    for reason in sizes.reasons:
-        logger.info("      %s", reason)
+    opened = clock.run("check and prepare", lambda: _open_all(config))
+    sizes = opened.sizes
     if "sizes" in run.record:  # as it was begun, on another machine perhaps
         sizes = Sizes(**run.record["sizes"])
-    run.update(sizes={name: value for name, value in asdict(sizes).items() if name != "reasons"})
+    for reason in sizes.reasons:
+        logger.info("      %s", reason)
+    run.update(sizes=asdict(sizes))
     stages = _configure(config, sizes)
-    pairs = []
-    if config.pairs:
-        tokenizer = load_tokenizer(config.model_name_or_path, **_where(config))
-        pairs = [rows for _, rows in open_rows(stages["supervised"], tokenizer, stages["supervised"].max_seq_length)]
-    trial = open_trial(held_out, read_sts(config.sts) if config.sts else None, pairs, config.eval_documents)
-    told = {
-        "control": "the control: causal training on the same tokens",
-        "mntp": "masked next token prediction (MNTP), bidirectional",
-        "simcse": "SimCSE on the sentences",
-        "supervised": "contrastive training on the pairs",
-    }
     import turncoder
 
     for name, stage in stages.items():
-        clock.run(told[name], lambda stage=stage: turncoder.train(stage))  # type: ignore[misc]
+        clock.run(TOLD[name], lambda stage=stage: turncoder.train(stage))  # type: ignore[misc]
     if not PartialState().is_main_process:
         return
-    rows = clock.run("scores of every rung", lambda: _score(config, sizes, stages, trial, Path(run.folder)))
-    last = list(stages)[-1]
-    _link(Path(run.folder) / "model", Path(last) / "model")
-    _report(config, rows, trial, Path(run.folder), clock.seconds)
+    length = _read_length(Path(run.folder) / list(stages)[-1], opened.positions)
+    rows = clock.run("scores of every rung", lambda: _score(config, stages, opened.trial, Path(run.folder), length))
+    _link(Path(run.folder) / "model", Path(list(stages)[-1]) / "model")
+    _report(config, rows, opened.trial, Path(run.folder), clock.seconds, length)
     run.update(results={"rows": [_drop(row) for row in rows]}, wall_time_s=sum(clock.seconds.values()))
 
 
@@ -141,28 +151,95 @@ class _Clock:
         return result
 
 
-def _derive(config: TurnConfig) -> tuple[Sizes, list[str]]:
-    """Open everything that is given, so that what is wrong is said now, and derive the sizes."""
-    if config.sts:
-        read_sts(config.sts)
-    where = _where(config)
+@dataclass
+class _Opened:
+    """What was given, opened: what rungs are measured on, and the sizes that follow."""
+
+    sizes: Sizes
+    positions: int
+    trial: Trial
+
+
+def _open_all(config: TurnConfig, *, weigh_model: bool = True) -> _Opened:
+    """Open everything that is given, so that what is wrong is said now, and derive the sizes.
+
+    Parameters
+    ----------
+    config
+        Of the turn.
+    weigh_model
+        Prove the conversion on the model with its weights; else on its small twin alone.
+    """
+    given = Sizes(mntp={"max_seq_length": config.max_seq_length} if config.max_seq_length else {})
+    stages = _configure(config, given)
+    sts = read_sts(config.sts) if config.sts else None
     corpus = _open_text(config, config.text)
-    backbone = load_backbone(resolve_model(config.model_name_or_path), **where)
-    report = make_bidirectional(backbone)
+    told, parameters, positions = _check_model(config, stages["mntp"], weigh_model=weigh_model)
+    tokenizer = load_tokenizer(stages["mntp"].tokenizer_name or config.model_name_or_path, **_where(config))
+    percent = min(stages[name].validation_split_percentage for name in ("mntp", "simcse"))
+    held_out = list(_take_held_out(config, corpus, percent))
+    length = stages["mntp"].max_seq_length or _choose_length(corpus, tokenizer, positions)
+    shortened = {"max_seq_length": length}
+    stages = _configure(config, Sizes(shortened, {**shortened, "split_sentences": True}, shortened))
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    with state.main_process_first():
+        tokens = open_blocks(stages["mntp"], tokenizer, length)[0].num_tokens
+        sentences = sum(len(rows) for rows, _ in open_rows(stages["simcse"], tokenizer, length))
+        pairs = open_rows(stages["supervised"], tokenizer, length) if config.pairs else []
+    count = sum(len(rows) for rows, _ in pairs)
+    sizes = Sizes(reasons=[f"{told}; {parameters / 1e6:,.1f} M parameters, {positions:,} positions"])
+    sizes = derive_sizes(config, sizes, parameters, tokens, length, sentences, count)
+    trial = open_trial(held_out, sts, [rows for _, rows in pairs], config.eval_documents)
+    _check_prompts(stages["simcse"].prompt, [rows for rows, _ in pairs], trial, tokenizer)
+    return _Opened(sizes, positions, trial)
+
+
+def _check_prompts(prompt: str | None, sets: list[Rows], trial: Trial, tokenizer: Any) -> None:
+    """Refuse now a prompt that does not stay apart from the texts that rungs are measured on."""
+    sts = [*trial.sts.first, *trial.sts.second] if trial.sts is not None else []
+    for column, texts in (("anchor", trial.documents.queries + sts), ("positive", trial.documents.documents)):
+        for one in {prompt, *(rows.prompts.get(column) for rows in sets)} - {None}:
+            check_prompt(tokenizer, str(one), texts, 1 << 30)
+
+
+def _check_model(config: TurnConfig, mntp: MntpConfig, *, weigh_model: bool) -> tuple[str, int, int]:
+    """Prove that the decoder becomes bidirectional; give what was found, its parameters and its positions."""
+    name, where = resolve_model(config.model_name_or_path), _where(config)
+    backbone: Any
+    if weigh_model:
+        backbone = load_backbone(name, dtype="bfloat16" if _has_bf16() else None, **where)
+        settle_implementation(backbone, allow_partial=mntp.allow_partial)
+        told = make_bidirectional(backbone, allow_partial=mntp.allow_partial).summary
+    else:
+        backbone = build_unstored(load_model_config(name, **where), replace(mntp, train_mode="full")).base_model
+        told = _prove_twin(backbone, mntp)
     parameters = sum(parameter.numel() for parameter in backbone.parameters())
-    positions = getattr(backbone.config.get_text_config(), "max_position_embeddings", None) or 512
-    del backbone
-    tokenizer = load_tokenizer(config.model_name_or_path, **where)
-    held_out = list(_take_held_out(config, corpus))
-    sizes = Sizes(reasons=[f"{report.summary}; {parameters / 1e6:,.1f} M parameters, {positions:,} positions"])
-    length = config.max_seq_length or min(positions, 512)
-    mntp = _configure_one(MntpConfig, {**_shared(config), "output_dir": "mntp", "max_seq_length": length}, config.mntp)
-    blocks, _ = open_blocks(mntp, tokenizer, mntp.max_seq_length or length)
-    tokens = blocks.num_tokens
-    if config.max_seq_length is None and "max_seq_length" not in config.mntp:
-        length = min(length, 512 if tokens >= 5e6 else 256 if tokens >= 1e6 else 128)
-    sentences, _ = open_texts(corpus, split=True, share=0.0 if config.validation_text else HELD_OUT)
-    return derive_sizes(config, sizes, parameters, tokens, length, len(sentences)), held_out
+    positions = getattr(backbone.config.get_text_config(), "max_position_embeddings", None) or MAX_SEQ_LENGTH
+    return told, parameters, positions
+
+
+def _prove_twin(unstored: Any, mntp: MntpConfig) -> str:
+    """Prove on the small twin of a model without storage that it becomes bidirectional."""
+    name = type(unstored).__name__
+    try:
+        twin = build_small(unstored)
+    except Exception:  # whatever a class of the hub does
+        return f"{name} has no small twin; whether it becomes bidirectional is seen with its weights"
+    settle_implementation(twin, allow_partial=mntp.allow_partial)
+    make_bidirectional(twin, allow_partial=mntp.allow_partial)
+    return f"{name} becomes bidirectional, by its small twin; its weights were not loaded"
+
+
+def _choose_length(corpus: Corpus, tokenizer: Any, positions: int) -> int:
+    """Choose the length of a block by the tokens of the corpus, told from its first megabyte before all is packed."""
+    texts, seen, whole = take_first(corpus, weigh)
+    times = 1.0 if whole else corpus.size / seen if corpus.size else (corpus.rows or math.inf) / len(texts)
+    tokens = times * sum(map(len, tokenizer(texts, verbose=False)["input_ids"])) if texts else 0
+    return min(positions, 512 if tokens >= 5e6 else 256 if tokens >= 1e6 else 128)
+
+
+def _has_bf16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
 def _where(config: TurnConfig) -> dict[str, Any]:
@@ -173,61 +250,107 @@ def _where(config: TurnConfig) -> dict[str, Any]:
     }
 
 
-def derive_sizes(config: TurnConfig, sizes: Sizes, parameters: int, tokens: int, length: int, sentences: int) -> Sizes:
-    """Derive the keys of each stage.
+def derive_sizes(
+    config: TurnConfig, sizes: Sizes, parameters: int, tokens: int, length: int, sentences: int, pairs: int = 0
+) -> Sizes:
+    """Derive the keys of each stage, around those that the user gives.
 
     Learning rates go with the inverse root of the parameters, through what is known to work: LLM2Vec's 5e-5 (MNTP),
     3e-5 (SimCSE) and 2e-4 (pairs, from there a factor of 4) at 7 B, and the quickstart's 5e-3 at 1 M.
     """
     fast = torch.accelerator.is_available()
+    processes = PartialState(cpu=not fast).num_processes
     rows = max(4, (16384 if fast else 1024) // length)
-    steps = config.steps_mntp or max(1, min(MOST_STEPS, math.ceil(EPOCHS * tokens / (rows * length))))
     rate = float(f"{min(5e-3, 5e-4 * math.sqrt(1e8 / parameters)):.1e}")
-    bf16 = fast and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    common = {"bf16": True} if bf16 else {}
+    common = {"lora_r": 16, "save_total_limit": 1, "num_train_epochs": EPOCHS} | ({"bf16": True} if _has_bf16() else {})
     sizes.mntp = {
         "max_seq_length": length, "per_device_train_batch_size": rows, "per_device_eval_batch_size": rows,
-        "learning_rate": rate, "mlm_probability": 0.2, "lora_r": 16, "max_eval_samples": 128,
-        "save_steps": max(1, min(200, steps // 3)), "save_total_limit": 1, **_schedule(steps), **common,
+        "learning_rate": rate, "mlm_probability": 0.2, "max_eval_samples": 128, **common,
     }  # fmt: skip
     batch = max(8, min(128 if fast else 64, sentences // 8))
-    steps_simcse = config.steps_simcse or max(1, min(MOST_STEPS, math.ceil(EPOCHS * sentences / batch)))
     sizes.simcse = {
         "max_seq_length": min(128, length), "per_device_train_batch_size": batch, "per_device_eval_batch_size": batch,
-        "learning_rate": float(f"{min(MOST_SIMCSE_RATE, 0.6 * rate):.1e}"), "lora_r": 16, "max_eval_samples": 512,
-        "split_sentences": True,
-        "save_steps": max(1, min(200, steps_simcse // 3)), "save_total_limit": 1, **_schedule(steps_simcse), **common,
+        "learning_rate": float(f"{min(MOST_SIMCSE_RATE, 0.6 * rate):.1e}"), "max_eval_samples": 512,
+        "split_sentences": True, **common,
     }  # fmt: skip
+    batch = max(8, min(128 if fast else 64, (pairs or sentences) // 8))
     sizes.supervised = {
         "max_seq_length": min(256, length), "per_device_train_batch_size": batch, "per_device_eval_batch_size": batch,
-        "learning_rate": float(f"{min(MOST_PAIRS_RATE, 4 * rate):.1e}"), "lora_r": 16, "num_train_epochs": EPOCHS,
+        "learning_rate": float(f"{min(MOST_PAIRS_RATE, 4 * rate):.1e}"),
         "stop_after_n_steps": config.steps_supervised or MOST_STEPS, "logging_steps": 20, "warmup_steps": 0.1,
-        "save_steps": 200, "save_total_limit": 1, **common,
+        "save_steps": 200, **common,
     }  # fmt: skip
-    if config.steps_supervised:
-        sizes.supervised["max_steps"] = config.steps_supervised
-    sizes.reasons += [
-        f"text: {tokens:,} tokens to train on, {sentences:,} different sentences",
-        f"blocks of {length} tokens, {rows} a step: {steps:,} steps of MNTP (at most {EPOCHS} epochs, {MOST_STEPS})",
-        f"learning rate {rate:g}, by the number of parameters",
-        f"SimCSE: {batch} sentences a step, {steps_simcse:,} steps",
+    for name in ("mntp", "simcse", "supervised"):
+        if asked := getattr(config, f"steps_{name}"):
+            getattr(sizes, name)["max_steps"] = asked
+    stages = _configure(config, sizes)
+    for name, stage in stages.items():
+        if name != "control" and _has_bf16() and stage.train_mode == "lora":
+            getattr(sizes, name)["dtype"] = "bfloat16"  # of what is frozen
+    mntp, simcse = stages["mntp"], stages["simcse"]
+    blocks = min(math.ceil(tokens / length), mntp.max_train_samples or math.inf)
+    steps = {"mntp": _count_steps(config.mntp, mntp, blocks, processes)}
+    steps["simcse"] = _count_steps(config.simcse, simcse, sentences, processes)
+    for name, count in steps.items():
+        getattr(sizes, name).update(_schedule(count))
+    units = "different sentences" if simcse.split_sentences else "texts"
+    reasons = [
+        f"text: {tokens:,} tokens to train on, {sentences:,} {units}",
+        f"MNTP: blocks of {length} tokens, {_tell_steps(mntp, steps['mntp'], blocks, processes)}, learning rate "
+        f"{mntp.learning_rate:g}",
+        f"SimCSE: {_tell_steps(simcse, steps['simcse'], sentences, processes)}, learning rate {simcse.learning_rate:g}",
     ]
+    if "supervised" in stages and pairs:
+        stage = stages["supervised"]
+        count = count_steps(stage, pairs, processes)[0]
+        reasons.append(
+            f"pairs: {pairs:,}; {_tell_steps(stage, count, pairs, processes)}, learning rate {stage.learning_rate:g}"
+        )
+    sizes.reasons += reasons
     return sizes
 
 
+def _count_rows(stage: Any, processes: int) -> int:
+    return stage.per_device_train_batch_size * stage.gradient_accumulation_steps * processes
+
+
+def _count_steps(given: dict[str, Any], stage: Any, rows: float, processes: int) -> int:
+    """Count the steps of a stage: so many epochs of its rows, and not too many where the user leaves it to us."""
+    steps = stage.max_steps
+    if steps < 1:
+        steps = max(1, math.ceil(stage.num_train_epochs * rows / _count_rows(stage, processes)))
+        steps = steps if "num_train_epochs" in given else min(steps, MOST_STEPS)
+    return min(steps, stage.stop_after_n_steps or steps)
+
+
+def _tell_steps(stage: Any, steps: int, rows: float, processes: int) -> str:
+    per_step = _count_rows(stage, processes)
+    return f"{per_step:,} a step: {steps:,} steps ({steps * per_step / max(rows, 1):.2g} epochs)"
+
+
 def _schedule(steps: int) -> dict[str, Any]:
-    return {"max_steps": steps, "warmup_steps": max(1, steps // 15), "logging_steps": max(1, steps // 5)}
+    return {
+        "max_steps": steps,
+        "warmup_steps": max(1, steps // 15),
+        "logging_steps": max(1, steps // 5),
+        "save_steps": max(1, min(200, steps // 3)),
+    }
 
 
 def _shared(config: TurnConfig) -> dict[str, Any]:
     """Give the keys that every stage on the text has."""
-    known = _is_file(config.text)
+    known = names_file(config.text)
+    if known and config.dataset_config_name:
+        raise UserError(
+            f"dataset_config_name = {config.dataset_config_name!r} is for a hub id, and --text {config.text} is a file"
+        )
     return {
         "model_name_or_path": config.model_name_or_path,
         "model_revision": config.model_revision,
         "cache_dir": config.cache_dir,
         "trust_remote_code": config.trust_remote_code,
         "train_file" if known else "dataset_name": config.text,
+        "dataset_config_name": config.dataset_config_name,
         "validation_file": config.validation_text,
         "validation_split_percentage": HELD_OUT,
         "text_column": config.text_column,
@@ -257,10 +380,10 @@ def _configure(config: TurnConfig, sizes: Sizes) -> dict[str, Any]:
         told = {
             name: value
             for name, value in above.items()
-            if name not in ("text_column", "train_file", "dataset_name", "validation_file")
+            if name not in ("text_column", "train_file", "dataset_name", "dataset_config_name", "validation_file")
         }
         told |= {"model_name_or_path": str(folder / "simcse"), "output_dir": str(folder / "supervised")}
-        told["train_file" if _is_file(config.pairs) else "dataset_name"] = config.pairs
+        told["train_file" if names_file(config.pairs) else "dataset_name"] = config.pairs
         stages["supervised"] = _configure_one(
             SupervisedConfig, {**told, **sizes.supervised, "sts_file": config.sts}, config.supervised
         )
@@ -271,24 +394,31 @@ def _configure_one(kind: type[Any], derived: dict[str, Any], given: dict[str, An
     return settings.load(kind, None, {**derived, **given})
 
 
-def _is_file(name: str) -> bool:
-    return Path(name).expanduser().exists() or bool(Path(name).suffix) or name.startswith((".", "/", "~"))
+def names_file(name: str) -> bool:
+    """Tell a file or folder from a hub id: it exists, has an ending that is read, or begins like a path."""
+    endings = tuple(f"{ending}{zipped}" for ending in RECORD_ENDINGS for zipped in ("", ".gz"))
+    path = Path(name).expanduser()
+    known = find_ending(path) is not None or name.lower().endswith(endings)
+    return path.exists() or known or name.startswith((".", "/", "~"))
 
 
 def _open_text(config: TurnConfig, name: str) -> Corpus:
     options: dict[str, Any] = {"text_column": config.text_column, "cache_dir": config.cache_dir}
-    corpus = open_corpus(file=name, **options) if _is_file(name) else open_corpus(dataset_name=name, **options)
+    if names_file(name):
+        corpus = open_corpus(file=name, **options)
+    else:
+        corpus = open_corpus(dataset_name=name, dataset_config_name=config.dataset_config_name, **options)
     if corpus.tokenised:
         raise UserError(f"--text {name} holds token ids; turn needs the texts themselves")
     return corpus
 
 
-def _take_held_out(config: TurnConfig, corpus: Corpus) -> Iterator[str]:
+def _take_held_out(config: TurnConfig, corpus: Corpus, percent: float) -> Iterator[str]:
     """Yield the documents that no stage trains on, up to a few times as many as are measured."""
     texts = iter(_open_text(config, config.validation_text) if config.validation_text else corpus)
     seen: set[str] = set()
     for text in texts:
-        held = config.validation_text or is_held_out(text, HELD_OUT)
+        held = config.validation_text or is_held_out(text, percent)
         if held and text.strip() and text not in seen:
             seen.add(text)
             yield text.strip()
@@ -296,13 +426,24 @@ def _take_held_out(config: TurnConfig, corpus: Corpus) -> Iterator[str]:
             return
 
 
-def _score(
-    config: TurnConfig, sizes: Sizes, stages: dict[str, Any], trial: Trial, folder: Path
-) -> list[dict[str, Any]]:
-    """Score the rungs that have not been scored yet."""
+def _read_length(run: Path, positions: int) -> int:
+    """Read how many tokens of a text the encoder keeps that a run made."""
+    path = run / "model" / "sentence_bert_config.json"
+    if not path.exists():
+        return min(MAX_SEQ_LENGTH, positions)
+    return int(json.loads(path.read_text(encoding="utf8"))["max_seq_length"])
+
+
+def _score(config: TurnConfig, stages: dict[str, Any], trial: Trial, folder: Path, length: int) -> list[dict[str, Any]]:
+    """Score the rungs that have not been scored yet, all at the length that the last one keeps."""
     mntp, control = folder / "mntp", folder / "control"
-    options: dict[str, Any] = {"max_seq_length": sizes.mntp["max_seq_length"]}
-    opened = {**options, **_where(config)}
+    options: dict[str, Any] = {
+        "max_seq_length": length,
+        "dtype": stages["mntp"].dtype,
+        "cache_dir": config.cache_dir,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    opened = {**options, "revision": config.model_revision}
     base = config.model_name_or_path
     rungs = [
         Rung("causal", base, {**opened, "bidirectional": False}, read_masked(mntp, "causal")),
@@ -326,9 +467,17 @@ def _score(
 
 
 def _link(place: Path, target: Path) -> None:
-    """Have ``model`` name the last rung's model."""
-    if not place.is_symlink() and not place.exists():
+    """Have ``model`` name the last rung's model, where it has one."""
+    if (place.parent / target).is_dir() and not place.is_symlink() and not place.exists():
         place.symlink_to(target)
+
+
+def tell_opening(folder: Path) -> str:
+    """Say how the encoder that a turn made is opened."""
+    if (folder / "model").exists():
+        return f"SentenceTransformer({str(folder / 'model')!r})"
+    last = str(next(folder / name for name in ("supervised", "simcse") if (folder / name).exists()))
+    return f"turncoder.load_encoder({last!r}), or: turncoder merge {last} --output FOLDER   # adapters, no model/"
 
 
 def _drop(row: dict[str, Any]) -> dict[str, Any]:
@@ -336,12 +485,12 @@ def _drop(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _report(
-    config: TurnConfig, rows: list[dict[str, Any]], trial: Trial, folder: Path, seconds: dict[str, float]
+    config: TurnConfig, rows: list[dict[str, Any]], trial: Trial, folder: Path, seconds: dict[str, float], length: int
 ) -> None:
     """Write the table and what it means to ``report.md`` and ``results.json``."""
     title = f"What each step gave ({len(trial.documents.queries):,} documents)"
-    lines = explain(rows, CONTROL)
-    results = {"title": title, "rows": rows, "lines": lines, "seconds": seconds}
+    lines = [*explain(rows, CONTROL), f"Every model reads {length:,} tokens of a text at most, as the final one does."]
+    results = {"title": title, "max_seq_length": length, "rows": rows, "lines": lines, "seconds": seconds}
     write_atomically(folder / "report.md", _write_page(config, rows, title, lines, trial))
     write_atomically(folder / "results.json", json.dumps(results, indent=1) + "\n")
 
@@ -354,7 +503,7 @@ def _show(folder: Path) -> None:
     for line in results["lines"]:
         console.print(line, highlight=False, markup=False)
     console.print(f"\nReport     {folder / 'report.md'}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"SentenceTransformer({str(folder / 'model')!r})", highlight=False, markup=False, soft_wrap=True)
+    console.print(tell_opening(folder), highlight=False, markup=False, soft_wrap=True)
 
 
 def _write_page(config: TurnConfig, rows: list[dict[str, Any]], title: str, lines: list[str], trial: Trial) -> str:

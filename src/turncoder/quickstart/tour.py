@@ -94,7 +94,7 @@ def run(
     Returns
     -------
     Path
-        The folder that ``SentenceTransformer`` loads.
+        The folder that ``SentenceTransformer`` loads; without ``model/``, the run that `load_encoder` opens.
 
     Raises
     ------
@@ -115,11 +115,13 @@ def run(
     base = model or train_base(prose, output, sizes, seed)
     folder = turn(configure(base, output, sizes, seed))
     _tell_more(base, text, output)
-    return folder / "model"
+    return next(place for name in ("model", "simcse") if (place := folder / name).exists())
 
 
 def _tell_more(base: str, text: str | Path | None, output: Path) -> None:
     from rich.console import Console
+
+    from turncoder.turn import tell_opening
 
     own = "" if text else "  turncoder turn MODEL --text FILE --output FOLDER   # the same for your own\n"
     Console().print(
@@ -129,7 +131,7 @@ def _tell_more(base: str, text: str | Path | None, output: Path) -> None:
         f"Decoder    {base}\n"
         f"Text       {output / 'text'}\n"
         f"Runs       {output / 'turn'}\n"
-        f"SentenceTransformer({str(output / 'turn' / 'model')!r})",
+        f"{tell_opening(output / 'turn')}",
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -148,9 +150,9 @@ def _check_input(model: str | None, text: str | Path | None) -> None:
 
 def _open_text(text: str | Path) -> "Corpus":
     from turncoder.data.corpus import open_corpus
+    from turncoder.turn import names_file
 
-    known = Path(text).expanduser().exists() or Path(text).suffix or str(text).startswith((".", "/", "~"))
-    corpus = open_corpus(file=text) if known else open_corpus(dataset_name=str(text))
+    corpus = open_corpus(file=text) if names_file(str(text)) else open_corpus(dataset_name=str(text))
     if corpus.tokenised:
         raise UserError(f"--text {text} holds token ids; quickstart needs the texts themselves")
     return corpus

@@ -1,0 +1,46 @@
+"""Rungs are measured with the prompts that their models keep, and shown as they were measured."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from turncoder import load_encoder
+from turncoder.data.pairs import Rows
+from turncoder.evaluate.retrieval import rank_encoded
+from turncoder.evaluate.sentences import Sts, score_sts
+from turncoder.rungs import Rung, Trial, open_trial, score_rung
+
+PROMPTS = {"query": "Find:\n", "document": "Text:\n"}
+
+
+@pytest.fixture(scope="module")
+def trial(stories_text: Path) -> Trial:
+    lines = stories_text.read_text(encoding="utf8").splitlines()
+    texts = [line for line in lines if len(line.split()) > 20][:60]
+    sts = Sts([text[:40] for text in texts], [text[20:60] for text in texts], np.arange(len(texts), dtype=float))
+    pairs = Rows("pairs", Dataset.from_dict({"anchor": sts.first, "positive": sts.second}))
+    return open_trial(texts, sts, [pairs], 30)
+
+
+@pytest.mark.parametrize("kept", ["sides", "default"])
+def test_what_is_shown_is_what_was_measured(
+    stories: Path, trial: Trial, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    encoder = load_encoder(str(stories), device="cpu")
+    encoder.prompts = PROMPTS if kept == "sides" else {"text": "Say:\n"}
+    encoder.default_prompt_name = None if kept == "sides" else "text"
+    query, document = PROMPTS.values() if kept == "sides" else ("Say:\n", "Say:\n")
+    monkeypatch.setattr("turncoder.encoder.load_encoder", lambda *_, **__: encoder)
+    row = score_rung(Rung("x", "m"), trial)
+    rank_Q = rank_encoded(encoder, trial.documents, query_prompt=query, document_prompt=document)
+    bare_Q = rank_encoded(encoder, trial.documents, query_prompt="", document_prompt="")
+    assert row["ranks"] == rank_Q.tolist() != bare_Q.tolist()
+    assert trial.sts is not None
+    assert row["sts"] == score_sts(encoder, trial.sts, prompt=query) != score_sts(encoder, trial.sts, prompt="")
+    assert all(query.strip() in text.partition("[")[0] for text in row["rendered"].values())
+    own = dataclasses.replace(trial.pairs[0], prompts={"anchor": "Own:\n"})
+    again = score_rung(Rung("x", "m"), dataclasses.replace(trial, pairs=[own]))
+    assert "Own:" in again["rendered"]["pairs"].partition("[")[0]
