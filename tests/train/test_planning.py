@@ -225,7 +225,7 @@ def test_a_run_is_planned_on_the_model_of_another(supervised, simcse, stories):
     plan = plan_training(SimcseConfig(**{**keys, "model_name_or_path": str(first)}))
     assert plan.parameters["total"] - plan.parameters["trainable"] == 260_032
     assert "[</s>]" in plan.samples[0] or "last one pooled" in plan.samples[0]
-    assert plan.steps["tokens_per_step"] < 2 * 8 * 33
+    assert plan.steps["tokens_per_step"] > 2 * 8 * 33  # the folder reads more than what it was trained on
     assert not Path("cache").exists()
 
 
