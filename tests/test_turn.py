@@ -25,7 +25,8 @@ from turncoder.data.corpus import Corpus
 from turncoder.data.store import is_held_out
 from turncoder.data.tokenizer import load_tokenizer
 from turncoder.evaluate.sentences import read_sts
-from turncoder.turn import Sizes, derive_sizes, names_file, tell_opening
+from turncoder.sizes import Sizes, configure_stages, derive_sizes, names_file
+from turncoder.turn import tell_opening
 
 STEPS = ["--steps_mntp", "3", "--steps_simcse", "2", "--steps_supervised", "2", "--eval_documents", "60"]
 
@@ -250,7 +251,7 @@ def test_sizes_follow_model_and_text() -> None:
 def test_steps_follow_what_the_user_says_of_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = {"per_device_train_batch_size": "4", "gradient_accumulation_steps": "3"}
     config = TurnConfig(model_name_or_path="m", text="t", pairs="p", mntp=stage, simcse=stage, supervised=stage)
-    monkeypatch.setattr(module, "PartialState", lambda **_: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr("turncoder.sizes.PartialState", lambda **_: SimpleNamespace(num_processes=2))
     sizes = derive_sizes(config, Sizes(), 10**6, 10**5, 128, 2000, 1000)
     assert sizes.mntp["max_steps"] == math.ceil(3 * math.ceil(10**5 / 128) / 24)
     assert sizes.simcse["max_steps"] == 3 * 2000 / 24
@@ -264,7 +265,7 @@ def test_steps_follow_what_the_user_says_of_a_stage(monkeypatch: pytest.MonkeyPa
 
 
 def test_frozen_weights_are_bfloat16_where_the_device_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_has_bf16", lambda: True)
+    monkeypatch.setattr("turncoder.sizes.has_bf16", lambda: True)
     config = TurnConfig(model_name_or_path="m", text="t", pairs="p", simcse={"train_mode": "full"})
     sizes = derive_sizes(config, Sizes(), 10**6, 10**6, 128, 2000, 1000)
     assert sizes.mntp["bf16"] and sizes.mntp["dtype"] == sizes.supervised["dtype"] == "bfloat16"
@@ -276,7 +277,7 @@ def test_a_file_is_what_exists_or_looks_like_one(tmp_path: Path) -> None:
     assert all(map(names_file, [str(tmp_path / "v1.0"), "gone.txt", "a/b.jsonl.gz", "b.tsv", "./x", "~/x", "/x"]))
     assert not any(map(names_file, ["owner/finepdfs-v1.0", "wikitext", "allenai/c4"]))
     config = TurnConfig(model_name_or_path="m", text="o/d-v1.0", dataset_config_name="en", pairs="o/pairs")
-    stages = module._configure(config, Sizes())
+    stages = configure_stages(config, Sizes())
     assert (stages["mntp"].dataset_name, stages["simcse"].dataset_config_name) == ("o/d-v1.0", "en")
     assert stages["supervised"].dataset_config_name is None
 

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,9 @@ import torch
 from accelerate import PartialState
 from rich.console import Console
 
-from turncoder import settings
-from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig, TurnConfig, to_toml
+from turncoder.config import MntpConfig, TurnConfig, to_toml
 from turncoder.data.corpus import Corpus, open_corpus
-from turncoder.data.files import find_ending
 from turncoder.data.pairs import Rows
-from turncoder.data.records import RECORD_ENDINGS
 from turncoder.data.store import is_held_out
 from turncoder.data.tokenizer import load_tokenizer
 from turncoder.encoder import MAX_SEQ_LENGTH
@@ -34,23 +31,29 @@ from turncoder.model.proof import build_small
 from turncoder.plan import show
 from turncoder.preview import take_first, weigh
 from turncoder.prompts import check_prompt
-from turncoder.rungs import Rung, Trial, build_table, explain, open_trial, read_masked, score_rung, score_words
+from turncoder.rungs import (
+    Rung,
+    Trial,
+    build_table,
+    explain,
+    open_trial,
+    read_masked,
+    score_rung,
+    score_words,
+    write_page,
+)
+from turncoder.sizes import Sizes, configure_stages, derive_sizes, has_bf16, names_file
 from turncoder.skeleton import build_unstored
 from turncoder.train.planning import plan_training
 from turncoder.train.rows import open_rows
 from turncoder.train.running import Run, write_atomically
-from turncoder.train.stage import count_steps, perform
+from turncoder.train.stage import perform
 from turncoder.train.text import open_blocks
 
-__all__ = ["Sizes", "derive_sizes", "names_file", "plan_turn", "tell_opening", "turn"]
+__all__ = ["plan_turn", "tell_opening", "turn"]
 
 logger = logging.getLogger("turncoder")
 
-HELD_OUT = 5.0  # percent of the documents
-MOST_STEPS = 1000  # LLM2Vec's, of every stage
-EPOCHS = 3
-MOST_SIMCSE_RATE = 3e-4  # at ten times that a small decoder loses on STS; see docs/decisions.md
-MOST_PAIRS_RATE = 1e-3
 CONTROL = "causal, more steps"
 TOLD = {
     "control": "the control: causal training on the same tokens",
@@ -58,16 +61,6 @@ TOLD = {
     "simcse": "SimCSE on the sentences",
     "supervised": "contrastive training on the pairs",
 }
-
-
-@dataclass
-class Sizes:
-    """What is derived: the keys of each stage, and the reasons, one line each."""
-
-    mntp: dict[str, Any] = field(default_factory=dict)
-    simcse: dict[str, Any] = field(default_factory=dict)
-    supervised: dict[str, Any] = field(default_factory=dict)
-    reasons: list[str] = field(default_factory=list)
 
 
 def turn(config: TurnConfig) -> Path:
@@ -102,7 +95,7 @@ def plan_turn(config: TurnConfig, console: Console) -> None:
     opened = _open_all(config, weigh_model=False)
     for reason in opened.sizes.reasons:
         console.print(reason, highlight=False, markup=False)
-    for name, stage in _configure(config, opened.sizes).items():
+    for name, stage in configure_stages(config, opened.sizes).items():
         console.print(f"\n{TOLD[name]}", style="bold", highlight=False, markup=False)
         base = {"model_name_or_path": config.model_name_or_path, "model_revision": config.model_revision}
         plan = plan_training(replace(stage, **base))  # what it starts from does not exist yet, and is of the same size
@@ -121,7 +114,7 @@ def _turn(config: TurnConfig, run: Run) -> None:
     for reason in sizes.reasons:
         logger.info("      %s", reason)
     run.update(sizes=asdict(sizes))
-    stages = _configure(config, sizes)
+    stages = configure_stages(config, sizes)
     import turncoder
 
     for name, stage in stages.items():
@@ -171,7 +164,7 @@ def _open_all(config: TurnConfig, *, weigh_model: bool = True) -> _Opened:
         Prove the conversion on the model with its weights; else on its small twin alone.
     """
     given = Sizes(mntp={"max_seq_length": config.max_seq_length} if config.max_seq_length else {})
-    stages = _configure(config, given)
+    stages = configure_stages(config, given)
     sts = read_sts(config.sts) if config.sts else None
     corpus = _open_text(config, config.text)
     told, parameters, positions = _check_model(config, stages["mntp"], weigh_model=weigh_model)
@@ -180,7 +173,7 @@ def _open_all(config: TurnConfig, *, weigh_model: bool = True) -> _Opened:
     held_out = list(_take_held_out(config, corpus, percent))
     length = stages["mntp"].max_seq_length or _choose_length(corpus, tokenizer, positions)
     shortened = {"max_seq_length": length}
-    stages = _configure(config, Sizes(shortened, {**shortened, "split_sentences": True}, shortened))
+    stages = configure_stages(config, Sizes(shortened, {**shortened, "split_sentences": True}, shortened))
     state = PartialState(cpu=not torch.accelerator.is_available())
     with state.main_process_first():
         tokens = open_blocks(stages["mntp"], tokenizer, length)[0].num_tokens
@@ -207,7 +200,7 @@ def _check_model(config: TurnConfig, mntp: MntpConfig, *, weigh_model: bool) -> 
     name, where = resolve_model(config.model_name_or_path), _where(config)
     backbone: Any
     if weigh_model:
-        backbone = load_backbone(name, dtype="bfloat16" if _has_bf16() else None, **where)
+        backbone = load_backbone(name, dtype="bfloat16" if has_bf16() else None, **where)
         settle_implementation(backbone, allow_partial=mntp.allow_partial)
         told = make_bidirectional(backbone, allow_partial=mntp.allow_partial).summary
     else:
@@ -238,168 +231,12 @@ def _choose_length(corpus: Corpus, tokenizer: Any, positions: int) -> int:
     return min(positions, 512 if tokens >= 5e6 else 256 if tokens >= 1e6 else 128)
 
 
-def _has_bf16() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-
-
 def _where(config: TurnConfig) -> dict[str, Any]:
     return {
         "revision": config.model_revision,
         "cache_dir": config.cache_dir,
         "trust_remote_code": config.trust_remote_code,
     }
-
-
-def derive_sizes(
-    config: TurnConfig, sizes: Sizes, parameters: int, tokens: int, length: int, sentences: int, pairs: int = 0
-) -> Sizes:
-    """Derive the keys of each stage, around those that the user gives.
-
-    Learning rates go with the inverse root of the parameters, through what is known to work: LLM2Vec's 5e-5 (MNTP),
-    3e-5 (SimCSE) and 2e-4 (pairs, from there a factor of 4) at 7 B, and the quickstart's 5e-3 at 1 M.
-    """
-    fast = torch.accelerator.is_available()
-    processes = PartialState(cpu=not fast).num_processes
-    rows = max(4, (16384 if fast else 1024) // length)
-    rate = float(f"{min(5e-3, 5e-4 * math.sqrt(1e8 / parameters)):.1e}")
-    common = {"lora_r": 16, "save_total_limit": 1, "num_train_epochs": EPOCHS} | ({"bf16": True} if _has_bf16() else {})
-    sizes.mntp = {
-        "max_seq_length": length, "per_device_train_batch_size": rows, "per_device_eval_batch_size": rows,
-        "learning_rate": rate, "mlm_probability": 0.2, "max_eval_samples": 128, **common,
-    }  # fmt: skip
-    batch = max(8, min(128 if fast else 64, sentences // 8))
-    sizes.simcse = {
-        "max_seq_length": min(128, length), "per_device_train_batch_size": batch, "per_device_eval_batch_size": batch,
-        "learning_rate": float(f"{min(MOST_SIMCSE_RATE, 0.6 * rate):.1e}"), "max_eval_samples": 512,
-        "split_sentences": True, **common,
-    }  # fmt: skip
-    batch = max(8, min(128 if fast else 64, (pairs or sentences) // 8))
-    sizes.supervised = {
-        "max_seq_length": min(256, length), "per_device_train_batch_size": batch, "per_device_eval_batch_size": batch,
-        "learning_rate": float(f"{min(MOST_PAIRS_RATE, 4 * rate):.1e}"),
-        "stop_after_n_steps": config.steps_supervised or MOST_STEPS, "logging_steps": 20, "warmup_steps": 0.1,
-        "save_steps": 200, **common,
-    }  # fmt: skip
-    for name in ("mntp", "simcse", "supervised"):
-        if asked := getattr(config, f"steps_{name}"):
-            getattr(sizes, name)["max_steps"] = asked
-    stages = _configure(config, sizes)
-    for name, stage in stages.items():
-        if name != "control" and _has_bf16() and stage.train_mode == "lora":
-            getattr(sizes, name)["dtype"] = "bfloat16"  # of what is frozen
-    mntp, simcse = stages["mntp"], stages["simcse"]
-    blocks = min(math.ceil(tokens / length), mntp.max_train_samples or math.inf)
-    steps = {"mntp": _count_steps(config.mntp, mntp, blocks, processes)}
-    steps["simcse"] = _count_steps(config.simcse, simcse, sentences, processes)
-    for name, count in steps.items():
-        getattr(sizes, name).update(_schedule(count))
-    units = "different sentences" if simcse.split_sentences else "texts"
-    reasons = [
-        f"text: {tokens:,} tokens to train on, {sentences:,} {units}",
-        f"MNTP: blocks of {length} tokens, {_tell_steps(mntp, steps['mntp'], blocks, processes)}, learning rate "
-        f"{mntp.learning_rate:g}",
-        f"SimCSE: {_tell_steps(simcse, steps['simcse'], sentences, processes)}, learning rate {simcse.learning_rate:g}",
-    ]
-    if "supervised" in stages and pairs:
-        stage = stages["supervised"]
-        count = count_steps(stage, pairs, processes)[0]
-        reasons.append(
-            f"pairs: {pairs:,}; {_tell_steps(stage, count, pairs, processes)}, learning rate {stage.learning_rate:g}"
-        )
-    sizes.reasons += reasons
-    return sizes
-
-
-def _count_rows(stage: Any, processes: int) -> int:
-    return stage.per_device_train_batch_size * stage.gradient_accumulation_steps * processes
-
-
-def _count_steps(given: dict[str, Any], stage: Any, rows: float, processes: int) -> int:
-    """Count the steps of a stage: so many epochs of its rows, and not too many where the user leaves it to us."""
-    steps = stage.max_steps
-    if steps < 1:
-        steps = max(1, math.ceil(stage.num_train_epochs * rows / _count_rows(stage, processes)))
-        steps = steps if "num_train_epochs" in given else min(steps, MOST_STEPS)
-    return min(steps, stage.stop_after_n_steps or steps)
-
-
-def _tell_steps(stage: Any, steps: int, rows: float, processes: int) -> str:
-    per_step = _count_rows(stage, processes)
-    return f"{per_step:,} a step: {steps:,} steps ({steps * per_step / max(rows, 1):.2g} epochs)"
-
-
-def _schedule(steps: int) -> dict[str, Any]:
-    return {
-        "max_steps": steps,
-        "warmup_steps": max(1, steps // 15),
-        "logging_steps": max(1, steps // 5),
-        "save_steps": max(1, min(200, steps // 3)),
-    }
-
-
-def _shared(config: TurnConfig) -> dict[str, Any]:
-    """Give the keys that every stage on the text has."""
-    known = names_file(config.text)
-    if known and config.dataset_config_name:
-        raise UserError(
-            f"dataset_config_name = {config.dataset_config_name!r} is for a hub id, and --text {config.text} is a file"
-        )
-    return {
-        "model_name_or_path": config.model_name_or_path,
-        "model_revision": config.model_revision,
-        "cache_dir": config.cache_dir,
-        "trust_remote_code": config.trust_remote_code,
-        "train_file" if known else "dataset_name": config.text,
-        "dataset_config_name": config.dataset_config_name,
-        "validation_file": config.validation_text,
-        "validation_split_percentage": HELD_OUT,
-        "text_column": config.text_column,
-        "seed": config.seed,
-    }
-
-
-def _configure(config: TurnConfig, sizes: Sizes) -> dict[str, Any]:
-    """Build the configuration of every stage: what is derived, and what the user says otherwise."""
-    folder = Path(config.output_dir or "")
-    shared = _shared(config)
-    mntp = {**shared, **sizes.mntp}
-    causal = {"bidirectional": False, "data_collator_type": "unmasked", "evaluate_step_zero": False}
-    above = {**shared, "model_name_or_path": str(folder / "mntp"), "model_revision": "main"}
-    stages: dict[str, Any] = {
-        "control": _configure_one(
-            MntpConfig, {**mntp, "output_dir": str(folder / "control")}, {**config.mntp, **causal}
-        ),
-        "mntp": _configure_one(MntpConfig, {**mntp, "output_dir": str(folder / "mntp")}, config.mntp),
-        "simcse": _configure_one(
-            SimcseConfig,
-            {**above, **sizes.simcse, "sts_file": config.sts, "output_dir": str(folder / "simcse")},
-            config.simcse,
-        ),
-    }
-    if config.pairs:
-        told = {
-            name: value
-            for name, value in above.items()
-            if name not in ("text_column", "train_file", "dataset_name", "dataset_config_name", "validation_file")
-        }
-        told |= {"model_name_or_path": str(folder / "simcse"), "output_dir": str(folder / "supervised")}
-        told["train_file" if names_file(config.pairs) else "dataset_name"] = config.pairs
-        stages["supervised"] = _configure_one(
-            SupervisedConfig, {**told, **sizes.supervised, "sts_file": config.sts}, config.supervised
-        )
-    return stages
-
-
-def _configure_one(kind: type[Any], derived: dict[str, Any], given: dict[str, Any]) -> Any:
-    return settings.load(kind, None, {**derived, **given})
-
-
-def names_file(name: str) -> bool:
-    """Tell a file or folder from a hub id: it exists, has an ending that is read, or begins like a path."""
-    endings = tuple(f"{ending}{zipped}" for ending in RECORD_ENDINGS for zipped in ("", ".gz"))
-    path = Path(name).expanduser()
-    known = find_ending(path) is not None or name.lower().endswith(endings)
-    return path.exists() or known or name.startswith((".", "/", "~"))
 
 
 def _open_text(config: TurnConfig, name: str) -> Corpus:
@@ -491,7 +328,9 @@ def _report(
     title = f"What each step gave ({len(trial.documents.queries):,} documents)"
     lines = [*explain(rows, CONTROL), f"Every model reads {length:,} tokens of a text at most, as the final one does."]
     results = {"title": title, "max_seq_length": length, "rows": rows, "lines": lines, "seconds": seconds}
-    write_atomically(folder / "report.md", _write_page(config, rows, title, lines, trial))
+    write_atomically(
+        folder / "report.md", write_page(f"{config.model_name_or_path}, turned", rows, title, lines, trial)
+    )
     write_atomically(folder / "results.json", json.dumps(results, indent=1) + "\n")
 
 
@@ -504,23 +343,3 @@ def _show(folder: Path) -> None:
         console.print(line, highlight=False, markup=False)
     console.print(f"\nReport     {folder / 'report.md'}", highlight=False, markup=False, soft_wrap=True)
     console.print(tell_opening(folder), highlight=False, markup=False, soft_wrap=True)
-
-
-def _write_page(config: TurnConfig, rows: list[dict[str, Any]], title: str, lines: list[str], trial: Trial) -> str:
-    from turncoder.rungs import COLUMNS, choose_sentences
-
-    columns = {key: told for key, told in COLUMNS.items() if any(key in row for row in rows)}
-    page = [f"# {config.model_name_or_path}, turned", "", title, ""]
-    page += ["| | " + " | ".join(columns.values()) + " |", "|---|" + "---:|" * len(columns)]
-    for row in rows:
-        page.append(f"| {row['name']} | " + " | ".join(f"{row[k]:.3f}" if k in row else "-" for k in columns) + " |")
-    page += ["", *lines, "", "## One text of each task, as the last model reads it (what is pooled in brackets)", ""]
-    page += [f"- {task}: `{shown}`" for task, shown in rows[-1].get("rendered", {}).items()]
-    found = [(row["name"], row["neighbours"]) for row in rows if "neighbours" in row]
-    if found:
-        page += ["", "## Nearest neighbours among the first sentences", ""]
-        chosen = choose_sentences(trial.documents.queries, len(found[0][1]))
-        for place, sentence in enumerate(chosen):
-            page.append(f"- {trial.documents.queries[sentence]}")
-            page += [f"  - {name}: {others[place][0]} ({others[place][1]:.2f})" for name, others in found]
-    return "\n".join(page) + "\n"

@@ -150,7 +150,7 @@ def _check_input(model: str | None, text: str | Path | None) -> None:
 
 def _open_text(text: str | Path) -> "Corpus":
     from turncoder.data.corpus import open_corpus
-    from turncoder.turn import names_file
+    from turncoder.sizes import names_file
 
     corpus = open_corpus(file=text) if names_file(str(text)) else open_corpus(dataset_name=str(text))
     if corpus.tokenised:
