@@ -27,8 +27,11 @@ from transformers import (
 )
 
 from turncoder.cli import main
+from turncoder.config import MergeConfig
+from turncoder.encode import encode_texts
 from turncoder.encoder import load_encoder
 from turncoder.errors import ConversionError, UserError
+from turncoder.merging import merge_to_folder
 from turncoder.model.attention import inspect_attention
 
 TEXTS = ["Once upon a time there was a dog", "a", "The cat sat on the mat and looked at the bird"]
@@ -379,3 +382,19 @@ def test_a_pooling_that_llm2vec_does_not_know_is_refused(make_model: Callable[..
     with pytest.raises(UserError, match="pools by max, which LLM2Vec does not know; choose a --pooling"):
         load_encoder(str(tmp_path / "theirs"), llm2vec=True)
     assert load_encoder(str(tmp_path / "theirs"), llm2vec=True, pooling="mean")[0].pooling == "mean"
+
+
+@pytest.mark.parametrize("pooling", ["bos_token", "cls"])
+def test_the_first_token_stays_the_first_behind_a_prompt(stories: Path, tmp_path: Path, pooling: str) -> None:
+    prompt, text = "Say it again\n", "A dog ran home."
+    encoder = load_encoder(str(stories), pooling=pooling, device="cpu")
+    features = encoder.preprocess([prompt + text])
+    model = encoder.transformers_model
+    assert model is not None
+    with torch.no_grad():
+        first = model(input_ids=features["input_ids"]).last_hidden_state[0, 0].numpy()
+    np.testing.assert_allclose(encode_texts(encoder, [text], prompt=prompt)[0], first, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode([text], prompt=prompt)[0], first, atol=1e-5)
+    merge_to_folder(MergeConfig(model_name_or_path=str(stories), pooling=pooling, output_dir=str(tmp_path / "saved")))
+    saved = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    np.testing.assert_allclose(saved.encode([text], prompt=prompt)[0], first, atol=1e-5)

@@ -172,7 +172,7 @@ def _pooling_config(width: int, pooling: str) -> dict[str, Any]:
         "word_embedding_dimension": width,
         "pooling_mode": pooling,
         **{key: mode == pooling for mode, key in POOLING_MODES.items()},
-        "include_prompt": False,
+        "include_prompt": pooling == "cls",  # whose token comes before the prompt
     }
 
 

@@ -297,10 +297,16 @@ def _wrap(
     module.__class__ = kind
     module.processor = tokenizer
     module.max_seq_length = limit_length(backbone, max_seq_length)
-    pool = Pooling(module.get_embedding_dimension(), POOLING.get(named, named), include_prompt=False)
+    mode = POOLING.get(named, named)
+    pool = Pooling(module.get_embedding_dimension(), mode, include_prompt=pools_first(mode))
     encoder = SentenceTransformer(modules=[module, pool], device=device)
     encoder.similarity_fn_name = "cosine"
     return encoder
+
+
+def pools_first(mode: str) -> bool:
+    """Say whether a pooling of sentence-transformers takes the first token, which leaving a prompt out would move."""
+    return mode == "cls"
 
 
 def limit_length(backbone: PreTrainedModel, asked: int | None) -> int:
@@ -380,4 +386,5 @@ def _set_pooling(encoder: SentenceTransformer, pooling: str) -> None:
     if not modules:
         raise UserError(f"pooling = {pooling!r}: this encoder has no pooling to choose; leave the flag away")
     modules[0].pooling_mode = POOLING[pooling]
+    modules[0].include_prompt = modules[0].include_prompt or pools_first(POOLING[pooling])
     modules[0].pooling_output_dimension = modules[0].embedding_dimension

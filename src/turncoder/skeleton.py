@@ -112,7 +112,9 @@ def open_unstored(config: SimcseConfig | SupervisedConfig) -> SentenceTransforme
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id(tokenizer))
         fit_tokenizer(tokenizer, named)
         module.processor = tokenizer
-        pool = Pooling(module.get_embedding_dimension(), POOLING.get(named, named), include_prompt=False)
+        pool = Pooling(
+            module.get_embedding_dimension(), POOLING.get(named, named), include_prompt=named in ("cls", "bos_token")
+        )
         length = config.max_seq_length or kept.get("max_seq_length")
     if config.pooling:
         fit_tokenizer(module.processor, config.pooling)
