@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 from accelerate import PartialState
 from rich.console import Console
 
-from turncoder.config import MntpConfig, TurnConfig, to_toml
+from turncoder import settings
+from turncoder.config import MntpConfig, TurnConfig, to_dict
 from turncoder.data.corpus import Corpus, open_corpus
 from turncoder.data.pairs import Rows
 from turncoder.data.store import is_held_out
@@ -97,9 +98,14 @@ def plan_turn(config: TurnConfig, console: Console) -> None:
         console.print(reason, highlight=False, markup=False)
     for name, stage in configure_stages(config, opened.sizes).items():
         console.print(f"\n{TOLD[name]}", style="bold", highlight=False, markup=False)
+        if name == "control":
+            console.print("as the next stage, but causal and on clean text", highlight=False, markup=False)
+            continue
         base = {"model_name_or_path": config.model_name_or_path, "model_revision": config.model_revision}
         plan = plan_training(replace(stage, **base))  # what it starts from does not exist yet, and is of the same size
-        plan.config = to_toml(stage)
+        plain = {one.name: one.default for one in fields(stage)}
+        told = {key: value for key, value in to_dict(stage).items() if value not in (plain[key], {}, [])}
+        plan.config = settings.write_toml(type(stage), told)
         show(plan, console)
     for file in ("run.json", "config.toml", "results.json", "report.md", "model"):
         console.print(f"would write: {Path(config.output_dir or 'RUN') / file}", highlight=False, markup=False)
