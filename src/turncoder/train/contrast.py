@@ -306,6 +306,7 @@ def _choose_cache(encoder: SentenceTransformer, run: Run, sets: list[Rows], batc
     device = encoder.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     free -= 12 * count_parameters(encoder)[0]  # gradients, and AdamW's two averages
+    next(iter(batches))  # says so where no step can be filled
     rows, collate = SetRows(sets), Collator(encoder, sets)
     tokens = 0
     columns: list[dict[str, Any]] = []
