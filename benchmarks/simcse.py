@@ -102,7 +102,7 @@ def measure_speed(options: argparse.Namespace, setting: dict) -> dict:
     for arm in arms:
         arm.close()
     rate = statistics.median(rates)
-    rows = {arm.name: summarise(answers[arm.name][2:], answers[arm.name][0], arm.ready, rate) for arm in arms}
+    rows = {arm.name: summarise(answers[arm.name][2:], answers[arm.name][1], arm.ready, rate) for arm in arms}
     ratios = {
         name: round(rows["turncoder"]["sentences_per_second"] / row["sentences_per_second"], 2)
         for name, row in rows.items()
@@ -113,7 +113,10 @@ def measure_speed(options: argparse.Namespace, setting: dict) -> dict:
 
 
 def summarise(answers: list[dict], first: dict, ready: dict, rate: float) -> dict:
-    """Give the medians of an arm; FLOPs are those of real tokens: two views, forward and the gradient of inputs."""
+    """Give the medians of an arm, and the first loss, which is told with the second step.
+
+    FLOPs are those of real tokens: two views, forward and the gradient of inputs.
+    """
     seconds = statistics.median(answer["seconds"] for answer in answers)
     tokens = statistics.median(answer["tokens"] for answer in answers)
     weights = LAYERS * (4 * WIDTH * WIDTH + 3 * WIDTH * INNER)
@@ -134,21 +137,15 @@ def summarise(answers: list[dict], first: dict, ready: dict, rate: float) -> dic
 
 
 def measure_memory(setting: dict) -> dict:
-    """Compare the peaks of two processes, each making two steps."""
+    """Compare the peaks of processes that make a step each."""
     peaks = {}
     for name, batch in (("turncoder", BATCH), ("cached", BATCH), ("cached", LARGE_BATCH)):
         arm = Arm(name, sys.executable, {**setting, "batch": batch}, script=__file__)
-        arm.step()
-        answer = arm.step() if batch == BATCH else answer_of(arm)
+        answer = arm.step()
         peaks[f"{name}_{batch}"] = {"loaded_gb": arm.ready["peak_bytes"] / 1e9, "peak_gb": answer["peak_bytes"] / 1e9}
         arm.close()
     print(json.dumps(peaks, indent=1))
     return {name: {key: round(value, 3) for key, value in row.items()} for name, row in peaks.items()}
-
-
-def answer_of(arm: Arm) -> dict:
-    """Make one more step."""
-    return arm.step()
 
 
 # ---------------------------------------------------------------- a worker
@@ -216,7 +213,7 @@ def list_arguments(folder: str, batch: int) -> dict[str, Any]:
         "use_cpu": True,
         "max_steps": 1000,
         "save_strategy": "no",
-        "logging_strategy": "no",
+        "logging_steps": 1,
         "disable_tqdm": True,
         "learning_rate": 3e-5,
     }
