@@ -157,6 +157,7 @@ def work(setting: dict) -> None:
 
     os.environ.update(environment(setting["threads"]))
     import torch
+    from transformers.trainer_callback import PrinterCallback
 
     torch.set_num_threads(setting["threads"])
     torch.manual_seed(0)
@@ -164,6 +165,7 @@ def work(setting: dict) -> None:
     batch = setting.get("batch", BATCH)
     with tempfile.TemporaryDirectory() as folder:
         trainer = BUILDERS[setting["arm"]](str(Path(setting["folder"]) / "model"), folder, sentences, batch)
+        trainer.remove_callback(PrinterCallback)  # its lines would be taken for answers
         trainer.add_callback(make_gate(trainer, setting["arm"]))
         trainer.train()
 
