@@ -351,7 +351,7 @@ def test_the_slower_of_two_uses_what_the_faster_wrote(tmp_path: Path, cache: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "most"), [("pairs", 40), ("texts", 110)])
+@pytest.mark.parametrize(("kind", "most"), [("pairs", 100), ("texts", 110)])
 def test_memory_stays_flat(kind: str, most: int, tmp_path: Path):
     """Bytes a row, above what twice fewer take: pairs cost none, texts eight bytes of hash in a set."""
 
