@@ -1,0 +1,281 @@
+"""Scores of word labels: token accuracy, F1 over classes, chunks as conlleval counts them; and files that hold them.
+
+A sentence is a sequence of label names. All scores follow from integer sums (`Tally`), so that parts of a test file
+add up to the whole.
+"""
+
+import csv
+import io
+import re
+import statistics
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from turncoder.errors import UserError
+
+__all__ = [
+    "Tally",
+    "find_confusions",
+    "find_spans",
+    "read_predictions",
+    "score",
+    "summarise",
+    "tally",
+    "write_confusion",
+    "write_predictions",
+]
+
+INSIDE = frozenset("BIES")
+SIDES = ("correct", "predicted", "gold")
+CONFUSIONS = 20
+ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+PLAIN = {escaped: plain for plain, escaped in ESCAPES.items()}
+
+
+def find_spans(tags: Sequence[str]) -> list[tuple[int, int, str]]:
+    """Find the chunks of a sentence, as conlleval of the CoNLL-2003 shared task does.
+
+    An ``I-`` after ``O``, or after another type, begins a chunk, so that IOB1 and IOB2 are both read. ``E-`` and
+    ``S-`` end theirs. What has none of these prefixes lies outside.
+
+    Parameters
+    ----------
+    tags
+        Of one sentence, as ``B-PER``.
+
+    Returns
+    -------
+    list of tuple
+        First word, word after the last, type.
+    """
+    spans: list[tuple[int, int, str]] = []
+    opened: tuple[int, str] | None = None
+    before = "O"
+    for place, tag in enumerate([*tags, "O"]):
+        prefix, _, kind = tag.partition("-")
+        inside = prefix in INSIDE
+        begins = inside and (opened is None or prefix in "BS" or before in "ES" or kind != opened[1])
+        if opened is not None and (begins or not inside):
+            spans.append((opened[0], place, opened[1]))
+            opened = None
+        if begins:
+            opened = place, kind
+        before = prefix
+    return spans
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts from which every score follows; those of two parts of a test file add up.
+
+    Attributes
+    ----------
+    confusion
+        Words by gold and predicted label.
+    spans
+        Chunks by type and ``gold``, ``predicted`` or ``correct``; None where labels are no chunks.
+    unseen
+        Words by gold label, of labels that training did not have.
+    """
+
+    confusion: Counter[tuple[str, str]] = field(default_factory=Counter)
+    spans: Counter[tuple[str, str]] | None = None
+    unseen: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def words_scored(self) -> int:
+        """Count the words that have a gold label."""
+        return self.confusion.total()
+
+    def __add__(self, other: "Tally") -> "Tally":
+        assert (self.spans is None) == (other.spans is None), "chunks and other labels do not add up"
+        spans = None if self.spans is None or other.spans is None else self.spans + other.spans
+        return Tally(self.confusion + other.confusion, spans, self.unseen + other.unseen)
+
+
+def tally(
+    gold: Iterable[Sequence[str]],
+    predicted: Iterable[Sequence[str]],
+    spans: bool,
+    *,
+    known: Collection[str] | None = None,
+) -> Tally:
+    """Count what was predicted for each gold label.
+
+    Parameters
+    ----------
+    gold
+        Labels of each sentence; a word whose label is "" is not scored, and lies outside every chunk.
+    predicted
+        As many.
+    spans
+        Whether labels are chunks (``B-PER``), which are then counted too.
+    known
+        Labels that training had; the gold labels beyond are counted in `Tally.unseen`.
+    """
+    confusion: Counter[tuple[str, str]] = Counter()
+    chunks: Counter[tuple[str, str]] = Counter()
+    for gold_tags, predicted_tags in zip(gold, predicted, strict=True):
+        pairs = [(right, said) for right, said in zip(gold_tags, predicted_tags, strict=True) if right]
+        confusion.update(pairs)
+        if spans:
+            # an unlabelled word is outside for both, so that it costs neither side a chunk
+            said_tags = [said if right else "" for right, said in zip(gold_tags, predicted_tags, strict=True)]
+            right_spans, said_spans = set(find_spans(gold_tags)), set(find_spans(said_tags))
+            sides = {"gold": right_spans, "predicted": said_spans, "correct": right_spans & said_spans}
+            chunks.update((kind, side) for side, found in sides.items() for _, _, kind in found)
+    unseen: Counter[str] = Counter()
+    if known is not None:
+        for (right, _), count in confusion.items():
+            if right not in known:
+                unseen[right] += count
+    return Tally(confusion, chunks if spans else None, unseen)
+
+
+def score(counted: Tally) -> dict[str, Any]:
+    """Give the scores of a tally, between 0 and 1.
+
+    Returns
+    -------
+    dict
+        ``token_accuracy`` (what LLM2Vec calls precision); ``macro_f1`` and ``weighted_f1`` over the classes that occur
+        in gold or prediction, as scikit-learn defines them; ``per_class``: ``precision``, ``recall``, ``f1`` and
+        ``support`` of each; ``words_scored``. Of chunks also ``span_precision``, ``span_recall``, ``span_f1`` over all
+        of them, as conlleval defines them, and ``per_type``. A ratio without a denominator is 0.
+
+    Raises
+    ------
+    UserError
+        No word has a gold label.
+    """
+    if not counted.words_scored:
+        raise UserError("no word of the test file has a label of this task; give another file or task")
+    gold: Counter[str] = Counter()
+    predicted: Counter[str] = Counter()
+    for (right, said), count in counted.confusion.items():
+        gold[right] += count
+        predicted[said] += count
+    correct = {name: counted.confusion[name, name] for name in gold | predicted}
+    per_class = {name: _rate(correct[name], predicted[name], gold[name]) for name in sorted(correct)}
+    rates = per_class.values()
+    scores: dict[str, Any] = {
+        "token_accuracy": sum(correct.values()) / counted.words_scored,
+        "macro_f1": statistics.fmean(rate["f1"] for rate in rates),
+        "weighted_f1": sum(rate["f1"] * rate["support"] for rate in rates) / counted.words_scored,
+    }
+    if counted.spans is not None:
+        kinds = sorted({kind for kind, _ in counted.spans})
+        per_type = {kind: _rate(*(counted.spans[kind, side] for side in SIDES)) for kind in kinds}
+        pooled = _rate(*(sum(counted.spans[kind, side] for kind in kinds) for side in SIDES))
+        scores |= {f"span_{name}": pooled[name] for name in ("precision", "recall", "f1")}
+        scores["per_type"] = per_type
+    return {**scores, "per_class": per_class, "words_scored": counted.words_scored}
+
+
+def _rate(correct: int, predicted: int, gold: int) -> dict[str, Any]:
+    return {
+        "precision": correct / predicted if predicted else 0.0,
+        "recall": correct / gold if gold else 0.0,
+        "f1": 2 * correct / (predicted + gold) if predicted + gold else 0.0,
+        "support": gold,
+    }
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Give mean and standard deviation over seeds of every number that all of them have.
+
+    Parameters
+    ----------
+    rows
+        The scores of each seed; dicts in them are gone through too.
+
+    Returns
+    -------
+    dict
+        ``mean`` and ``std``, each shaped like a row; the standard deviation (ddof = 1) of a single seed is None.
+    """
+    mean: dict[str, Any] = {}
+    std: dict[str, Any] = {}
+    for name in rows[0] if rows else ():
+        values: list[Any] = [row.get(name) for row in rows]
+        if all(isinstance(value, dict) for value in values):
+            inner = summarise(values)
+            mean[name], std[name] = inner["mean"], inner["std"]
+        elif all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            mean[name] = statistics.fmean(values)
+            std[name] = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": mean, "std": std}
+
+
+def find_confusions(counted: Tally, limit: int = CONFUSIONS) -> list[tuple[str, str, int]]:
+    """Give the most frequent mistakes: gold label, predicted label, words."""
+    wrong = [(right, said, count) for (right, said), count in counted.confusion.items() if right != said]
+    return sorted(wrong, key=lambda one: (-one[2], one[:2]))[:limit]
+
+
+def write_confusion(counted: Tally, folder: Path) -> list[tuple[str, str, int]]:
+    """Write ``confusion.csv`` (all labels; gold in rows) and ``confusion.png``, and give `find_confusions`."""
+    from turncoder.plots import draw_confusion
+    from turncoder.train.running import write_atomically
+
+    often: Counter[str] = Counter()
+    for pair, count in counted.confusion.items():
+        often.update(dict.fromkeys(pair, count))
+    names = sorted(often, key=lambda name: (-often[name], name))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["gold", *names])
+    writer.writerows([right, *(counted.confusion[right, said] for said in names)] for right in names)
+    write_atomically(folder / "confusion.csv", text.getvalue())
+    draw_confusion(names, counted.confusion, folder / "confusion.png")
+    return find_confusions(counted)
+
+
+def write_predictions(
+    path: Path,
+    words: Iterable[Sequence[str]],
+    gold: Iterable[Sequence[str]],
+    predicted: Iterable[Sequence[str]],
+) -> None:
+    r"""Write a line for each word (word, gold label, predicted label, tabs between), and an empty one after a sentence.
+
+    Tab, line end and backslash in a word become ``\t``, ``\n``, ``\r`` and ``\\``.
+    """
+    from turncoder.train.running import write_atomically
+
+    table = str.maketrans(ESCAPES)
+    lines: list[str] = []
+    for columns in zip(words, gold, predicted, strict=True):
+        lines += ["\t".join(cell.translate(table) for cell in cells) for cells in zip(*columns, strict=True)]
+        lines.append("")
+    write_atomically(path, "".join(line + "\n" for line in lines))
+
+
+def read_predictions(path: Path) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
+    """Read what `write_predictions` wrote: words, gold labels and predicted labels of each sentence.
+
+    Raises
+    ------
+    UserError
+        A line without three columns.
+    """
+    whole: tuple[list[list[str]], ...] = ([], [], [])
+    sentence: tuple[list[str], ...] = ([], [], [])
+    with path.open(encoding="utf8", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            cells = line.removesuffix("\n").split("\t")
+            if cells == [""]:
+                for column, part in zip(whole, sentence, strict=True):
+                    column.append(part)
+                sentence = ([], [], [])
+            elif len(cells) == 3:
+                for part, cell in zip(sentence, cells, strict=True):
+                    part.append(re.sub(r"\\.", lambda found: PLAIN.get(found.group(), found.group()), cell))
+            else:
+                raise UserError(f"{path} line {number} has {len(cells)} columns, not word, gold and predicted label")
+    if sentence[0]:
+        raise UserError(f"{path} does not end with an empty line: it was cut off; run it again")
+    return whole[0], whole[1], whole[2]

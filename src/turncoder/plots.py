@@ -1,0 +1,168 @@
+"""Pictures of scores: confusions, accuracy by layer, a grid of models and tasks. One style, colours for all eyes.
+
+matplotlib draws without a display; nothing of its global state is touched.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_confusion", "draw_grid", "draw_layers"]
+
+# Okabe & Ito 2008, told apart with any kind of colour vision; black and yellow left out
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vP"
+CLASSES = 30
+LONGEST = 24  # characters of a label
+SHARES = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)
+DPI = 150
+
+
+def draw_confusion(names: Sequence[str], counts: Mapping[tuple[str, str], int], path: Path) -> None:
+    """Draw words by gold label (rows) and predicted label (columns); the colour is the share of the row.
+
+    Parameters
+    ----------
+    names
+        Labels, the most frequent first. Of more than 30 those beyond the first 29 are drawn as one, in which mistakes
+        among themselves look right.
+    counts
+        Words by gold and predicted label.
+    path
+        The PNG to write.
+    """
+    import numpy as np
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    shown = list(names) if len(names) <= CLASSES else [*names[: CLASSES - 1], f"({len(names) - CLASSES + 1} others)"]
+    place = {name: min(number, len(shown) - 1) for number, name in enumerate(names)}
+    count_KK = np.zeros((len(shown), len(shown)), dtype=np.int64)
+    for (right, said), count in counts.items():
+        count_KK[place[right], place[said]] += count
+    share_KK = count_KK / np.maximum(1, count_KK.sum(axis=1, keepdims=True))
+    side = 1.6 + 0.36 * len(shown)
+    figure = Figure(figsize=(max(4.0, side + 0.6), max(3.2, side)), layout="constrained")
+    axes = figure.add_subplot()
+    # the square root shows a row's mistakes, of a few per cent, beside what is right
+    image = axes.imshow(share_KK, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+    for row, column in np.argwhere(count_KK):
+        light = share_KK[row, column] > 0.4
+        text = _shorten(int(count_KK[row, column]))
+        axes.text(column, row, text, ha="center", va="center", fontsize=6, color="white" if light else "black")
+    labels = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in shown]
+    axes.set_xticks(range(len(shown)), labels, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(shown)), labels, fontsize=8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("gold")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, ticks=SHARES, format=PercentFormatter(1, decimals=0))
+    bar.set_label("share of the gold label", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
+    _save(figure, path)
+
+
+def _shorten(count: int) -> str:
+    """Write a count in at most four characters."""
+    if count < 10_000:
+        return str(count)
+    return f"{count / 1000:.0f}k" if count < 999_500 else f"{count / 1e6:.1f}M"
+
+
+def draw_layers(rows: Sequence[Mapping[str, Any]], path: Path, *, score: str = "token accuracy") -> None:
+    """Draw a score by layer, a line for each name.
+
+    Parameters
+    ----------
+    rows
+        ``name`` (of the line), ``layer`` (0 is what the embedding gives), ``mean`` and ``std`` (or None), between 0
+        and 1.
+    path
+        The PNG to write.
+    score
+        What is drawn.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    for number, name in enumerate(names):
+        own = sorted((row for row in rows if row["name"] == name), key=lambda row: row["layer"])
+        axes.errorbar(
+            [row["layer"] for row in own],
+            [100 * row["mean"] for row in own],
+            yerr=[100 * (row["std"] or 0) for row in own],
+            label=name,
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=4,
+            capsize=2,
+            linewidth=1.5,
+        )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("layer")
+    _finish(figure, axes, score, len(names))
+    _save(figure, path)
+
+
+def draw_grid(rows: Sequence[Mapping[str, Any]], path: Path, *, score: str = "token accuracy") -> None:
+    """Draw a score of each model at each task: a group of points for each task, a colour for each model.
+
+    Parameters
+    ----------
+    rows
+        ``model``, ``task``, ``mean`` and ``std`` (or None), between 0 and 1.
+    path
+        The PNG to write.
+    score
+        What is drawn.
+    """
+    from matplotlib.figure import Figure
+
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    figure = Figure(figsize=(max(6.4, 1.2 + 0.16 * (len(models) + 2) * len(tasks)), 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    step = 0.8 / len(models)
+    for number, model in enumerate(models):
+        own = [row for row in rows if row["model"] == model]
+        axes.errorbar(
+            [tasks.index(row["task"]) + step * (number - (len(models) - 1) / 2) for row in own],
+            [100 * row["mean"] for row in own],
+            yerr=[100 * (row["std"] or 0) for row in own],
+            label=model,
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[(number // len(COLOURS) + number) % len(MARKERS)],
+            markersize=5,
+            capsize=2.5,
+            linestyle="none",
+        )
+    axes.set_xticks(range(len(tasks)), tasks)
+    axes.set_xlim(-0.5, len(tasks) - 0.5)
+    for place in range(1, len(tasks)):
+        axes.axvline(place - 0.5, color="0.85", linewidth=0.8)
+    _finish(figure, axes, score, len(models))
+    _save(figure, path)
+
+
+def _finish(figure: "Figure", axes: Any, score: str, names: int) -> None:
+    axes.set_ylabel(f"{score} (%)")
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if names > 1:
+        figure.legend(loc="outside lower center", ncols=min(names, 3), frameon=False, fontsize=8)
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format="png", dpi=DPI, bbox_inches="tight")
+    partial.replace(path)
