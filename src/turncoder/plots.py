@@ -55,8 +55,8 @@ def draw_confusion(names: Sequence[str], counts: Mapping[tuple[str, str], int], 
         text = _shorten(int(count_KK[row, column]))
         axes.text(column, row, text, ha="center", va="center", fontsize=6, color="white" if light else "black")
     labels = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in shown]
-    axes.set_xticks(range(len(shown)), labels, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(shown)), labels, fontsize=8)
+    axes.set_xticks(range(len(shown)), labels, rotation=90, fontsize=8, parse_math=False)
+    axes.set_yticks(range(len(shown)), labels, fontsize=8, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("gold")
     axes.tick_params(length=0)

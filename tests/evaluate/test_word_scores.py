@@ -177,7 +177,7 @@ def random_tally(names, seed=0):
 
 @pytest.mark.parametrize("number", [2, 17, 60])
 def test_the_confusion_matrix(number, tmp_path):
-    names = [f"LABEL, {i}" for i in range(number)]
+    names = [f"$LABEL, {i}$" for i in range(number)]
     counted = random_tally(names)
     mistakes = write_confusion(counted, tmp_path)
     with (tmp_path / "confusion.csv").open(newline="") as file:
