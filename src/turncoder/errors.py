@@ -1,6 +1,6 @@
 """What went wrong, said to the person who can mend it."""
 
-__all__ = ["ConversionError", "UserError"]
+__all__ = ["ConversionError", "UserError", "first_line"]
 
 
 class UserError(ValueError):
@@ -12,3 +12,8 @@ class UserError(ValueError):
 
 class ConversionError(UserError):
     """A model could not be made, or shown to be, fully bidirectional; the message names the layers."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what a library says went wrong, to be part of a message of ours."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -23,9 +23,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
 from turncoder.config import MineConfig
+from turncoder.data.files import names_file
 from turncoder.data.pairs import open_pairs
-from turncoder.data.records import RECORD_ENDINGS
 from turncoder.data.rows import scan_rows
+from turncoder.data.saved import is_saved
 from turncoder.encode import BatchEncoder
 from turncoder.encoder import open_encoder
 from turncoder.errors import UserError
@@ -126,10 +127,9 @@ def look_at_mine(config: MineConfig) -> tuple[Path, Candidates]:
     if out.exists() and (out.is_dir() or not config.overwrite):
         remedy = "" if out.is_dir() else ", or use --overwrite to replace it"
         raise UserError(f"--output {out} exists; choose another name{remedy}")
-    if source.is_dir() and not (source / "state.json").exists() and not (source / "dataset_dict.json").exists():
+    if source.is_dir() and not is_saved(source):
         raise UserError(f"PAIRS: {source} is a folder; mine takes one file of pairs at a time")
-    known = source.name.lower().removesuffix(".gz").endswith((*RECORD_ENDINGS, ".txt"))
-    if not source.exists() and (known or str(config.pairs_file).startswith((".", "/", "~"))):
+    if not source.exists() and names_file(str(config.pairs_file)):
         raise UserError(f"PAIRS: {source}: no such file; give a file of pairs, or a hub id")
     where: dict[str, Any] = {"file": str(source)} if source.is_file() else {"dataset_name": str(config.pairs_file)}
     if source.is_file() and config.dataset_config_name:
@@ -137,7 +137,7 @@ def look_at_mine(config: MineConfig) -> tuple[Path, Candidates]:
     [(rows, _)] = open_pairs(
         **where, dataset_config_name=config.dataset_config_name, cache_dir=config.cache_dir, columns=config.columns
     )
-    columns = {name: [text.strip() for text in rows.data[name][:]] for name in rows.data.column_names}
+    columns = {name: rows.data[name][:] for name in rows.data.column_names}
     pairs = list(dict.fromkeys(zip(columns["anchor"], columns["positive"], strict=True)))
     texts = [text for name, column in columns.items() if name != "anchor" for text in column]
     if config.corpus_file:

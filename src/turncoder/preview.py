@@ -13,11 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from turncoder.config import MntpConfig, SimcseConfig
 from turncoder.data.blocks import Blocks
-from turncoder.data.corpus import PARQUET_HOMES, Corpus, open_corpora
+from turncoder.data.corpus import Corpus, open_corpora
 from turncoder.data.files import choose_column
 from turncoder.data.masking import MaskedBlocks
 from turncoder.data.packing import prepare_blocks
-from turncoder.errors import UserError
+from turncoder.data.saved import find_home
+from turncoder.errors import UserError, first_line
 from turncoder.keys import DataKeys
 from turncoder.train.text import choose_masking
 
@@ -116,15 +117,14 @@ def stream_rows(config: DataKeys) -> tuple[dict[str, Any], Iterable[dict[str, An
     """
     import datasets
 
-    name = PARQUET_HOMES.get(str(config.dataset_name), str(config.dataset_name))
+    name = str(config.dataset_name)
     try:
         rows = datasets.load_dataset(
-            name, config.dataset_config_name, split="train", streaming=True, cache_dir=config.cache_dir
+            find_home(name), config.dataset_config_name, split="train", streaming=True, cache_dir=config.cache_dir
         )
         return next(iter(rows)), rows
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"dataset_name: {config.dataset_name!r} cannot be seen from here ({reason})") from error
+        raise UserError(f"dataset_name: {name!r} cannot be seen from here ({first_line(error)})") from error
 
 
 def _stream(config: MntpConfig | SimcseConfig) -> Corpus:

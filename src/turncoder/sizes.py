@@ -10,12 +10,11 @@ from accelerate import PartialState
 
 from turncoder import settings
 from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig, TurnConfig
-from turncoder.data.files import find_ending
-from turncoder.data.records import RECORD_ENDINGS
+from turncoder.data.files import names_file
 from turncoder.errors import UserError
 from turncoder.train.stage import count_steps
 
-__all__ = ["Sizes", "configure_stages", "derive_sizes", "has_bf16", "names_file"]
+__all__ = ["Sizes", "configure_stages", "derive_sizes", "has_bf16"]
 
 HELD_OUT = 5.0  # percent of the documents
 MOST_STEPS = 1000  # LLM2Vec's, of every stage
@@ -181,11 +180,3 @@ def configure_stages(config: TurnConfig, sizes: Sizes) -> dict[str, Any]:
 
 def _configure_one(kind: type[Any], derived: dict[str, Any], given: dict[str, Any]) -> Any:
     return settings.load(kind, None, {**derived, **given})
-
-
-def names_file(name: str) -> bool:
-    """Tell a file or folder from a hub id: it exists, has an ending that is read, or begins like a path."""
-    endings = tuple(f"{ending}{zipped}" for ending in RECORD_ENDINGS for zipped in ("", ".gz"))
-    path = Path(name).expanduser()
-    known = find_ending(path) is not None or name.lower().endswith(endings)
-    return path.exists() or known or name.startswith((".", "/", "~"))

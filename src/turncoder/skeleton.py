@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreT
 from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig
 from turncoder.data.tokenizer import load_tokenizer, pad_token_id
 from turncoder.encoder import POOLING, TEXT_ONLY, fit_tokenizer, limit_length
-from turncoder.errors import UserError
+from turncoder.errors import UserError, first_line
 from turncoder.model.adapters import attach_lora
 from turncoder.model.backbone import find_file, load_model_config
 from turncoder.model.dropout import set_attention_dropout
@@ -46,7 +46,7 @@ def build_unstored(
             )
         except ValueError as error:
             if "scaled_dot_product" not in str(error):
-                raise UserError(f"model_name_or_path: {str(error).splitlines()[0]}") from None
+                raise UserError(f"model_name_or_path: {first_line(error)}") from None
             model = kind.from_config(model_config, dtype=dtype, attn_implementation="eager")
         if config.train_mode == "lora":
             attach_lora(

@@ -20,6 +20,7 @@ from rich.console import Console
 from turncoder import settings
 from turncoder.config import MntpConfig, TurnConfig, to_dict
 from turncoder.data.corpus import Corpus, open_corpus
+from turncoder.data.files import names_file
 from turncoder.data.pairs import Rows
 from turncoder.data.store import is_held_out
 from turncoder.data.tokenizer import load_tokenizer
@@ -43,7 +44,7 @@ from turncoder.rungs import (
     score_words,
     write_page,
 )
-from turncoder.sizes import Sizes, configure_stages, derive_sizes, has_bf16, names_file
+from turncoder.sizes import Sizes, configure_stages, derive_sizes, has_bf16
 from turncoder.skeleton import build_unstored
 from turncoder.train.planning import plan_training
 from turncoder.train.rows import open_rows

@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
 import turncoder
 from turncoder.cli import main
 from turncoder.config import SimcseConfig, SupervisedConfig, load_config
+from turncoder.data.pairs import open_pairs
 from turncoder.errors import UserError
 from turncoder.train.contrast_trainer import ContrastTrainer
 from turncoder.train.planning import lay_out_passes, plan_training
@@ -161,6 +163,20 @@ def test_rows_of_large_files_are_told_from_their_beginning(supervised, pairs, tm
     else:
         assert plan.steps["rows"] == pytest.approx(0.95 * len(rows), rel=0.05)
         assert any(line.startswith("rows: ") for line in plan.assumptions)
+
+
+@pytest.mark.parametrize("key", ["train_file", "dataset_name"])
+def test_a_saved_data_set_is_planned_as_its_file_is(supervised, pairs, tmp_path, key):
+    saved = str(tmp_path / "saved")
+    datasets.Dataset.from_json(str(pairs / "train-en.jsonl"), cache_dir=str(tmp_path)).save_to_disk(saved)
+    plans = [
+        plan_training(supervised(**{"train_file": None, **keys}))
+        for keys in ({"train_file": str(pairs / "train-en.jsonl")}, {key: saved})
+    ]
+    assert plans[0].samples == plans[1].samples
+    ((rows, _),) = open_pairs(file=saved, share=5)
+    assert plans[1].steps["rows"] == pytest.approx(len(rows), rel=0.02)
+    assert plans[0].steps["rows"] == pytest.approx(len(rows), rel=0.1)
 
 
 def test_samples_show_what_is_pooled(supervised, simcse, shared):

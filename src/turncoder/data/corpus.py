@@ -14,6 +14,7 @@ import numpy as np
 
 from turncoder.data.blocks import TokenFile
 from turncoder.data.files import ENDINGS, Row, choose_column, find_ending, read_arrow, read_file
+from turncoder.data.saved import has_split, is_saved, open_dataset
 from turncoder.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,16 +24,6 @@ __all__ = ["Corpus", "open_corpora", "open_corpus"]
 
 logger = logging.getLogger("turncoder")
 
-# Datasets that were Python scripts: `datasets` runs none of those any more, and these are their Parquet homes.
-PARQUET_HOMES = {
-    "wikitext": "Salesforce/wikitext",
-    "wikipedia": "wikimedia/wikipedia",
-    "openwebtext": "Skylion007/openwebtext",
-    "c4": "allenai/c4",
-    "ag_news": "fancyzhx/ag_news",
-    "imdb": "stanfordnlp/imdb",
-    "cc_news": "vblagoje/cc_news",
-}
 ARROW_ROWS = 256
 HELD_OUT = re.compile(r"(?<![a-z])(test|valid|validation|dev|eval)(?![a-z])", re.IGNORECASE)
 
@@ -121,8 +112,8 @@ def open_corpus(
     path = Path(file if file is not None else str(dataset_name)).expanduser()
     if file is not None and not path.exists():
         raise UserError(f"train_file: {file}: no such file or folder")
-    if path.is_dir() and _is_saved(path):
-        corpus = _from_dataset(str(path), _load_saved(path, split), text_column, numbers)
+    if is_saved(path):
+        corpus = _from_dataset(str(path), open_dataset(str(path), split=split), text_column, numbers)
     elif path.is_dir() and (home := _find_prepared(path)):
         corpus = _from_prepared(home)
     elif path.is_dir() and file is not None:
@@ -130,7 +121,8 @@ def open_corpus(
     elif path.is_file():
         corpus = _from_files(path, [path], text_column, numbers)
     else:
-        name, dataset = _load_hub(str(dataset_name), dataset_config_name, split, cache_dir)
+        name = str(dataset_name)
+        dataset = open_dataset(name, config=dataset_config_name, split=split, cache_dir=cache_dir)
         corpus = _from_dataset(name, dataset, text_column, numbers)
     if tokenizer is not None and corpus.tokenised:
         first = next(iter(corpus), np.empty(0, dtype=np.int64))
@@ -247,64 +239,12 @@ def _from_prepared(home: Path) -> Corpus:
     return Corpus(str(home), read, lambda: str(manifest["fingerprint"]), True, rows=documents, prepared=home)
 
 
-def _is_saved(folder: Path) -> bool:
-    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
-
-
-def _load_saved(folder: Path, split: str) -> "Dataset":
-    import datasets
-
-    try:
-        saved = datasets.load_from_disk(str(folder))
-    except Exception as error:
-        raise UserError(f"{folder}: this saved dataset cannot be opened ({_first_line(error)})") from error
-    if isinstance(saved, datasets.DatasetDict):
-        if split not in saved:
-            raise UserError(f"{folder}: no split {split!r}; it has {', '.join(saved)}")
-        return saved[split]
-    return saved
-
-
-def _find_home(name: str) -> str:
-    return name if Path(name).exists() else PARQUET_HOMES.get(name, name)
-
-
-def _load_hub(name: str, config: str | None, split: str, cache_dir: str | None) -> tuple[str, "Dataset"]:
-    import datasets
-
-    home = _find_home(name)
-    if home != name:
-        logger.warning("dataset_name: %r is read from %r, its home without a script", name, home)
-    try:
-        return home, datasets.load_dataset(home, config, split=split, cache_dir=cache_dir)
-    except Exception as error:
-        raise UserError(
-            f"dataset_name: {name!r} ({config or 'default configuration'}, split {split!r}) cannot be loaded: "
-            f"{_first_line(error)}; check the name and the network, or give a local file as train_file"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _has_validation(name: str | None, config: str | None, file: str | Path | None, cache_dir: str | None) -> bool:
     path = Path(file if file is not None else str(name)).expanduser()
-    if path.is_dir() and _is_saved(path):
-        import datasets
-
-        saved = datasets.load_from_disk(str(path))
-        return isinstance(saved, datasets.DatasetDict) and "validation" in saved
-    if file is not None or path.is_file() or (path.is_dir() and _find_prepared(path)):
+    is_text = file is not None or path.is_file() or (path.is_dir() and _find_prepared(path) is not None)
+    if is_text and not is_saved(path):
         return False
-    import datasets
-
-    home = _find_home(str(name))
-    try:
-        builder = datasets.load_dataset_builder(home, config, cache_dir=cache_dir)
-    except Exception as error:
-        raise UserError(f"dataset_name: {name!r} cannot be loaded: {_first_line(error)}") from error
-    return "validation" in {*(builder.info.splits or {}), *(builder.config.data_files or {})}
+    return has_split(str(file if file is not None else name), "validation", config=config, cache_dir=cache_dir)
 
 
 def _from_dataset(name: str, dataset: "Dataset", text_column: str | None, numbers: bool) -> Corpus:

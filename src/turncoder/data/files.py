@@ -15,6 +15,7 @@ import numpy as np
 
 from turncoder.data.records import (
     PARQUET_ROWS,
+    RECORD_ENDINGS,
     decode,
     open_parquet,
     parse_json,
@@ -27,7 +28,7 @@ from turncoder.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["ENDINGS", "TOKEN_COLUMNS", "choose_column", "find_ending", "read_arrow", "read_file"]
+__all__ = ["ENDINGS", "TOKEN_COLUMNS", "choose_column", "find_ending", "names_file", "read_arrow", "read_file"]
 
 logger = logging.getLogger("turncoder")
 
@@ -41,6 +42,13 @@ def find_ending(path: Path) -> str | None:
     """Give the ending that says how ``path`` is read, ``.gz`` aside, or None when it is not one of ours."""
     name = path.name.lower().removesuffix(".gz")
     return next((ending for ending in ENDINGS if name.endswith(ending)), None)
+
+
+def names_file(name: str) -> bool:
+    """Tell a file or folder from a hub id: it exists, has an ending that is read, or begins like a path."""
+    path = Path(name).expanduser()
+    known = path.name.lower().removesuffix(".gz").endswith((*ENDINGS, *RECORD_ENDINGS))
+    return known or path.exists() or name.startswith((".", "/", "~"))
 
 
 def read_file(path: Path, text_column: str | None = None, *, numbers: bool = False) -> Iterator[Row]:

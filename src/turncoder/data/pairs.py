@@ -21,13 +21,14 @@ from turncoder.data.batching import permute
 from turncoder.data.columns import Shape, find_shape
 from turncoder.data.corpus import Corpus
 from turncoder.data.packing import default_cache
-from turncoder.data.records import RECORD_ENDINGS, read_records
+from turncoder.data.records import list_records, read_records
+from turncoder.data.saved import is_saved, open_dataset
 from turncoder.data.sentences import split_sentences
 from turncoder.data.store import Begin, Reader, store_rows
 from turncoder.encode import clean
 from turncoder.errors import UserError
 
-__all__ = ["Rows", "hash_rows", "open_pairs", "open_texts"]
+__all__ = ["Rows", "hash_rows", "number_rows", "open_pairs", "open_texts"]
 
 logger = logging.getLogger("turncoder")
 
@@ -160,19 +161,20 @@ def open_pairs(
         Whatever is wrong with the files: no pairs in them, columns that are not known, rows of different shape.
     """
     path = Path(file).expanduser() if file is not None else None
-    if path is not None and not _is_saved(path):
-        paths = _list_files(path)
+    if path is not None and not is_saved(path):
         sources = [
-            (path.name.partition(".")[0], str(path), _digest(path), partial(read_records, path)) for path in paths
+            (path.name.partition(".")[0], str(path), _digest(path), partial(read_records, path))
+            for path in list_records(path)
         ]
     else:
         name = str(path or dataset_name)
-        data = _load(name, dataset_config_name, split, cache_dir)
-        sources = [(Path(name).name, name, data._fingerprint, partial(_number, name, data))]
+        data = open_dataset(name, config=dataset_config_name, split=split, cache_dir=cache_dir)
+        sources = [(Path(name).name, name, data._fingerprint, partial(number_rows, name, data))]
     return [_open_set(*source, columns, share) for source in sources]
 
 
-def _number(name: str, data: Dataset) -> Iterator[tuple[str, dict[str, Any]]]:
+def number_rows(name: str, data: Iterable[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a data set, each with its place."""
     for number, row in enumerate(data, 1):
         yield f"{name}, row {number}", row
 
@@ -231,38 +233,6 @@ def _leave_out(counts: Counter[str], kind: str, what: str) -> None:
     counts[kind] += 1
     if counts[kind] == 1:
         logger.warning("%s is left out (and others like it, without a further word)", what)
-
-
-def _list_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.exists():
-        raise UserError(f"train_file: {path}: no such file or folder")
-    endings = (*RECORD_ENDINGS, *(f"{ending}.gz" for ending in RECORD_ENDINGS))
-    files = sorted(file for file in path.iterdir() if file.name.lower().endswith(endings))
-    if not files:
-        raise UserError(f"train_file: {path}: no pairs in this folder; looked for {', '.join(RECORD_ENDINGS)}")
-    return files
-
-
-def _is_saved(path: Path) -> bool:
-    return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
-
-
-def _load(name: str, config: str | None, split: str, cache_dir: str | None) -> Dataset:
-    import datasets
-
-    try:
-        if _is_saved(Path(name)):
-            saved = datasets.load_from_disk(name)
-            return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
-        return datasets.load_dataset(name, config, split=split, cache_dir=cache_dir)
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"dataset_name: {name!r} ({config or 'default configuration'}, split {split!r}) cannot be loaded: {reason}"
-            "; check the name and the network, or give a local file as train_file"
-        ) from error
 
 
 def _store(name: str, begin: Begin, options: dict[str, Any]) -> tuple[Rows, Rows]:

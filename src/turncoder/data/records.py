@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RECORD_ENDINGS",
     "decode",
+    "list_records",
     "open_parquet",
     "parse_json",
     "parse_json_lines",
@@ -36,6 +37,29 @@ RECORD_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 CHUNK_BYTES = 1 << 20
 PARQUET_ROWS = 256
 BLANK = re.compile(r"\s*")
+
+
+def list_records(path: Path) -> list[Path]:
+    """List the files of records in a folder, in the order of their names; a file is its own list.
+
+    Raises
+    ------
+    UserError
+        There is none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.exists():
+        raise UserError(f"train_file: {path}: no such file or folder")
+    files = sorted(file for file in path.iterdir() if _find_ending(file))
+    if not files:
+        raise UserError(f"train_file: {path}: no pairs in this folder; looked for {', '.join(RECORD_ENDINGS)}")
+    return files
+
+
+def _find_ending(path: Path) -> str | None:
+    name = path.name.lower().removesuffix(".gz")
+    return next((ending for ending in RECORD_ENDINGS if name.endswith(ending)), None)
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -51,8 +75,7 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     UserError
         Missing or empty file, unknown ending, a broken or short row, bytes that are not UTF-8.
     """
-    name = path.name.lower().removesuffix(".gz")
-    ending = next((ending for ending in RECORD_ENDINGS if name.endswith(ending)), None)
+    ending = _find_ending(path)
     if not path.exists():
         raise UserError(f"{path}: no such file")
     if ending is None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from turncoder.data.corpus import Corpus, open_corpus
-from turncoder.data.files import find_ending
+from turncoder.data.files import find_ending, names_file
 from turncoder.errors import UserError
 
 __all__ = ["Rows", "scan_rows"]
@@ -86,7 +86,7 @@ def scan_rows(
             )
         if split and not (path / "dataset_dict.json").exists():
             raise UserError(f"split = {split!r}: {source} has no splits; leave the flag away")
-    elif source.startswith((".", "/", "~")) or find_ending(Path(source)):
+    elif names_file(source):
         raise UserError(f"{source}: no such file or folder; INPUT is a file of texts, a folder of those, or a hub id")
     else:
         shape |= {"dataset_name": source, "dataset_config_name": dataset_config_name}

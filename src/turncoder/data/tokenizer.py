@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from turncoder.errors import UserError
+from turncoder.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -99,9 +99,10 @@ def load_tokenizer(
             continue
         tokenizer.padding_side = "right"
         return tokenizer
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    assert error is not None
     raise UserError(
-        f"tokenizer_name: {str(name)!r} cannot be loaded ({reason}); give a folder with a tokenizer.json, or a hub id"
+        f"tokenizer_name: {str(name)!r} cannot be loaded ({first_line(error)}); give a folder with a tokenizer.json, "
+        "or a hub id"
     ) from error
 
 
@@ -145,9 +146,8 @@ def tokenizer_files(
                 )
             )
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"tokenizer_name: {str(name)!r} is neither a folder nor in the hub's cache ({reason})"
+                f"tokenizer_name: {str(name)!r} is neither a folder nor in the hub's cache ({first_line(error)})"
             ) from error
     if not any(path for pattern in VOCABULARY_FILES for path in folder.glob(pattern)):
         raise UserError(

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from turncoder.errors import UserError
+from turncoder.errors import UserError, first_line
 from turncoder.model.backbone import split_revision
 from turncoder.model.dropout import drop_sparsely
 
@@ -71,7 +71,7 @@ def attach_lora(
     try:
         model = get_peft_model(backbone, config, autocast_adapter_dtype=True)
     except (ValueError, NotImplementedError) as error:
-        raise UserError(f"lora_target_modules: {str(error).splitlines()[0]}") from error
+        raise UserError(f"lora_target_modules: {first_line(error)}") from error
     if not torch.cuda.is_available():  # measured on CPUs only; GPUs fuse dropout anyway
         drop_sparsely(model)
     return model
@@ -115,7 +115,7 @@ def load_adapter(
         config = LoraConfig.from_pretrained(name, **where)
         weights = load_peft_weights(name, device="cpu", **where)
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"adapters: {place} cannot be opened: {_first_line(error)}") from error
+        raise UserError(f"adapters: {place} cannot be opened: {first_line(error)}") from error
     prefix = f"{backbone.base_model_prefix}."
     paths = {name for name, _ in backbone.named_modules()}
 
@@ -136,7 +136,7 @@ def load_adapter(
         tuner = LoraModel(backbone, config, f"adapter_{before}")
         result: Any = set_peft_model_state_dict(backbone, weights, adapter_name=f"adapter_{before}")
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"adapters: {place} does not fit the model: {_first_line(error)}") from error
+        raise UserError(f"adapters: {place} does not fit the model: {first_line(error)}") from error
     lacking = [name for name in result.missing_keys if "lora_" in name and f"adapter_{before}" in name]
     if lacking or result.unexpected_keys:
         raise UserError(f"adapters: {place} does not fit the model: {[*result.unexpected_keys, *lacking][0]}")
@@ -214,7 +214,3 @@ def _merge_layers(model: nn.Module) -> None:
             layer.merge()
             for weight, dtype in zip(weights, dtypes, strict=True):
                 weight.data = weight.data.to(dtype)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from turncoder.errors import UserError
+from turncoder.errors import UserError, first_line
 
 __all__ = [
     "count_embeddings",
@@ -209,7 +209,7 @@ def find_file(name: str, file: str, *, revision: str = "main", cache_dir: str | 
     except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
         return None  # no such file; or no such repository, which transformers says better
     except HfHubHTTPError as error:
-        raise UserError(f"{name}: {file} cannot be fetched from the hub ({_first_line(error)}); try again") from error
+        raise UserError(f"{name}: {file} cannot be fetched from the hub ({first_line(error)}); try again") from error
 
 
 def count_embeddings(model: PreTrainedModel) -> int:
@@ -237,14 +237,10 @@ def _why_not(name: str, error: Exception) -> str:
         weights = [file for ending in ("safetensors", "bin") for file in folder.glob(f"*.{ending}*")]
         if isinstance(error, OSError) and not weights:
             return f"model_name_or_path: {name} has no weights (*.safetensors): name a folder that holds a whole model"
-        return f"model_name_or_path: {name} cannot be opened: {_first_line(error)}"
+        return f"model_name_or_path: {name} cannot be opened: {first_line(error)}"
     if folder.exists() or name.startswith((".", "/", "~")):
         return f"model_name_or_path: there is no model folder {name}"
     return (
-        f"model_name_or_path: {name} is neither a folder nor a model that the hub gives: {_first_line(error)} "
+        f"model_name_or_path: {name} is neither a folder nor a model that the hub gives: {first_line(error)} "
         "(check the name, the network, and `hf auth login` for gated models)"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -20,8 +20,9 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from turncoder.config import SimcseConfig, SupervisedConfig
-from turncoder.data.pairs import Rows, open_pairs, open_texts
-from turncoder.data.records import RECORD_ENDINGS, open_parquet, read_records
+from turncoder.data.pairs import Rows, number_rows, open_texts
+from turncoder.data.records import list_records, open_parquet, read_records
+from turncoder.data.saved import is_saved, open_dataset
 from turncoder.errors import UserError
 from turncoder.preview import SAMPLES, open_streams, quiet, stream_rows, take_first, weigh
 from turncoder.samples import show_text
@@ -154,30 +155,31 @@ def _copy_pairs(config: SupervisedConfig, folder: str) -> _Copy:
     copy = _Copy(_point_to(config, train, validation if config.validation_file else None))
     if config.validation_file:
         _copy_files(config.validation_file, validation, copy)
-    if config.train_file:
-        _copy_files(config.train_file, train, copy)
-        return copy
-    name = str(config.dataset_name)
-    _, rows = stream_rows(config)
-    records = ((f"{name}, row {number}", dict(row)) for number, row in enumerate(rows, 1))
-    _copy_first(records, train / f"{Path(name).name.partition('.')[0]}.jsonl", copy, None)
+    name = str(config.train_file or config.dataset_name)
+    if config.train_file or is_saved(Path(name)):
+        _copy_files(name, train, copy)
+    else:
+        _, rows = stream_rows(config)
+        _copy_first(number_rows(name, rows), train / f"{Path(name).name}.jsonl", copy, None)
     return copy
 
 
 def _copy_files(source: str, folder: Path, copy: _Copy) -> None:
     path = Path(source).expanduser()
-    endings = (*RECORD_ENDINGS, *(f"{ending}.gz" for ending in RECORD_ENDINGS))
-    paths = sorted(file for file in path.iterdir() if file.name.lower().endswith(endings)) if path.is_dir() else [path]
-    if not paths or not path.exists():
-        open_pairs(file=source)  # which says what is wrong
-    for file in paths:
+    if is_saved(path):
+        data: Any = open_dataset(source)
+        copied = folder / f"{path.name}.jsonl"
+        taken = _copy_first(number_rows(source, data), copied, copy, None)
+        copy.growth[_name_set(copied)] = len(data) / max(taken, 1)
+        return
+    for file in list_records(path):
         name = file.name.lower()
         size = file.stat().st_size if not name.endswith((".parquet", ".gz")) else None
         copied = folder / f"{file.name}.jsonl"
         taken = _copy_first(read_records(file), copied, copy, size, plain=name.endswith((".csv", ".tsv")))
         if name.endswith(".parquet"):
             with open_parquet(file) as table:
-                copy.growth[file.name.partition(".")[0]] = table.metadata.num_rows / max(taken, 1)
+                copy.growth[_name_set(copied)] = table.metadata.num_rows / max(taken, 1)
 
 
 def _copy_first(records: Iterable[Record], path: Path, copy: _Copy, size: int | None, plain: bool = False) -> int:
@@ -191,8 +193,12 @@ def _copy_first(records: Iterable[Record], path: Path, copy: _Copy, size: int | 
     first, seen, whole = take_first(records, measure, FEWEST)
     _write(path, (record for _, record in first))
     copy.places[str(path)] = [place for place, _ in first]
-    copy.growth[path.name.partition(".")[0]] = 1 if whole else size / seen if size else None
+    copy.growth[_name_set(path)] = 1 if whole else size / seen if size else None
     return len(first)
+
+
+def _name_set(path: Path) -> str:
+    return path.name.partition(".")[0]
 
 
 def _write(path: Path, records: Iterable[dict[str, Any]]) -> None:

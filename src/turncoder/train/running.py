@@ -25,7 +25,7 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 
 from turncoder.config import MAY_CHANGE, differences, to_dict, to_toml
-from turncoder.errors import UserError
+from turncoder.errors import UserError, first_line
 from turncoder.keys import TrainKeys
 
 __all__ = [
@@ -363,7 +363,7 @@ def training_arguments(
     try:
         return kind(**{**values, **others, **config.training})
     except (TypeError, ValueError) as error:
-        said = str(error).splitlines()[0]
+        said = first_line(error)
         named = [
             key for key, value in {**values, **config.training}.items() if isinstance(value, str) and value in said
         ]

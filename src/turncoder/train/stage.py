@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from turncoder.artifact import put_in_place, save_encoder
-from turncoder.errors import UserError
+from turncoder.errors import UserError, first_line
 from turncoder.keys import TrainKeys
 from turncoder.model.adapters import attach_lora, merge_adapter
 from turncoder.model.conversion import is_converted
@@ -86,7 +86,7 @@ def perform(config: Any, stage: str, work: Callable[[Any, Run], None]) -> Path:
         run.discard()
         raise
     except Exception as error:
-        run.update(status="failed", error=str(error).splitlines()[0] if str(error) else type(error).__name__)
+        run.update(status="failed", error=first_line(error))
         if isinstance(error, UserError):
             run.discard()
         raise
