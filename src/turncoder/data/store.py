@@ -5,12 +5,13 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from datasets import Dataset, Features, Value
 from datasets.arrow_writer import ArrowWriter
 
-__all__ = ["Begin", "Reader", "is_held_out", "store_rows"]
+__all__ = ["Begin", "Reader", "fill_folder", "is_held_out", "store_rows"]
 
 SPLITS = ("train", "validation")
 
@@ -23,13 +24,36 @@ def is_held_out(text: str, share: float) -> bool:
     return zlib.crc32(text.encode("utf-8", "surrogatepass")) < share / 100 * 2**32
 
 
+@contextmanager
+def fill_folder(home: Path, mark: str) -> Iterator[Path]:
+    """Give a folder to write to, beside ``home``, and put it in its place when it is whole.
+
+    Parameters
+    ----------
+    home
+        It is there in full or not at all, whoever is killed and however many write it at once.
+    mark
+        A file that is in it: where another process was faster, what that one wrote stays.
+    """
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{home.name}.", dir=home.parent, ignore_cleanup_errors=True) as folder:
+        partial_home = Path(folder) / "whole"
+        partial_home.mkdir()
+        yield partial_home
+        try:
+            partial_home.replace(home)
+        except OSError:
+            if not (home / mark).exists():
+                raise
+
+
 def store_rows(home: Path, begin: Begin, share: float) -> tuple[Dataset, Dataset, dict[str, int]]:
     """Open the rows that lie in a folder; write them first, unless they are there.
 
     Parameters
     ----------
     home
-        The folder. It is there in full or not at all, whoever is killed and however many write it at once.
+        The folder.
     begin
         Gives the columns, and what yields rows and counts those that it leaves out, each with the text whose hash says
         whether it is held out; called only to write.
@@ -48,14 +72,10 @@ def store_rows(home: Path, begin: Begin, share: float) -> tuple[Dataset, Dataset
 
 
 def _write(home: Path, columns: tuple[str, ...], read: Reader, share: float) -> None:
-    """Write to a folder beside ``home`` and put it in place when it is whole."""
-    home.parent.mkdir(parents=True, exist_ok=True)
     features = Features(dict.fromkeys(columns, Value("string")))
     counts: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory(prefix=f"{home.name}.", dir=home.parent, ignore_cleanup_errors=True) as folder:
-        partial_home = Path(folder) / "rows"
-        partial_home.mkdir()
-        writers = {split: ArrowWriter(features=features, path=str(partial_home / f"{split}.arrow")) for split in SPLITS}
+    with fill_folder(home, "counts.json") as folder:
+        writers = {split: ArrowWriter(features=features, path=str(folder / f"{split}.arrow")) for split in SPLITS}
         try:
             for text, row in read(counts):
                 writers[SPLITS[is_held_out(text, share)]].write(row)
@@ -64,9 +84,4 @@ def _write(home: Path, columns: tuple[str, ...], read: Reader, share: float) -> 
         finally:
             for writer in writers.values():
                 writer.close()
-        (partial_home / "counts.json").write_text(json.dumps(counts))
-        try:
-            partial_home.replace(home)
-        except OSError:
-            if not (home / "counts.json").exists():  # else another process was faster
-                raise
+        (folder / "counts.json").write_text(json.dumps(counts))

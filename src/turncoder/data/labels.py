@@ -1,0 +1,167 @@
+"""Labels of words: the scheme in which they mark spans, and the set that a training file has."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from turncoder.data.words import WordSet
+
+__all__ = ["IGNORED", "UNSEEN", "LabelSet", "Scheme", "TagSight", "find_scheme", "to_iob2"]
+
+Scheme = Literal["iob1", "iob2", "bioes"]
+
+UNSEEN = -1
+IGNORED = -100
+
+# BILOU and BMES are BIOES under other letters
+SPAN_TAG = re.compile(r"[BIESLUM](?:-.+)?", re.DOTALL)
+BEGINNING = frozenset("BSU")
+ENDING = frozenset("ESLU")
+IOB = frozenset("BI")
+
+
+@dataclass
+class TagSight:
+    """What is known of a column after some of its sentences.
+
+    Attributes
+    ----------
+    labelled
+        A word has a label.
+    shaped
+        All labels so far could mark spans.
+    types
+        What the spans are.
+    strays
+        Spans that an I begins, which IOB2 forbids.
+    openings
+        Spans that a B begins although nothing stands before it that it would have to be told from: IOB1 forbids them.
+    """
+
+    labelled: bool = False
+    shaped: bool = True
+    prefixes: set[str] = field(default_factory=set)
+    types: set[str] = field(default_factory=set)
+    strays: int = 0
+    openings: int = 0
+
+    def see(self, tags: Sequence[str]) -> None:
+        """Look at the labels of one more sentence; "" is a word that has none."""
+        if not self.shaped:
+            return
+        before = None
+        for tag in tags:
+            if tag in ("O", ""):
+                self.labelled |= tag == "O"
+                before = None
+                continue
+            self.labelled = True
+            if not SPAN_TAG.fullmatch(tag):
+                self.shaped = False
+                return
+            prefix, type_ = tag[0], tag[2:]
+            self.prefixes.add(prefix)
+            self.types.add(type_)
+            self.strays += prefix == "I" and before != type_
+            self.openings += prefix == "B" and before != type_
+            before = type_
+
+    @property
+    def marks_spans(self) -> bool:
+        """The labels mark spans, or all words stand outside; letters alone do only if they are B and I."""
+        return self.labelled and self.shaped and (self.types != {""} or self.prefixes <= IOB)
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """The scheme that fits: None where labels mark no spans, or there are none to tell by."""
+        if not self.marks_spans or not self.prefixes:
+            return None
+        if not self.prefixes <= IOB:
+            return "bioes"
+        return "iob1" if self.strays > self.openings else "iob2"
+
+
+def find_scheme(sequences: Iterable[Sequence[str]]) -> Scheme | None:
+    """Find the scheme in which labels mark spans.
+
+    Parameters
+    ----------
+    sequences
+        Labels of sentences, one string a word; "" is a word without a label.
+
+    Returns
+    -------
+    str or None
+        "iob1": B only where a span follows another of its type; "iob2": every span begins with B; "bioes": the last
+        word of a span has E and a single one S (or L and U). A file that keeps to neither of the first two has the one
+        that it breaks less often. None where labels are no such tags, or all are O.
+    """
+    sight = TagSight()
+    for tags in sequences:
+        sight.see(tags)
+    return sight.scheme
+
+
+def to_iob2(tags: Sequence[str], scheme: Scheme | None) -> list[str]:
+    """Write labels in IOB2: the same spans, as conlleval finds them, each begun by a B.
+
+    Parameters
+    ----------
+    tags
+        Labels of one sentence.
+    scheme
+        That of the file; None leaves the labels as they are.
+    """
+    if scheme is None:
+        return list(tags)
+    normal, before = [], None
+    for tag in tags:
+        if tag in ("O", ""):
+            normal.append(tag)
+            before = None
+            continue
+        begins = tag[0] in BEGINNING or before != tag[1:]
+        normal.append(("B" if begins else "I") + tag[1:])
+        before = None if tag[0] in ENDING else tag[1:]
+    return normal
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The labels that a model can predict.
+
+    Attributes
+    ----------
+    names
+        Sorted, O first where there is one.
+    scheme
+        In which the file marked spans; None: labels that mark none.
+    """
+
+    names: tuple[str, ...]
+    scheme: str | None = None
+
+    @classmethod
+    def collect(cls, words: "WordSet", column: str) -> "LabelSet":
+        """Collect the labels of a column."""
+        names = set().union(*words.labels(column)) - {""}
+        return cls(tuple(sorted(names, key=lambda name: (name != "O", name))), words.schemes[column])
+
+    def __len__(self) -> int:
+        """Count the labels."""
+        return len(self.names)
+
+    def number(self, tags: Sequence[str]) -> np.ndarray:
+        """Give labels their numbers, int64 [len(tags)]: UNSEEN what is not in the set, IGNORED a word without one."""
+        numbers = {name: number for number, name in enumerate(self.names)} | {"": IGNORED}
+        return np.array([numbers.get(tag, UNSEEN) for tag in tags], dtype=np.int64)
+
+    def unseen(self, words: "WordSet", column: str) -> Counter[str]:
+        """Count the labels of a column that are not in the set."""
+        known = {*self.names, ""}
+        return Counter(tag for tags in words.labels(column) for tag in tags if tag not in known)

@@ -1,0 +1,255 @@
+"""Words with labels: sentences of a file or a data set, written to disk once and mapped into memory from there."""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache, partial
+from itertools import chain, islice
+from operator import ne
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
+
+from turncoder.data.labels import Scheme, TagSight, to_iob2
+from turncoder.data.packing import default_cache
+from turncoder.data.store import fill_folder
+from turncoder.data.wordformats import FEATS, Layout, Sentence, find_layout, name_columns, read_sentences
+from turncoder.errors import UserError
+
+__all__ = ["WordSet", "find_column", "open_words"]
+
+logger = logging.getLogger("turncoder")
+
+FORMAT = 1
+BATCH_SENTENCES = 1000
+FACTS = "facts.json"
+DATA = "words.arrow"
+MENDED = "tags mended"
+OTHER_TEXT = "sentences whose text is not made of their words"
+FEATURE = "feats:"
+SAME = ({"ner", "ner_tags"}, {"pos", "pos_tags"}, {"chunk", "chunk_tags"}, {"upos", "upos_tags"}, {"xpos", "xpos_tags"})
+
+
+@dataclass(frozen=True)
+class WordSet:
+    """Sentences whose words have labels.
+
+    Attributes
+    ----------
+    name, where
+        File or data set; the whole path, or the data set with its split.
+    data
+        The columns ``text``; ``starts`` and ``ends``, the character spans of the words in it (code points); a list of
+        strings for each of ``columns``; and ``words``, the forms, which are what the spans hold except in a multiword
+        token that is not written as its words are.
+    columns
+        Those of the labels.
+    schemes
+        How each column marked spans in the file. What ``data`` holds is IOB2; None: it marks none.
+    counts
+        Sentences, words, and what was skipped or mended.
+    fingerprint
+        Of the content.
+    """
+
+    name: str
+    where: str
+    data: Dataset
+    columns: tuple[str, ...]
+    schemes: dict[str, Scheme | None]
+    counts: dict[str, int] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    def __len__(self) -> int:
+        """Count the sentences."""
+        return len(self.data)
+
+    @property
+    def num_words(self) -> int:
+        """Count the words."""
+        return self.counts["words"]
+
+    def labels(self, column: str) -> Iterator[list[str]]:
+        """Yield the labels of each sentence; "" is a word without one, which is not scored."""
+        assert column in self.columns, column
+        for batch in self.data.select_columns([column]).with_format("arrow").iter(BATCH_SENTENCES):
+            yield from batch.column(0).to_pylist()
+
+    def words(self, row: int) -> list[str]:
+        """Give the words of a sentence."""
+        return self.data[row]["words"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where sentences come from: what identifies them, and how they are laid out and read."""
+
+    name: str
+    where: str
+    digest: str
+    layout: Callable[[], Layout]
+    read: Callable[[Layout, Counter[str]], Iterator[Sentence]]
+
+
+def open_words(
+    *,
+    file: str | None = None,
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    split: str = "train",
+    cache_dir: str | None = None,
+    key: str = "train_file",
+) -> WordSet:
+    """Read words with their labels; the second time they come from the cache.
+
+    Parameters
+    ----------
+    file
+        CoNLL-U; IOB2 with numbered words and comments, as UniversalNER has it; or columns, as CoNLL-2003 has them.
+    dataset_name, dataset_config_name, split, cache_dir
+        Of a hub data set instead.
+    key
+        What ``file`` is called in messages.
+
+    Raises
+    ------
+    UserError
+        Missing, empty or broken files.
+    """
+    path = Path(str(file)).expanduser()
+    if not path.is_file():
+        raise UserError(f"{key}: {file}: no such file")
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    source = Source(path.name, str(path), digest, partial(find_layout, path), partial(read_sentences, path))
+    fingerprint = hashlib.sha256(f"{FORMAT} {path.suffix} {digest}".encode()).hexdigest()
+    home = default_cache() / "words" / fingerprint[:32]
+    if not (home / FACTS).exists():
+        _write(home, source)
+    facts = json.loads((home / FACTS).read_text())
+    schemes: dict[str, Scheme | None] = facts["schemes"]
+    data = Dataset.from_file(str(home / DATA))
+    return WordSet(source.name, source.where, data, tuple(schemes), schemes, facts["counts"], fingerprint)
+
+
+def _write(home: Path, source: Source) -> None:
+    """Read twice: for the columns and their schemes, and for the sentences."""
+    layout = source.layout()
+    sights = [TagSight() for _ in layout.labels]
+    features: set[str] = set()
+    for sentence in source.read(layout, Counter()):
+        for place, sight, tags in zip(layout.labels, sights, sentence.labels, strict=True):
+            sight.see(tags)
+            if layout.kind == "conllu" and place == FEATS:
+                features.update(tags)
+    if not any(sight.labelled for sight in sights):
+        raise UserError(f"{source.where}: no words with labels in it")
+    names = layout.names or name_columns(sights, layout)
+    feature_names = sorted({name for feats in features for name in _parse_feats(feats)})
+    schemes = {
+        name: sight.scheme
+        for name, sight in zip(names, sights, strict=True)
+        if sight.labelled and (name != "feats" or feature_names)
+    }
+    counts: Counter[str] = Counter()
+    with fill_folder(home, FACTS) as folder:
+        columns = [*schemes, *(FEATURE + name for name in feature_names)]
+        strings = dict.fromkeys([*columns, "words"], List(Value("string")))
+        spans = dict.fromkeys(["starts", "ends"], List(Value("int32")))
+        writer = ArrowWriter(features=Features({"text": Value("string"), **spans, **strings}), path=str(folder / DATA))
+        try:
+            sentences = source.read(layout, counts)
+            while batch := list(islice(sentences, BATCH_SENTENCES)):
+                writer.write_table(_tabulate(batch, names, schemes, feature_names, counts))
+            writer.finalize()
+        finally:
+            writer.close()
+        facts = {"schemes": dict.fromkeys(columns) | schemes, "counts": counts}
+        (folder / FACTS).write_text(json.dumps(facts))
+
+
+def _tabulate(
+    batch: list[Sentence],
+    names: tuple[str, ...],
+    schemes: dict[str, Scheme | None],
+    features: list[str],
+    counts: Counter[str],
+) -> pa.Table:
+    """Put sentences into a table whose columns are those of a :class:`WordSet`; count them."""
+    texts, starts, ends, own = zip(*(sentence.place() for sentence in batch), strict=True)
+    lengths = [len(sentence.words) for sentence in batch]
+    offsets = pa.array(np.cumsum([0, *lengths]), pa.int32())
+
+    def nest(values: Iterable[Any], kind: pa.DataType) -> pa.Array:
+        flat = values if isinstance(values, pa.Array) else pa.array(chain.from_iterable(values), kind)
+        return pa.ListArray.from_arrays(offsets, flat)
+
+    columns = {
+        "text": pa.array(texts, pa.string()),
+        "starts": nest(starts, pa.int32()),
+        "ends": nest(ends, pa.int32()),
+    }
+    for place, name in enumerate(names):
+        if name not in schemes:
+            continue
+        tags = [sentence.labels[place] for sentence in batch]
+        normal = [to_iob2(one, schemes[name]) for one in tags]
+        if schemes[name] == "iob2":
+            counts[MENDED] += sum(map(ne, chain.from_iterable(tags), chain.from_iterable(normal)))
+        columns[name] = nest(normal, pa.string())
+        if name == "feats":
+            found = pa.array(chain.from_iterable(tags), pa.string()).dictionary_encode()
+            values = [_parse_feats(feats) for feats in found.dictionary.to_pylist()]
+            for feature in features:
+                each = pa.array([value.get(feature, "") for value in values], pa.string())
+                columns[FEATURE + feature] = nest(each.take(found.indices), pa.string())
+    columns["words"] = nest((sentence.words for sentence in batch), pa.string())
+    counts["sentences"] += len(batch)
+    counts["words"] += sum(lengths)
+    counts[OTHER_TEXT] += own.count(False)
+    return pa.table(columns)
+
+
+def find_column(words: WordSet, task: str, key: str = "task") -> str:
+    """Find the column of labels that a task is about.
+
+    Parameters
+    ----------
+    words
+        What has the columns.
+    task
+        A column; or another name of it: ``ner_tags``, ``pos_tags``, ``chunk_tags``, a feature without ``feats:``.
+        ``pos_tags`` of CoNLL-U are XPOS, as LLM2Vec's fork for words takes them. Of a single column the name does not
+        matter.
+    key
+        What ``task`` is called in messages.
+
+    Raises
+    ------
+    UserError
+        There is none; the message names those that there are.
+    """
+    names = next((names for names in SAME if task in names), {task}) | {FEATURE + task}
+    if found := [task] * (task in words.columns) or [column for column in words.columns if column in names]:
+        return found[0]
+    if task in ("pos", "pos_tags") and "xpos" in words.columns:
+        logger.warning("%s = %r: %s has UPOS and XPOS; XPOS is taken (upos names the other)", key, task, words.name)
+        return "xpos"
+    if len(words.columns) == 1:
+        logger.warning("%s = %r: %r, the only column of labels of %s, is taken", key, task, *words.columns, words.name)
+        return words.columns[0]
+    raise UserError(f"{key} = {task!r}: no such column of labels in {words.where}; it has {', '.join(words.columns)}")
+
+
+@cache
+def _parse_feats(feats: str) -> dict[str, str]:
+    """Take the features of a CoNLL-U field apart."""
+    pairs = (one.partition("=") for one in feats.split("|") if "=" in one)
+    return {name: value for name, _, value in pairs}
