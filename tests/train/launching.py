@@ -15,6 +15,13 @@ from safetensors.torch import load_file
 from turncoder.cli import main
 
 PROCESS = [sys.executable, "-m", "turncoder.cli"]
+BOTH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "turncoder.cli"]
+"""Two processes, meeting at a port that is free."""
+GRADIENT = {
+    "max_steps": 1, "lora_dropout": 0.0, "training.optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 1e9,
+    "do_eval": False, "lr_scheduler_type": "constant", "save_strategy": "no",
+}  # fmt: skip
+"""One step of plain gradient descent: what is left of the weights is the gradient."""
 
 
 def write_words(stage: str, flags: dict[str, object]) -> list[str]:
@@ -50,6 +57,26 @@ def losses(folder: Path) -> list[float]:
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def check_same_steps(first: Path, second: Path, start: Path) -> None:
+    """Two runs of `GRADIENT` moved every weight alike, to 1e-5 of the largest movement in its tensor, and of 1e-8.
+
+    Of an adapter the second factors are compared, which begin at nought: theirs are the first gradients.
+    """
+    if full := not (first / "adapter").exists():
+        one, two = (load_file(folder / "model" / "model.safetensors") for folder in (first, second))
+        before = {name.removeprefix("model."): weight for name, weight in load_file(start).items()}
+    else:
+        one, two = ({k: v for k, v in adapter(folder).items() if "lora_B" in k} for folder in (first, second))
+    assert one.keys() == two.keys() and one
+    moved = 0.0
+    for name, weight in one.items():
+        size = float((weight - before[name] if full else weight).abs().max())
+        moved = max(moved, size)
+        rounding = 1e-7 * float(weight.abs().max())  # of the weight that the gradient was added to
+        assert float((two[name] - weight).abs().max()) < 1e-5 * max(size, 1e-3) + rounding, name
+    assert moved > 1e-3
 
 
 def kill_after_checkpoint(words: list[str], folder: Path, step: int) -> None:

@@ -7,9 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from launching import PROCESS, adapter, kill_after_checkpoint, launch, launch_process, losses, metrics, write_words
-from safetensors.torch import load_file
+from launching import (
+    BOTH,
+    GRADIENT,
+    PROCESS,
+    check_same_steps,
+    kill_after_checkpoint,
+    launch,
+    launch_process,
+    losses,
+    metrics,
+    write_words,
+)
 from sentence_transformers import SentenceTransformer
 
 from turncoder import encode_texts, load_encoder
@@ -118,31 +127,11 @@ def test_killed_and_resumed_gives_identical_weights(
     ids=["plain", "cached", "checkpointed", "full", "all of it"],
 )
 def test_two_processes_equal_one(stories: Path, shared: Path, tmp_path: Path, ways: dict[str, object]) -> None:
-    """One step of plain gradient descent: what is left of the weights is the gradient."""
     pairs = shared.joinpath("data", *TRIPLETS)
-    common = {
-        "max_steps": 1, "lora_dropout": 0.0, "training.optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 1e9,
-        "do_eval": False, "lr_scheduler_type": "constant", **ways,
-    }  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
-    launch(supervised(stories, pairs, one, per_device_train_batch_size=32, **common))
-    words = supervised(stories, pairs, two, per_device_train_batch_size=16, **common)
-    distributed = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29741", "-m"]
-    launch_process([*distributed, "turncoder.cli", *words])
-    first, second = (
-        load_file(folder / "model/model.safetensors") if "train_mode" in ways else adapter(folder)
-        for folder in (one, two)
-    )
-    before = load_file(stories / "model.safetensors")
-    moved = 0.0
-    for name, weight in first.items():
-        start = before.get(f"model.{name}", torch.zeros(())) if "train_mode" in ways else torch.zeros(())
-        step = weight - (start if "lora_A" not in name else weight)
-        size = max(float(step.abs().max()), 1e-3)
-        moved = max(moved, size)
-        rounding = 1e-7 * float(weight.abs().max())  # of the weight that the gradient was added to
-        assert float((second[name] - weight).abs().max()) < 1e-5 * size + rounding, name
-    assert moved > 1e-3
+    launch(supervised(stories, pairs, one, per_device_train_batch_size=32, **{**GRADIENT, **ways}))
+    launch_process([*BOTH, *supervised(stories, pairs, two, per_device_train_batch_size=16, **{**GRADIENT, **ways})])
+    check_same_steps(one, two, stories / "model.safetensors")
     assert losses(one) == pytest.approx(losses(two), rel=1e-5)
 
 

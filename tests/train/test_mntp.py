@@ -11,7 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import PROCESS, adapter, kill_after_checkpoint, launch, launch_process, losses, metrics, write_words
+from launching import (
+    BOTH,
+    GRADIENT,
+    PROCESS,
+    adapter,
+    check_same_steps,
+    kill_after_checkpoint,
+    launch,
+    launch_process,
+    losses,
+    metrics,
+    write_words,
+)
 
 LEARNS = {
     "max_steps": 150,
@@ -214,14 +226,24 @@ def test_accumulation_does_not_change_the_result(stories: Path, stories_text: Pa
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "ways",
+    [
+        {},
+        {"gradient_checkpointing": True},
+        {"train_mode": "full"},
+        {"train_mode": "full", "gradient_checkpointing": True, "gradient_accumulation_steps": 2},
+    ],
+    ids=["LoRA", "checkpointed", "full", "all of it"],
+)
+def test_two_processes_equal_one(stories: Path, stories_text: Path, tmp_path: Path, ways: dict[str, object]) -> None:
+    """Losses, scores, and, since the descent is plain, gradients: what is left of them is how far the weights moved."""
     one, two = tmp_path / "one", tmp_path / "two"
-    common = {"max_steps": 4, "max_eval_samples": 9, "train_head": False}
+    common = {**GRADIENT, "max_steps": 2, "learning_rate": 0.1, "do_eval": True, "max_eval_samples": 9, **ways}
     launch(command(stories, stories_text, one, per_device_train_batch_size=8, **common))
-    words = command(stories, stories_text, two, per_device_train_batch_size=4, **common)
-    distributed = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29731", "-m"]
-    launch_process([*distributed, "turncoder.cli", *words])
-    assert losses(one) == pytest.approx(losses(two), rel=1e-5)
+    launch_process([*BOTH, *command(stories, stories_text, two, per_device_train_batch_size=4, **common)])
+    check_same_steps(one, two, stories / "model.safetensors")
+    assert losses(one) == pytest.approx(losses(two), rel=1e-5) and len(losses(one)) == 2
     assert [row["eval_loss"] for row in metrics(one) if "eval_loss" in row] == pytest.approx(
         [row["eval_loss"] for row in metrics(two) if "eval_loss" in row], rel=1e-5
     )
