@@ -1,10 +1,13 @@
 import io
 import json
+import random
 
 import pytest
 from rich.console import Console
 
 from turncoder.errors import UserError
+from turncoder.evaluate.significance import bootstrap
+from turncoder.evaluate.words import read_predictions, score, summarise, tally, write_predictions
 from turncoder.report import read_run, read_runs, show
 
 
@@ -37,8 +40,8 @@ def make_run(folder, *, lora_r=8, results=True, status="done", **config):
     return folder
 
 
-def shown(runs, **options):
-    console = Console(width=200, record=True, file=io.StringIO())
+def shown(runs, width=200, **options):
+    console = Console(width=width, record=True, file=io.StringIO())
     show(runs, console, **options)
     return console.export_text()
 
@@ -120,3 +123,99 @@ def test_every_stage_shows_its_own_scores(tmp_path):
         ("+ SimCSE", 0.6),
     ]
     assert "MRR@10" in shown([read_run(turned)])
+
+
+def make_words_run(folder, tasks=("upos",), *, seeds=(42, 43), error=0.2, sentences=200, **config):
+    """A folder as a run on words leaves it, with labels that are wrong as often as ``error`` says."""
+    folder.mkdir()
+    rng = random.Random(str(folder))
+    found = {}
+    for task in tasks:
+        names = ["O", "B-PER", "I-PER", "B-LOC"] if task == "ner" else ["NOUN", "VERB", "DET"]
+        gold = [[names[(row + place) % len(names)] for place in range(8)] for row in range(sentences)]
+        scored = {}
+        for seed in seeds:
+            said = [[tag if rng.random() > error else rng.choice(names) for tag in tags] for tags in gold]
+            scored[str(seed)] = {**score(tally(gold, said, task == "ner")), "alignment": "same_token"}
+        own = folder if len(tasks) == 1 else folder / task.replace("/", "_")
+        own.mkdir(exist_ok=True)
+        write_predictions(own / "predictions.tsv", [["word"] * 8] * sentences, gold, said)
+        found[task] = {"seeds": scored, **summarise(list(scored.values())), "words_scored": 8 * sentences}
+    (folder / "results.json").write_text(
+        json.dumps({"tasks": found, "train_mode": "probe", "test_file": "test.conllu"})
+    )
+    record = {"stage": "words", "status": "done", "config": {"output_dir": str(folder), **config}, "wall_time_s": 12.0}
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_a_run_on_words_has_a_row_for_each_task(tmp_path):
+    folder = make_words_run(tmp_path / "a", ("upos", "ner"))
+    run = read_run(folder)
+    assert [(row["model"], row["seeds"], row["seconds"]) for row in run["rows"]] == [
+        ("probe upos", 2, 12.0),
+        ("probe ner", 2, None),
+    ]
+    results = json.loads((folder / "results.json").read_text())["tasks"]
+    text = shown([run])
+    for task, names in (("upos", ("token_accuracy", "macro_f1")), ("ner", ("token_accuracy", "macro_f1", "span_f1"))):
+        for name in names:
+            assert f"{100 * results[task]['mean'][name]:.2f} ±{100 * results[task]['std'][name]:.2f}" in text
+    assert run["rows"][0]["span_f1"] is None
+    one = read_run(make_words_run(tmp_path / "b", seeds=(42,)))
+    assert "±" not in shown([one]) and "step" not in shown([one]) and "token acc. %" in shown([one])
+    both = shown([run, read_run(make_run(tmp_path / "c"))])
+    assert all(part in both for part in ("token acc. %", "top-1", "step", "seeds", "+MNTP", "probe ner"))
+
+
+def test_two_runs_on_words_are_compared_by_a_paired_bootstrap(tmp_path):
+    tasks = ("upos", "ner")
+    runs = read_runs([make_words_run(tmp_path / name, tasks, error=error) for name, error in (("a", 0.4), ("b", 0.1))])
+    text = shown(runs)
+    for task, metric, said in (("upos", "token_accuracy", "token acc. %"), ("ner", "span_f1", "span F1 %")):
+        files = [read_predictions(tmp_path / name / task / "predictions.tsv") for name in ("a", "b")]
+        found = bootstrap(files[0][1], files[0][2], files[1][2], metric=metric)
+        assert found["difference"] > 0.1
+        assert f"{task}, {said}: +{100 * found['difference']:.2f} (95 %: +{100 * found['low']:.2f} to" in text
+    assert text.count("p = 0.001") == 2 and text.count("paired bootstrap") == 1
+    again = shown([runs[0], runs[0]])
+    assert "upos, token acc. %: +0.00 (95 %: +0.00 to +0.00), p = 1.000" in again
+
+
+def test_runs_on_words_that_cannot_be_compared(tmp_path):
+    folders = [
+        make_words_run(tmp_path / "a", ("upos",)),
+        make_words_run(tmp_path / "b", ("upos",), sentences=100),
+        make_words_run(tmp_path / "c", ("ner",)),
+        make_words_run(tmp_path / "d", ("upos", "ner")),
+        make_run(tmp_path / "e"),
+    ]
+    runs = read_runs(folders)
+    assert "upos: not compared, the words or gold labels of the test files differ" in shown([runs[0], runs[1]])
+    assert "paired" not in shown([runs[0], runs[2]]) + shown([runs[0], runs[4]])
+    assert "upos, token acc. %:" in shown([runs[0], runs[3]])
+    (tmp_path / "a" / "predictions.tsv").unlink()
+    assert "paired" not in shown([runs[0], runs[3]])
+
+
+def test_a_run_on_words_that_is_not_done_or_broken(tmp_path):
+    folder = make_words_run(tmp_path / "a")
+    for text in ("{", "[]", '{"tasks": {"upos": {}}}', '{"tasks": {"upos": 3}}'):
+        (folder / "results.json").write_text(text)
+        with pytest.raises(UserError, match=r"results\.json is broken"):
+            read_run(folder)
+    (folder / "results.json").unlink()
+    assert "no evaluation yet (done)" in shown([read_run(folder)])
+
+
+def test_a_narrow_console_shows_everything(tmp_path):
+    names = ("a-rather-long-name-of-a-run", "b", "c")
+    runs = [read_run(make_words_run(tmp_path / name, ("upos", "ner"))) for name in names[:2]]
+    runs.append(read_run(make_run(tmp_path / "c")))
+    for name, run in zip(names, runs, strict=True):
+        run["name"] = name
+    text = shown(runs, width=80)
+    assert "…" not in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert [text.count(part) for part in ("━┓", "+MNTP", "±")] == [2, 1, 10]
+    assert shown(runs, width=200).count("━┓") == 1

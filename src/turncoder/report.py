@@ -2,6 +2,9 @@
 
 import json
 import math
+import sys
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +27,15 @@ SCORES = {
     "recall@1": "recall@1",
     "triplet_accuracy": "triplets",
     "sts_spearman": "STS",
+    "token_accuracy": "token acc. %",
+    "macro_f1": "macro F1 %",
+    "span_f1": "span F1 %",
 }
 """The scores of all stages; a table shows those that some row has."""
-HEADINGS = {"run": "run", "model": "model", "step": "step", **SCORES, "tokens": "tokens", "seconds": "time"}
+OPTIONAL = {"step": "step", "seeds": "seeds", **SCORES, "tokens": "tokens"}
+HEADINGS = {"run": "run", "model": "model", **OPTIONAL, "seconds": "time"}
 PERCENT = ("accuracy", "top5_accuracy")
+WORD_SCORES = ("token_accuracy", "macro_f1", "weighted_f1", "span_precision", "span_recall", "span_f1")
 STAGES = {"mntp": "+MNTP", "simcse": "+SimCSE", "supervised": "+pairs"}
 
 
@@ -44,7 +52,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     dict
         ``name``, ``stage``, ``status``, ``config``, and ``rows``: one for each model that was scored (causal,
         bidirectional untrained, trained; every rung of a turn), with ``model``, ``step``, ``tokens``, ``seconds`` and
-        the stage's scores: ``loss``, ``accuracy`` (aligned, in [0, 1]), ``sts_spearman`` and so on.
+        the stage's scores: ``loss``, ``accuracy`` (aligned, in [0, 1]), ``sts_spearman`` and so on. A run on words has
+        a row for each task: the means over its ``seeds``, and their standard deviations in ``std``.
 
     Raises
     ------
@@ -74,7 +83,9 @@ def read_run(folder: Path) -> dict[str, Any]:
             _score({**rung, "sts_spearman": rung.get("sts"), "triplet_accuracy": rung.get("triplets")}, rung["name"])
             for rung in rungs
         ]
-    trained = _find_trained(record, logged) if stage != "turn" else None
+    if stage == "words":
+        rows = _read_tasks(folder / "results.json", record)
+    trained = _find_trained(record, logged) if stage not in ("turn", "words") else None
     if trained is not None:
         rows.append({**trained, "tokens": record.get("tokens"), "seconds": record.get("wall_time_s")})
     return {
@@ -84,6 +95,29 @@ def read_run(folder: Path) -> dict[str, Any]:
         "config": config,
         "rows": rows,
     }
+
+
+def _read_tasks(path: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Read what a run on words scored; nothing of one that is not done."""
+    if not path.exists():
+        return []
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        rows = [
+            {
+                "model": f"{results.get('train_mode', '')} {task}".strip(),
+                "task": task,
+                "seeds": len(found["seeds"]),
+                **{name: found["mean"].get(name) for name in WORD_SCORES},
+                "std": {name: found["std"].get(name) for name in WORD_SCORES},
+                "test_file": results.get("test_file"),
+                **{name: found.get(name) for name in ("words_scored", "words_in_file")},
+            }
+            for task, found in results["tasks"].items()
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is broken ({type(error).__name__}: {error}); run it again") from None
+    return [{**row, "seconds": None if number else record.get("wall_time_s")} for number, row in enumerate(rows)]
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -131,27 +165,29 @@ def table(runs: list[dict[str, Any]]) -> Table:
     """Put the rows of runs into one table."""
     grid = Table()
     filled = {name for run in runs for row in run["rows"] for name, value in row.items() if value is not None}
-    shown_columns = [name for name in HEADINGS if name not in SCORES or name in filled]
+    shown_columns = [name for name in HEADINGS if name not in OPTIONAL or name in filled]
     for name in shown_columns:
         heading = HEADINGS[name]
-        grid.add_column(heading, justify="left" if name in ("run", "model") else "right")
+        grid.add_column(heading, justify="left" if name in ("run", "model") else "right", overflow="fold")
     for run in runs:
         rows = run["rows"] or [{"model": f"no evaluation yet ({run['status']})"}]
         for number, row in enumerate(rows):
             shown = run["name"] if number == 0 else ""
-            cells = [shown, *(_tell(name, row.get(name)) for name in shown_columns[1:])]
+            cells = [shown, *(_tell(name, row.get(name), row.get("std", {}).get(name)) for name in shown_columns[1:])]
             grid.add_row(*cells, end_section=number == len(rows) - 1)
     return grid
 
 
-def _tell(name: str, value: Any) -> str:
+def _tell(name: str, value: Any, deviation: float | None = None) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
         return value
+    if name in WORD_SCORES:
+        return f"{100 * value:.2f}" + ("" if deviation is None else f" ±{100 * deviation:.2f}")
     if name in PERCENT:
         return f"{100 * value:.1f} %"
-    if name in ("tokens", "step"):
+    if name in ("tokens", "step", "seeds"):
         return f"{value:,}"
     if name == "seconds":
         return f"{value / 60:,.1f} min" if value >= 100 else f"{value:.1f} s"
@@ -159,13 +195,53 @@ def _tell(name: str, value: Any) -> str:
 
 
 def show(runs: list[dict[str, Any]], console: Console, *, as_json: bool = False) -> None:
-    """Print the table; of two runs, also the keys in which their configs differ."""
+    """Print the table; of two runs, also the keys in which their configs differ, and how sure differing labels are.
+
+    Where the console is too narrow for one table, runs on words have their own.
+    """
     if as_json:
         console.print_json(data=runs)
         return
-    console.print(table(runs))
+    labelled = [run for run in runs if any("task" in row for row in run["rows"])]
+    others = [run for run in runs if run not in labelled]
+    endless = console.options.update(max_width=sys.maxsize)
+    fits = console.measure(table(runs), options=endless).maximum <= console.width
+    for group in [runs] if fits else [group for group in (others, labelled) if group]:
+        console.print(table(group))
     if len(runs) == 2:
         lines = differences(runs[0]["config"], runs[1]["config"], ignore=frozenset({"output_dir"}))
         console.print("configs: " + ("the same" if not lines else ""), highlight=False)
         for line in lines:
             console.print(f"  {line}", highlight=False, markup=False)
+        compared = list(_compare_tasks(*runs))
+        if compared:
+            console.print("second minus first, best seed of each, paired bootstrap over sentences:", highlight=False)
+        for line in compared:
+            console.print(f"  {line}", highlight=False, markup=False)
+
+
+def _compare_tasks(first: dict[str, Any], second: dict[str, Any]) -> Iterator[str]:
+    """Say for each task of two runs on words how sure the difference is, where both labelled the same sentences."""
+    from turncoder.evaluate.significance import Metric, bootstrap
+    from turncoder.evaluate.words import read_predictions
+
+    for row, other_row in product(first["rows"], second["rows"]):
+        paths = _find_predictions(first, row), _find_predictions(second, other_row)
+        if paths[0] is None or paths[1] is None or row["task"] != other_row["task"]:
+            continue
+        (*file, one), (*other_file, other) = read_predictions(paths[0]), read_predictions(paths[1])
+        if file != other_file:
+            yield f"{row['task']}: not compared, the words or gold labels of the test files differ"
+            continue
+        metric: Metric = "token_accuracy" if row["span_f1"] is None else "span_f1"
+        found = bootstrap(file[1], one, other, metric=metric)
+        difference, low, high = (f"{100 * found[name]:+.2f}" for name in ("difference", "low", "high"))
+        yield f"{row['task']}, {SCORES[metric]}: {difference} (95 %: {low} to {high}), p = {found['p']:.3f}"
+
+
+def _find_predictions(run: dict[str, Any], row: dict[str, Any]) -> Path | None:
+    if "task" not in row:
+        return None
+    folder = Path(run["name"])
+    path = (folder if len(run["rows"]) == 1 else folder / row["task"].replace("/", "_")) / "predictions.tsv"
+    return path if path.exists() else None
