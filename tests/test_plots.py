@@ -1,0 +1,109 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from turncoder import plots
+from turncoder.plots import draw_confusion, draw_grid, draw_layers
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved."""
+    figures: list[Figure] = []
+    save = plots._save
+
+    def keep(figure, path):
+        figures.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(plots, "_save", keep)
+    return figures
+
+
+def points(axes):
+    """Label, x, y and half the length of the error bar of every point."""
+    for container in axes.containers:
+        line, _, (bars,) = container.lines
+        for (x, y), (low, high) in zip(line.get_xydata(), bars.get_segments(), strict=True):
+            assert (low[0], high[0]) == (x, x) and low[1] + high[1] == pytest.approx(2 * y)
+            yield container.get_label(), x, y, (high[1] - low[1]) / 2
+
+
+def check_inside(figure):
+    """All that is drawn lies inside the picture, and no two labels of an axis overlap."""
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+        boxes = [tick.get_window_extent() for tick in ticks if tick.get_text()]
+        assert not any(one.overlaps(other) for number, one in enumerate(boxes) for other in boxes[:number])
+    for legend in figure.legends:
+        box = legend.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+        assert not box.overlaps(axes.get_tightbbox())
+
+
+def test_scores_by_layer(drawn, tmp_path):
+    rows = [
+        {"name": name, "layer": layer, "mean": 0.5 + 0.01 * layer + shift, "std": 0.002 * layer if shift else None}
+        for name, shift in (("same_token", 0), ("previous_token", 0.1))
+        for layer in (3, 0, 12, 7)
+    ]
+    draw_layers(rows, tmp_path / "layers.png")
+    found = {(name, x): (y, error) for name, x, y, error in points(drawn[0].axes[0])}
+    assert found == {
+        (row["name"], row["layer"]): pytest.approx((100 * row["mean"], 100 * (row["std"] or 0))) for row in rows
+    }
+    lines = [container.lines[0].get_xdata() for container in drawn[0].axes[0].containers]
+    assert all(list(line) == [0, 3, 7, 12] for line in lines)
+    check_inside(drawn[0])
+    draw_layers(rows[:4], tmp_path / "one.png", score="span F1")
+    assert drawn[1].axes[0].get_ylabel() == "span F1 (%)" and not drawn[1].legends
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["layers.png", "one.png"]
+    assert imread(tmp_path / "layers.png").std() > 0.05
+
+
+def test_a_grid_of_models_and_tasks(drawn, tmp_path):
+    models = [f"sheared-llama-1.3b {way}, {mode}" for way in ("uni", "bi", "bi-mntp") for mode in ("probe", "full")]
+    models += ["deberta-v3-large, full", "bert-large-cased, full"]
+    tasks = ["ner_tags", "pos_tags", "chunk_tags", "upos", "xpos"]
+    rows = [
+        {"model": model, "task": task, "mean": 0.7 + 0.01 * i + 0.02 * j, "std": 0.01}
+        for i, model in enumerate(models)
+        for j, task in enumerate(tasks)
+        if (i, j) != (0, 4)
+    ]
+    draw_grid(rows, tmp_path / "grid.png")
+    found = list(points(drawn[0].axes[0]))
+    assert len(found) == len(rows) == len({x for _, x, _, _ in found})
+    for (model, x, y, error), row in zip(found, rows, strict=True):
+        assert (model, tasks[round(x)]) == (row["model"], row["task"])
+        assert (y, error) == pytest.approx((100 * row["mean"], 1))
+    looks = [(line[0].get_color(), line[0].get_marker()) for line in drawn[0].axes[0].containers]
+    assert len(set(looks)) == len(models)
+    check_inside(drawn[0])
+
+
+def test_rare_labels_are_drawn_as_one(drawn, tmp_path):
+    names = [f"L{number}" for number in range(40)]
+    counts = Counter({(one, other): 3 for one in names for other in names[::7]})
+    counts.update({(name, name): 12_345 for name in names})
+    draw_confusion(names, counts, tmp_path / "confusion.png")
+    axes = drawn[0].axes[0]
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert shown == [*names[:29], "(11 others)"] == [label.get_text() for label in axes.get_xticklabels()]
+    cells = {text.get_position(): text.get_text() for text in axes.texts}
+    assert cells[0, 0] == "12k" and cells[7, 0] == "3" and (1, 0) not in cells
+    assert cells[29, 0] == "3" and cells[0, 29] == "33"  # L35; 11 rows
+    share_KK = np.asarray(axes.images[0].get_array())
+    assert share_KK.sum(axis=1) == pytest.approx(np.ones(30))
+    check_inside(drawn[0])
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0"), (9_999, "9999"), (10_000, "10k"), (999_499, "999k"), (1_250_000, "1.2M")]
+)
+def test_counts_are_short(count, text):
+    assert plots._shorten(count) == text
