@@ -182,11 +182,11 @@ def test_an_encoder_of_another_kind_is_encoded_too() -> None:
 
 def test_the_budget_follows_the_memory(make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = load_encoder(str(make_model(MODELS["llama"])))
-    assert choose_batch_tokens(encoder) == encoding.CPU_TOKENS
+    assert choose_batch_tokens(encoder.transformers_model, encoder.max_seq_length) == encoding.CPU_TOKENS
     monkeypatch.setattr(encoding, "free_memory", lambda: 4_000_000)
-    assert 1 <= choose_batch_tokens(encoder) < encoding.CPU_TOKENS
+    assert 1 <= choose_batch_tokens(encoder.transformers_model, encoder.max_seq_length) < encoding.CPU_TOKENS
     monkeypatch.setattr(encoding, "free_memory", lambda: 10)
-    assert choose_batch_tokens(encoder) == 1
+    assert choose_batch_tokens(encoder.transformers_model, encoder.max_seq_length) == 1
 
 
 @given(st.lists(st.integers(0, 600), max_size=200), st.integers(1, 2000))

@@ -22,6 +22,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Pooling, Transformer
 from sentence_transformers.util import batch_to_device, truncate_embeddings
+from transformers import PreTrainedModel
 
 from turncoder.data.batching import budget_batches
 from turncoder.encoder import check_finite
@@ -103,7 +104,7 @@ class BatchEncoder:
         self.report: Callable[[int], None] = lambda texts: None  # told how many distinct texts a batch held
         self.prompt = self._find_prompt(prompt, prompt_name)
         self.normalize = normalize
-        self.batch_tokens = batch_tokens or choose_batch_tokens(encoder)
+        self.batch_tokens = batch_tokens or choose_batch_tokens(encoder.transformers_model, encoder.max_seq_length)
         self.limit = encoder.max_seq_length or 1 << 30
         module = encoder[0]
         tokenizer = module.tokenizer if isinstance(module, Transformer) else None
@@ -267,31 +268,39 @@ def _leaves_prompt_out(encoder: SentenceTransformer) -> bool:
     return not isinstance(encoder[0], LLM2VecTransformer) and any(not pool.include_prompt for pool in pools)
 
 
-def count_token_bytes(encoder: SentenceTransformer) -> int:
+def count_token_bytes(model: PreTrainedModel | None, longest: int | None, states: int = 12) -> int:
     """Estimate the memory of a token in a batch from the widths of the model; 0 where there is no transformer.
 
-    A dozen states, the feed-forward and, for attention that keeps its scores, a row of them for each head.
+    Some states, the feed-forward and, for attention that keeps its scores, a row of them for each head.
     """
-    model = encoder.transformers_model
     if model is None:
         return 0
     config = model.config.get_text_config()
     width = getattr(config, "hidden_size", 1024)
     inner = getattr(config, "intermediate_size", None) or 4 * width
     size = next(model.parameters()).element_size()
-    per_token = size * (12 * width + 4 * inner)
+    per_token = size * (states * width + 4 * inner)
     if config._attn_implementation == "eager":
-        longest = min(encoder.max_seq_length or 512, 8192)
-        per_token += 3 * size * longest * getattr(config, "num_attention_heads", 16)
+        per_token += 3 * size * min(longest or 512, 8192) * getattr(config, "num_attention_heads", 16)
     return int(per_token)
 
 
-def choose_batch_tokens(encoder: SentenceTransformer) -> int:
-    """Choose how many tokens a batch has: all that half of the free memory allows, and on CPUs no more than is fast."""
-    device = encoder.device
-    per_token = count_token_bytes(encoder)
-    if not per_token:
+def choose_batch_tokens(model: PreTrainedModel | None, longest: int | None, states: int = 12) -> int:
+    """Choose how many tokens a batch has: all that half of the free memory allows, and on CPUs no more than is fast.
+
+    Parameters
+    ----------
+    model
+        What reads them; None for something that is no transformer.
+    longest
+        Tokens of the longest row.
+    states
+        How many states of a token are kept in memory at once.
+    """
+    per_token = count_token_bytes(model, longest, states)
+    if model is None or not per_token:
         return CPU_TOKENS
+    device = model.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     most = int(free / 2 / per_token)
     if device.type == "cpu":

@@ -44,7 +44,8 @@ def plan_encode(config: EncodeConfig) -> Plan:
     sample = texts.sample or ("a",)
     plan.samples = [show_text(batches.encoder, text, batches.prompt) for text in sample[:SAMPLES]]
     _add_model(plan, batches.encoder)
-    plan.memory["a batch"] = batches.batch_tokens * count_token_bytes(batches.encoder)
+    model = batches.encoder.transformers_model
+    plan.memory["a batch"] = batches.batch_tokens * count_token_bytes(model, batches.encoder.max_seq_length)
     plan.memory["vectors of a shard"] = 4 * min(manifest["shard_texts"], texts.count) * batches.width
     plan.disk = {"vectors": 4 * texts.count * batches.width}
     batches.encode(sample[:1])  # what comes first takes longer

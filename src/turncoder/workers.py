@@ -1,7 +1,5 @@
 """Encoders at work: in a thread of this process, or in processes that each have a model and a device of their own."""
 
-import hashlib
-import json
 import multiprocessing
 import os
 import threading
@@ -17,6 +15,7 @@ from turncoder.config import EncodeConfig
 from turncoder.data.tokenizer import digest_tokenizer
 from turncoder.encode import BatchEncoder, Counts, free_memory
 from turncoder.encoder import open_encoder
+from turncoder.model.backbone import describe_model, digest_module
 
 __all__ = ["Workers", "count_gpus", "digest_encoder", "open_batches"]
 
@@ -154,22 +153,13 @@ def _compare(batches: BatchEncoder, half_ND: np.ndarray, spec: dict[str, Any], n
 
 
 def digest_encoder(batches: BatchEncoder) -> str:
-    """Hash all that vectors depend on: settings of every module, tokenizer, prompt, limit, and the weights.
-
-    Of each weight up to 1024 values, evenly spread, stand for it: quick, and another for another model.
-    """
+    """Hash all that vectors depend on: settings of every module, tokenizer, prompt, limit, and the weights."""
     encoder = batches.encoder
     settings: list[Any] = [[type(module).__name__, getattr(module, "get_config_dict", dict)()] for module in encoder]
     model = encoder.transformers_model
     if isinstance(model, PreTrainedModel):
-        unsaid = {"_name_or_path": None, "transformers_version": None}
-        settings.append(["model", {**model.config.to_dict(), **unsaid}, model.config._attn_implementation])
+        settings.append(describe_model(model))
     settings.append(["text", [batches.prompt, batches.limit, encoder.truncate_dim]])
     if batches.backend is not None:
         settings.append(["tokenizer", digest_tokenizer(encoder.tokenizer)])
-    whole = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
-        values = flat[:: max(1, flat.numel() // 1024)].float().cpu().numpy()
-        whole.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + values.tobytes())
-    return whole.hexdigest()
+    return digest_module(encoder, settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,8 @@ from turncoder.errors import UserError, first_line
 
 __all__ = [
     "count_embeddings",
+    "describe_model",
+    "digest_module",
     "find_file",
     "load_backbone",
     "load_causal_lm",
@@ -217,6 +221,25 @@ def count_embeddings(model: PreTrainedModel) -> int:
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, torch.Tensor)
     return weight.shape[0]
+
+
+def describe_model(model: PreTrainedModel) -> list[Any]:
+    """Return all that what a model computes depends on, besides its weights."""
+    unsaid = {"_name_or_path": None, "transformers_version": None}
+    return ["model", {**model.config.to_dict(), **unsaid}, model.config._attn_implementation]
+
+
+def digest_module(module: torch.nn.Module, settings: list[Any]) -> str:
+    """Hash settings and weights: of each weight up to 1024 values, evenly spread, stand for it.
+
+    That is quick, and another for another model.
+    """
+    whole = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        values = flat[:: max(1, flat.numel() // 1024)].float().cpu().numpy()
+        whole.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + values.tobytes())
+    return whole.hexdigest()
 
 
 def _check_complete(name: str, loading: dict[str, Any]) -> None:

@@ -15,7 +15,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-__all__ = ["backbone_of", "decoder_layers", "layer_influence", "run_model", "test_tokens", "token_influence"]
+__all__ = [
+    "backbone_of",
+    "call_model",
+    "decoder_layers",
+    "layer_influence",
+    "run_model",
+    "test_tokens",
+    "token_influence",
+]
 
 # A difference counts from this share of a state's own root mean square (half precision rounds at 4e-3 and 5e-4).
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-7}
@@ -43,8 +51,8 @@ def test_tokens(model: PreTrainedModel, length: int, seed: int = 0) -> torch.Ten
     return torch.tensor([ordinary[index] for index in order.tolist()], device=next(model.parameters()).device)[None]
 
 
-def run_model(model: PreTrainedModel, input_ids_BL: torch.Tensor, **inputs: Any) -> torch.Tensor:
-    """Return the last hidden states [B, L, D] of a backbone, without gradients, in evaluation mode, without a cache."""
+def call_model(model: PreTrainedModel, input_ids_BL: torch.Tensor, **inputs: Any) -> Any:
+    """Return what a backbone gives, without gradients, in evaluation mode, without a cache."""
     names = inspect.signature(model.forward).parameters
     known = any(parameter.kind is parameter.VAR_KEYWORD for parameter in names.values())
     inputs = {name: value for name, value in inputs.items() if value is not None}
@@ -54,9 +62,14 @@ def run_model(model: PreTrainedModel, input_ids_BL: torch.Tensor, **inputs: Any)
     model.eval()
     try:
         with torch.no_grad():
-            output = model(input_ids=input_ids_BL, **inputs)
+            return model(input_ids=input_ids_BL, **inputs)
     finally:
         model.train(training)
+
+
+def run_model(model: PreTrainedModel, input_ids_BL: torch.Tensor, **inputs: Any) -> torch.Tensor:
+    """Return the last hidden states [B, L, D] of a backbone, without gradients, in evaluation mode, without a cache."""
+    output = call_model(model, input_ids_BL, **inputs)
     if isinstance(output, torch.Tensor):
         return output
     return output.last_hidden_state if "last_hidden_state" in output else output[0]
