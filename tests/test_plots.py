@@ -23,26 +23,27 @@ def drawn(monkeypatch):
     return figures
 
 
-def points(axes):
-    """Label, x, y and half the length of the error bar of every point."""
+def points(axes, along=1):
+    """Label, x, y and half the length of the error bar of every point; bars lie along x (0) or y (1)."""
     for container in axes.containers:
         line, _, (bars,) = container.lines
-        for (x, y), (low, high) in zip(line.get_xydata(), bars.get_segments(), strict=True):
-            assert (low[0], high[0]) == (x, x) and low[1] + high[1] == pytest.approx(2 * y)
-            yield container.get_label(), x, y, (high[1] - low[1]) / 2
+        for point, ends in zip(line.get_xydata(), bars.get_segments(), strict=True):
+            assert list(ends[:, 1 - along]) == [point[1 - along]] * 2
+            assert ends[:, along].mean() == pytest.approx(point[along])
+            yield container.get_label(), *point, np.ptp(ends[:, along]) / 2
 
 
 def check_inside(figure):
     """All that is drawn lies inside the picture, and no two labels of an axis overlap."""
     figure.draw_without_rendering()
-    axes = figure.axes[0]
-    for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
-        boxes = [tick.get_window_extent() for tick in ticks if tick.get_text()]
-        assert not any(one.overlaps(other) for number, one in enumerate(boxes) for other in boxes[:number])
+    for axes in figure.axes:
+        for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+            boxes = [tick.get_window_extent() for tick in ticks if tick.get_text() and tick.get_visible()]
+            assert not any(one.overlaps(other) for number, one in enumerate(boxes) for other in boxes[:number])
     for legend in figure.legends:
         box = legend.get_window_extent()
         assert box.x0 >= 0 and box.x1 <= figure.bbox.width
-        assert not box.overlaps(axes.get_tightbbox())
+        assert not any(box.overlaps(axes.get_tightbbox()) for axes in figure.axes)
 
 
 def test_scores_by_layer(drawn, tmp_path):
@@ -66,24 +67,32 @@ def test_scores_by_layer(drawn, tmp_path):
 
 
 def test_a_grid_of_models_and_tasks(drawn, tmp_path):
-    models = [f"sheared-llama-1.3b {way}, {mode}" for way in ("uni", "bi", "bi-mntp") for mode in ("probe", "full")]
-    models += ["deberta-v3-large, full", "bert-large-cased, full"]
-    tasks = ["ner_tags", "pos_tags", "chunk_tags", "upos", "xpos"]
+    models = [f"sheared-llama-1.3b {way}" for way in ("uni", "bi", "bi-mntp", "bi-mntp-simcse")] + ["deberta-v3-large"]
+    tasks = {"ner_tags": "span F1", "upos": "token accuracy", "xpos": "token accuracy"}
     rows = [
-        {"model": model, "task": task, "mean": 0.7 + 0.01 * i + 0.02 * j, "std": 0.01}
+        {"model": model, "task": task, "mode": mode, "mean": 0.7 + 0.01 * i + 0.02 * j + 0.1 * k, "std": 0.01 * k}
         for i, model in enumerate(models)
         for j, task in enumerate(tasks)
-        if (i, j) != (0, 4)
+        for k, mode in enumerate(("probe", "full"))
+        if (i, j, k) != (0, 1, 1)
     ]
-    draw_grid(rows, tmp_path / "grid.png")
-    found = list(points(drawn[0].axes[0]))
-    assert len(found) == len(rows) == len({x for _, x, _, _ in found})
-    for (model, x, y, error), row in zip(found, rows, strict=True):
-        assert (model, tasks[round(x)]) == (row["model"], row["task"])
-        assert (y, error) == pytest.approx((100 * row["mean"], 1))
-    looks = [(line[0].get_color(), line[0].get_marker()) for line in drawn[0].axes[0].containers]
-    assert len(set(looks)) == len(models)
+    draw_grid([{**row, "score": tasks[row["task"]]} for row in rows], tmp_path / "grid.png")
+    panels = {axes.get_title(): axes for axes in drawn[0].axes}
+    assert {task: axes.get_xlabel() for task, axes in panels.items()} == {t: f"{tasks[t]} (%)" for t in tasks}
+    assert [label.get_text() for label in panels["ner_tags"].get_yticklabels()] == models
+    found = [(task, *point) for task, axes in panels.items() for point in points(axes, along=0)]
+    assert {(task, mode, models[round(y)]): (x, error) for task, mode, x, y, error in found} == {
+        (row["task"], row["mode"], row["model"]): pytest.approx((100 * row["mean"], 100 * row["std"])) for row in rows
+    }
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["probe", "full"]
     check_inside(drawn[0])
+    draw_grid([{"model": "a", "task": "upos", "mean": 0.5, "std": None}], tmp_path / "one.png", score="macro F1")
+    assert drawn[1].axes[0].get_xlabel() == "macro F1 (%)" and not drawn[1].legends
+    assert [point for _, *point in points(drawn[1].axes[0], along=0)] == [[50, 0, 0]]
+
+
+def test_thirty_lines_look_different():
+    assert len({(look["color"], look["marker"]) for look in map(plots._look, range(30))}) == 30
 
 
 def test_rare_labels_are_drawn_as_one(drawn, tmp_path):

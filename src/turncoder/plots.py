@@ -5,16 +5,17 @@ matplotlib draws without a display; nothing of its global state is touched.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["draw_confusion", "draw_grid", "draw_layers"]
 
 # Okabe & Ito 2008, told apart with any kind of colour vision; black and yellow left out
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osD^vP"
+MARKERS = "osD^v"
 CLASSES = 30
 LONGEST = 24  # characters of a label
 SHARES = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)
@@ -101,25 +102,24 @@ def draw_layers(rows: Sequence[Mapping[str, Any]], path: Path, *, score: str = "
             [100 * row["mean"] for row in own],
             yerr=[100 * (row["std"] or 0) for row in own],
             label=name,
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
-            markersize=4,
-            capsize=2,
-            linewidth=1.5,
+            **_look(number),
         )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("layer")
-    _finish(figure, axes, score, len(names))
+    axes.set_ylabel(f"{score} (%)")
+    _tidy(axes, "y")
+    _explain(figure, axes)
     _save(figure, path)
 
 
 def draw_grid(rows: Sequence[Mapping[str, Any]], path: Path, *, score: str = "token accuracy") -> None:
-    """Draw a score of each model at each task: a group of points for each task, a colour for each model.
+    """Draw a score of each model at each task: a panel for each task, a line for each model, a colour for each mode.
 
     Parameters
     ----------
     rows
-        ``model``, ``task``, ``mean`` and ``std`` (or None), between 0 and 1.
+        ``model``, ``task``, ``mean`` and ``std`` (or None), between 0 and 1; ``mode`` where there are several;
+        ``score`` where a task has another than the rest.
     path
         The PNG to write.
     score
@@ -127,39 +127,56 @@ def draw_grid(rows: Sequence[Mapping[str, Any]], path: Path, *, score: str = "to
     """
     from matplotlib.figure import Figure
 
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    figure = Figure(figsize=(max(6.4, 1.2 + 0.16 * (len(models) + 2) * len(tasks)), 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    step = 0.8 / len(models)
-    for number, model in enumerate(models):
-        own = [row for row in rows if row["model"] == model]
-        axes.errorbar(
-            [tasks.index(row["task"]) + step * (number - (len(models) - 1) / 2) for row in own],
-            [100 * row["mean"] for row in own],
-            yerr=[100 * (row["std"] or 0) for row in own],
-            label=model,
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[(number // len(COLOURS) + number) % len(MARKERS)],
-            markersize=5,
-            capsize=2.5,
-            linestyle="none",
-        )
-    axes.set_xticks(range(len(tasks)), tasks)
-    axes.set_xlim(-0.5, len(tasks) - 0.5)
-    for place in range(1, len(tasks)):
-        axes.axvline(place - 0.5, color="0.85", linewidth=0.8)
-    _finish(figure, axes, score, len(models))
+    models, tasks, modes = (list(dict.fromkeys(row.get(key, "") for row in rows)) for key in ("model", "task", "mode"))
+    step = 0.6 / len(modes)
+    height = 1.0 + len(models) * max(0.3, 0.16 * len(modes))
+    figure = Figure(figsize=(max(5.0, 1.8 + 2.2 * len(tasks)), max(2.0, height)), layout="constrained")
+    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for axes, task in zip(panels, tasks, strict=True):
+        for number, mode in enumerate(modes):
+            own = [row for row in rows if (row["task"], row.get("mode", "")) == (task, mode)]
+            axes.errorbar(
+                [100 * row["mean"] for row in own],
+                [models.index(row["model"]) + step * (number - (len(modes) - 1) / 2) for row in own],
+                xerr=[100 * (row["std"] or 0) for row in own],
+                label=mode,
+                linestyle="none",
+                **_look(number),
+            )
+        axes.set_title(task, fontsize=10)
+        named = next((row["score"] for row in rows if row["task"] == task and "score" in row), score)
+        axes.set_xlabel(f"{named} (%)", fontsize=9)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.tick_params(axis="y", length=0)
+        _tidy(axes, "both")
+    panels[0].set_yticks(range(len(models)), models, fontsize=9)
+    panels[0].set_ylim(len(models) - 0.5, -0.5)
+    _explain(figure, panels[0])
     _save(figure, path)
 
 
-def _finish(figure: "Figure", axes: Any, score: str, names: int) -> None:
-    axes.set_ylabel(f"{score} (%)")
-    axes.grid(axis="y", color="0.9", linewidth=0.8)
+def _look(number: int) -> dict[str, Any]:
+    """Give the colour and marker of a line; they come round together only after 30."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "marker": MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
+        "markersize": 4.5,
+        "capsize": 2,
+        "linewidth": 1.5,
+    }
+
+
+def _tidy(axes: "Axes", lines: Literal["both", "x", "y"]) -> None:
+    axes.grid(axis=lines, color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    if names > 1:
-        figure.legend(loc="outside lower center", ncols=min(names, 3), frameon=False, fontsize=8)
+
+
+def _explain(figure: "Figure", axes: "Axes") -> None:
+    """Put a legend below, where there is something to tell apart."""
+    handles, names = axes.get_legend_handles_labels()
+    if len(names) > 1:
+        figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 3), frameon=False, fontsize=8)
 
 
 def _save(figure: "Figure", path: Path) -> None:
