@@ -112,7 +112,7 @@ def test_every_stage_shows_its_own_scores(tmp_path):
     run = read_run(contrast)
     assert [row["model"] for row in run["rows"]] == ["untrained", "+SimCSE"]
     text = shown([run])
-    assert all(part in text for part in ("alignment", "-2.500", "STS", "0.750", "0.500"))
+    assert all(part in text for part in ("align", "-2.500", "STS", "0.750", "0.500"))
     assert "top-1" not in text and "perplexity" not in text
     turned = make_run(tmp_path / "turned", results=False)
     rungs = [{"name": "causal", "mrr@10": 0.1, "sts": 0.4}, {"name": "+ SimCSE", "mrr@10": 0.3, "sts": 0.6}]
@@ -217,5 +217,32 @@ def test_a_narrow_console_shows_everything(tmp_path):
     text = shown(runs, width=80)
     assert "…" not in text
     assert all(len(line) <= 80 for line in text.splitlines())
-    assert [text.count(part) for part in ("━┓", "+MNTP", "±")] == [2, 1, 10]
-    assert shown(runs, width=200).count("━┓") == 1
+    assert [text.count(part) for part in ("time\n", "+MNTP", "±")] == [2, 1, 10]
+    assert shown(runs, width=200).count("time\n") == 1
+
+
+@pytest.mark.parametrize("stages", [["mntp"], ["simcse"], ["supervised"], ["turn"], ["mntp", "simcse", "supervised"]])
+def test_names_and_numbers_are_whole_at_80_columns(tmp_path, stages):
+    scores = {
+        "mntp": {"loss": 12.345, "perplexity": 403.4, "accuracy": 0.123, "top5_accuracy": 0.345},
+        "simcse": {"loss": 2.345, "alignment": 0.123, "uniformity": -2.345, "sts_spearman": 0.512},
+        "supervised": {"loss": 2.345, "mrr@10": 0.1, "recall@1": 0.2, "triplet_accuracy": 0.6, "sts_spearman": 0.512},
+        "turn": {"loss": 2.345, "accuracy": 0.123, "mrr@10": 0.1, "recall@1": 0.2, "triplets": 0.6, "sts": 0.512},
+    }
+    runs = []
+    for stage in stages:
+        folder = make_run(tmp_path / stage, results=False)
+        record = json.loads((folder / "run.json").read_text())
+        results = {"rows": [{"name": "causal", **scores[stage]}]} if stage == "turn" else scores[stage]
+        later = {"stage": stage, "results": results, "tokens": 123_456_789, "wall_time_s": 12_345}
+        (folder / "run.json").write_text(json.dumps({**record, **later}))
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 10_000, "loss": 1.0}) + "\n")
+        runs.append({**read_run(folder), "name": f"runs/{stage[:4]}"})
+    lines = [[cell.strip() for cell in line.split("│")] for line in shown(runs, width=80).splitlines()]
+    rows = {line[0]: set(line[1:]) for line in lines}
+    for stage, run in zip(stages, runs, strict=True):
+        found = rows[run["rows"][-1]["model"]]
+        assert run["name"] in rows
+        assert {f"{value:.3f}" for value in scores[stage].values() if value not in (403.4, 0.123, 0.345)} <= found
+        assert stage != "mntp" or {"403.4", "12.3 %", "34.5 %"} <= found
+        assert stage == "turn" or {"10,000", "123.5 M", "205.8 min"} <= found

@@ -1,17 +1,19 @@
 """Rungs are measured with the prompts that their models keep, and shown as they were measured."""
 
 import dataclasses
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from rich.console import Console
 
 from turncoder import load_encoder
 from turncoder.data.pairs import Rows
-from turncoder.evaluate.retrieval import rank_encoded
+from turncoder.evaluate.retrieval import nearest, rank_encoded
 from turncoder.evaluate.sentences import Sts, score_sts
-from turncoder.rungs import Rung, Trial, open_trial, score_rung
+from turncoder.rungs import COLUMNS, Rung, Trial, build_table, choose_sentences, explain, open_trial, score_rung
 
 PROMPTS = {"query": "Find:\n", "document": "Text:\n"}
 
@@ -38,9 +40,24 @@ def test_what_is_shown_is_what_was_measured(
     rank_Q = rank_encoded(encoder, trial.documents, query_prompt=query, document_prompt=document)
     bare_Q = rank_encoded(encoder, trial.documents, query_prompt="", document_prompt="")
     assert row["ranks"] == rank_Q.tolist() != bare_Q.tolist()
+    queries, chosen = trial.documents.queries, choose_sentences(trial.documents.queries, 4)
+    found, bare = (nearest(encoder, queries, chosen, prompt) for prompt in (query, ""))
+    assert row["neighbours"] == [list(one) for one in found] != [list(one) for one in bare]
     assert trial.sts is not None
     assert row["sts"] == score_sts(encoder, trial.sts, prompt=query) != score_sts(encoder, trial.sts, prompt="")
     assert all(query.strip() in text.partition("[")[0] for text in row["rendered"].values())
     own = dataclasses.replace(trial.pairs[0], prompts={"anchor": "Own:\n"})
     again = score_rung(Rung("x", "m"), dataclasses.replace(trial, pairs=[own]))
     assert "Own:" in again["rendered"]["pairs"].partition("[")[0]
+
+
+def test_a_table_of_all_scores_is_whole_at_80_columns_and_each_is_explained() -> None:
+    scores = {**dict.fromkeys(COLUMNS, 0.5), "loss": 12.345}
+    rows = [{"name": "causal, more steps", **scores}, {"name": "+ pairs", **scores}]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(build_table(rows, "What each step gave"))
+    text = console.export_text()
+    assert "causal, more steps" in text and "12.345" in text and text.count("0.500") == 12
+    told = " ".join(explain(rows, None)).lower()
+    for heading in COLUMNS.values():
+        assert heading in text and heading.lower() in told

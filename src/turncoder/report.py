@@ -18,24 +18,24 @@ __all__ = ["read_run", "read_runs", "show", "table"]
 
 SCORES = {
     "loss": "loss",
-    "perplexity": "perplexity",
+    "perplexity": "ppl",
     "accuracy": "top-1",
     "top5_accuracy": "top-5",
-    "alignment": "alignment",
-    "uniformity": "uniformity",
+    "alignment": "align",
+    "uniformity": "unif",
     "mrr@10": "MRR@10",
-    "recall@1": "recall@1",
+    "recall@1": "R@1",
     "triplet_accuracy": "triplets",
     "sts_spearman": "STS",
     "token_accuracy": "token acc. %",
     "macro_f1": "macro F1 %",
     "span_f1": "span F1 %",
 }
-"""The scores of all stages; a table shows those that some row has."""
-OPTIONAL = {"step": "step", "seeds": "seeds", **SCORES, "tokens": "tokens"}
-HEADINGS = {"run": "run", "model": "model", **OPTIONAL, "seconds": "time"}
+"""The scores of all stages, with headings that leave room; a table shows those that some row has."""
+HEADINGS = {"model": "run", "step": "step", "seeds": "seeds", **SCORES, "tokens": "tokens", "seconds": "time"}
 PERCENT = ("accuracy", "top5_accuracy")
 WORD_SCORES = ("token_accuracy", "macro_f1", "weighted_f1", "span_precision", "span_recall", "span_f1")
+FOLDED = 16  # letters of a run's name, before it takes another line
 STAGES = {"mntp": "+MNTP", "simcse": "+SimCSE", "supervised": "+pairs"}
 
 
@@ -162,19 +162,21 @@ def _find_trained(record: dict[str, Any], logged: list[dict[str, Any]]) -> dict[
 
 
 def table(runs: list[dict[str, Any]]) -> Table:
-    """Put the rows of runs into one table."""
-    grid = Table()
+    """Put the rows of runs into one table, under the name of each run; names are folded where it is narrow."""
+    grid = Table(show_edge=False, pad_edge=False, collapse_padding=True)
     filled = {name for run in runs for row in run["rows"] for name, value in row.items() if value is not None}
-    shown_columns = [name for name in HEADINGS if name not in OPTIONAL or name in filled]
-    for name in shown_columns:
-        heading = HEADINGS[name]
-        grid.add_column(heading, justify="left" if name in ("run", "model") else "right", overflow="fold")
+    columns = [name for name in HEADINGS if name == "model" or name in filled]
+    for name in columns:
+        if name == "model":
+            grid.add_column(HEADINGS[name], overflow="fold")
+        else:
+            grid.add_column(HEADINGS[name], justify="right", no_wrap=True)
     for run in runs:
+        grid.add_row(run["name"], style="bold")
         rows = run["rows"] or [{"model": f"no evaluation yet ({run['status']})"}]
-        for number, row in enumerate(rows):
-            shown = run["name"] if number == 0 else ""
-            cells = [shown, *(_tell(name, row.get(name), row.get("std", {}).get(name)) for name in shown_columns[1:])]
-            grid.add_row(*cells, end_section=number == len(rows) - 1)
+        for number, row in enumerate(rows, 1):
+            cells = [_tell(name, row.get(name), row.get("std", {}).get(name)) for name in columns]
+            grid.add_row(*cells, end_section=number == len(rows))
     return grid
 
 
@@ -187,6 +189,8 @@ def _tell(name: str, value: Any, deviation: float | None = None) -> str:
         return f"{100 * value:.2f}" + ("" if deviation is None else f" ±{100 * deviation:.2f}")
     if name in PERCENT:
         return f"{100 * value:.1f} %"
+    if name == "tokens" and value >= 10**6:
+        return f"{value / 10**6:,.1f} M"
     if name in ("tokens", "step", "seeds"):
         return f"{value:,}"
     if name == "seconds":
@@ -197,17 +201,16 @@ def _tell(name: str, value: Any, deviation: float | None = None) -> str:
 def show(runs: list[dict[str, Any]], console: Console, *, as_json: bool = False) -> None:
     """Print the table; of two runs, also the keys in which their configs differ, and how sure differing labels are.
 
-    Where the console is too narrow for one table, runs on words have their own.
+    Where the console is too narrow for one table, runs on words have their own, and then each run.
     """
     if as_json:
         console.print_json(data=runs)
         return
     labelled = [run for run in runs if any("task" in row for row in run["rows"])]
     others = [run for run in runs if run not in labelled]
-    endless = console.options.update(max_width=sys.maxsize)
-    fits = console.measure(table(runs), options=endless).maximum <= console.width
-    for group in [runs] if fits else [group for group in (others, labelled) if group]:
-        console.print(table(group))
+    for group in [runs] if _fits(runs, console) else [group for group in (others, labelled) if group]:
+        for part in [group] if _fits(group, console) else [[run] for run in group]:
+            console.print(table(part))
     if len(runs) == 2:
         lines = differences(runs[0]["config"], runs[1]["config"], ignore=frozenset({"output_dir"}))
         console.print("configs: " + ("the same" if not lines else ""), highlight=False)
@@ -218,6 +221,12 @@ def show(runs: list[dict[str, Any]], console: Console, *, as_json: bool = False)
             console.print("second minus first, best seed of each, paired bootstrap over sentences:", highlight=False)
         for line in compared:
             console.print(f"  {line}", highlight=False, markup=False)
+
+
+def _fits(runs: list[dict[str, Any]], console: Console) -> bool:
+    endless = console.options.update(max_width=sys.maxsize)
+    folded = [{**run, "name": run["name"][:FOLDED]} for run in runs]
+    return console.measure(table(folded), options=endless).maximum <= console.width
 
 
 def _compare_tasks(first: dict[str, Any], second: dict[str, Any]) -> Iterator[str]:

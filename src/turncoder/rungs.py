@@ -47,13 +47,14 @@ __all__ = [
 FEWEST = 10
 COLUMNS = {
     "loss": "loss",
-    "accuracy": "accuracy",
+    "accuracy": "top-1",
     "mrr@10": "MRR@10",
-    "recall@1": "recall@1",
+    "recall@1": "R@1",
     "sts": "STS",
     "triplets": "triplets",
-    "pairs_mrr@10": "pairs MRR@10",
+    "pairs_mrr@10": "pairs",
 }
+"""The scores and their headings, short enough for a table of all of them to be whole at 80 columns."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def score_rung(rung: Rung, trial: Trial, sentences: int = 4) -> dict[str, Any]:
         rank_Q = rank_encoded(encoder, documents, query_prompt=query, document_prompt=document)
         row |= {**score_ranks(rank_Q), "ranks": rank_Q.tolist()}
         chosen = choose_sentences(documents.queries, sentences)
-        row["neighbours"] = [list(found) for found in nearest(encoder, documents.queries, chosen)]
+        row["neighbours"] = [list(found) for found in nearest(encoder, documents.queries, chosen, query)]
         row["rendered"] = {"retrieval": show_text(encoder, documents.queries[0], query)}
     if trial.sts is not None:
         row["sts"] = score_sts(encoder, trial.sts, prompt=query)  # either side could be the query
@@ -195,7 +196,7 @@ def build_table(rows: Sequence[dict[str, Any]], title: str) -> "Table":
     from rich.table import Table
 
     columns = {key: told for key, told in COLUMNS.items() if any(key in row for row in rows)}
-    table = Table(title=title)
+    table = Table(title=title, show_edge=False, pad_edge=False)
     table.add_column("", no_wrap=True)
     for told in columns.values():
         table.add_column(told, justify="right")
@@ -209,15 +210,20 @@ def explain(rows: Sequence[dict[str, Any]], control: str | None) -> list[str]:
     lines = []
     if any("accuracy" in row for row in rows):
         lines.append(
-            "Loss (nats) and accuracy: held-out tokens recovered at masked places, the same masks for every row, the "
-            "state at t-1 predicting token t."
+            "Loss (nats) and top-1 (accuracy): held-out tokens recovered at masked places, the same masks for every "
+            "row, the state at t-1 predicting token t."
         )
     if any("mrr@10" in row for row in rows):
-        lines.append("MRR@10 and recall@1: the first sentence of a held-out document is to find the rest of it.")
+        lines.append("MRR@10 and R@1 (recall): the first sentence of a held-out document is to find the rest of it.")
     if any("sts" in row for row in rows):
         lines.append("STS: Spearman's correlation of cosines with people's scores.")
     if any("triplets" in row for row in rows):
         lines.append("Triplets: how often a held-out anchor is nearer to its positive than to its negative.")
+    if any("pairs_mrr@10" in row for row in rows):
+        lines.append(
+            "Pairs (MRR@10): a held-out anchor is to find its positive among the positives and negatives of its set; "
+            "the mean over sets."
+        )
     if control:
         lines.append(
             f"'{control}' is the same decoder after as many steps of ordinary causal training on the same text: what "

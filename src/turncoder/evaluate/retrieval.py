@@ -252,11 +252,13 @@ def score_aligned(
     }
 
 
-def nearest(encoder: "SentenceTransformer", sentences: Sequence[str], chosen: Sequence[int]) -> list[tuple[str, float]]:
-    """Return the nearest other sentence, and its cosine, of each chosen one."""
+def nearest(
+    encoder: "SentenceTransformer", sentences: Sequence[str], chosen: Sequence[int], prompt: str | None = None
+) -> list[tuple[str, float]]:
+    """Return the nearest other sentence, and its cosine, of each chosen one; ``prompt`` stands before all of them."""
     from turncoder.encode import encode_texts
 
-    vectors_ND = encode_texts(encoder, list(sentences), normalize=True)
+    vectors_ND = encode_texts(encoder, list(sentences), prompt=prompt, normalize=True)
     cosine_QN = vectors_ND[list(chosen)] @ vectors_ND.T
     cosine_QN[np.arange(len(chosen)), list(chosen)] = -np.inf
     best_Q = cosine_QN.argmax(axis=1)

@@ -134,8 +134,8 @@ class ContrastTrainer(SentenceTransformerTrainer):
         self._load_from_checkpoint(best or str(checkpoint))
 
     def tokens_seen(self) -> int:
-        """Count the tokens trained on since this process started, over all processes."""
-        return int(self._tokens) * self.args.world_size
+        """Count the tokens trained on since this process started, over all processes; all of them have to ask."""
+        return int(self.accelerator.reduce(self._tokens.to(self.args.device)))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **named: Any) -> Any:
         """Compute the loss, and count the tokens."""

@@ -86,6 +86,7 @@ class RunCallback(TrainerCallback):
         """Mark the checkpoint just written as complete, then remove the ones that are no longer needed."""
         accelerator_state = PartialState()
         accelerator_state.wait_for_everyone()
+        tokens = self.tokens_seen()
         if accelerator_state.is_main_process:
             checkpoint = self.run.checkpoints / f"checkpoint-{state.global_step}"
             for file in checkpoint.rglob("*"):
@@ -94,14 +95,17 @@ class RunCallback(TrainerCallback):
                     os.fsync(descriptor)
                     os.close(descriptor)
             write_atomically(checkpoint / MARKER, f"{state.global_step}\n")
-            self.count()
+            self._count(tokens)
             self._remove_old(args, state)
         accelerator_state.wait_for_everyone()
 
     def count(self) -> None:
-        """Put tokens and seconds so far into the record."""
+        """Put tokens and seconds so far into the record; to be called in every process."""
+        self._count(self.tokens_seen())
+
+    def _count(self, tokens: int) -> None:
         seconds = self.earlier_seconds + time.perf_counter() - self.started
-        self.run.update(tokens=self.earlier_tokens + self.tokens_seen(), wall_time_s=round(seconds, 2))
+        self.run.update(tokens=self.earlier_tokens + tokens, wall_time_s=round(seconds, 2))
 
     def _remove_old(self, args: TrainingArguments, state: TrainerState) -> None:
         if not self.save_total_limit:

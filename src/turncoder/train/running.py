@@ -352,6 +352,7 @@ def training_arguments(
         "logging_nan_inf_filter": False,
         "report_to": config.report_to.split(","),
         "log_level": "error",
+        "log_level_replica": "error",  # else what transformers reports comes from every process but the first
     }
     if early and config.eval_strategy == "steps":
         values |= {"save_strategy": "steps", "save_steps": config.eval_steps or config.logging_steps}

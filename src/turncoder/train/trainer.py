@@ -72,8 +72,8 @@ class GatheredTrainer(Trainer):
         self._load_from_checkpoint(best or str(checkpoint))
 
     def tokens_seen(self) -> int:
-        """Count the tokens trained on since this process started, over all processes."""
-        return int(self._tokens) * self.args.world_size
+        """Count the tokens trained on since this process started, over all processes; all of them have to ask."""
+        return int(self.accelerator.reduce(self._tokens.to(self.args.device)))
 
     def rows(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the backbone and gather the states that predict the masked tokens.
