@@ -47,14 +47,14 @@ def draw_confusion(names: Sequence[str], counts: Mapping[tuple[str, str], int], 
         count_KK[place[right], place[said]] += count
     share_KK = count_KK / np.maximum(1, count_KK.sum(axis=1, keepdims=True))
     side = 1.6 + 0.36 * len(shown)
-    figure = Figure(figsize=(max(4.0, side + 0.6), max(3.2, side)), layout="constrained")
+    figure = Figure(figsize=(max(4.0, side + 0.6), max(3.2, side)), layout="compressed")
     axes = figure.add_subplot()
     # the square root shows a row's mistakes, of a few per cent, beside what is right
     image = axes.imshow(share_KK, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     for row, column in np.argwhere(count_KK):
         light = share_KK[row, column] > 0.4
-        text = _shorten(int(count_KK[row, column]))
-        axes.text(column, row, text, ha="center", va="center", fontsize=6, color="white" if light else "black")
+        cell = axes.text(column, row, _shorten(int(count_KK[row, column])), ha="center", va="center", fontsize=6)
+        cell.set(color="white" if light else "black", in_layout=False)
     labels = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in shown]
     axes.set_xticks(range(len(shown)), labels, rotation=90, fontsize=8, parse_math=False)
     axes.set_yticks(range(len(shown)), labels, fontsize=8, parse_math=False)
@@ -181,5 +181,5 @@ def _explain(figure: "Figure", axes: "Axes") -> None:
 
 def _save(figure: "Figure", path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=DPI, bbox_inches="tight")
+    figure.savefig(partial, format="png", dpi=DPI)
     partial.replace(path)
