@@ -3,10 +3,8 @@
 Every reader yields one value per row, in order: a string, or for a column of token ids a NumPy array.
 """
 
-import gzip
 import json
 import logging
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,13 +76,10 @@ def read_file(path: Path, text_column: str | None = None, *, numbers: bool = Fal
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty; give one with at least one line of text")
     readers = {".jsonl": _read_json_lines, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
-    try:
-        if ending == ".txt":
-            yield from split_lines(decode(path))
-        else:
-            yield from readers[ending](path, text_column, numbers)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: not a whole gzip file ({error}); compress or download it again") from error
+    if ending == ".txt":
+        yield from split_lines(decode(path))
+    else:
+        yield from readers[ending](path, text_column, numbers)
 
 
 def choose_column(columns: Iterable[str], text_column: str | None, where: str) -> str:

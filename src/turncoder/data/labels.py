@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -158,8 +159,12 @@ class LabelSet:
 
     def number(self, tags: Sequence[str]) -> np.ndarray:
         """Give labels their numbers, int64 [len(tags)]: UNSEEN what is not in the set, IGNORED a word without one."""
-        numbers = {name: number for number, name in enumerate(self.names)} | {"": IGNORED}
+        numbers = self._numbers
         return np.array([numbers.get(tag, UNSEEN) for tag in tags], dtype=np.int64)
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.names)} | {"": IGNORED}
 
     def unseen(self, words: "WordSet", column: str) -> Counter[str]:
         """Count the labels of a column that are not in the set."""

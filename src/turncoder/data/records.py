@@ -91,10 +91,7 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ".tsv": lambda path: _rows(path, _split_tabs(path)),
         ".parquet": _parquet_records,
     }
-    try:
-        yield from readers[ending](path)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: not a whole gzip file ({error}); compress or download it again") from error
+    yield from readers[ending](path)
 
 
 def _objects(path: Path, values: Iterable[tuple[int, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -130,8 +127,13 @@ def _parquet_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{path}, row {number}", record
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+@contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as stream:
+            yield stream  # type: ignore[misc]
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: not a whole gzip file ({error}); compress or download it again") from error
 
 
 def decode(path: Path) -> Iterator[str]:

@@ -22,6 +22,10 @@ PARQUET_HOMES = {
     "ag_news": "fancyzhx/ag_news",
     "imdb": "stanfordnlp/imdb",
     "cc_news": "vblagoje/cc_news",
+    "conll2003": "lhoestq/conll2003",
+    "eriktks/conll2003": "lhoestq/conll2003",
+    "universal_dependencies": "commul/universal_dependencies",
+    "universal-dependencies/universal_dependencies": "commul/universal_dependencies",
 }
 
 

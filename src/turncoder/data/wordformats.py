@@ -106,8 +106,8 @@ class Layout:
         Fields of a line; of a numbered one, the fewest.
     word, labels
         Which fields hold the word and its labels.
-    names
-        Of the labels; None where the file does not say.
+    names, named
+        Of the labels; whether the file says them, or they are numbers.
     """
 
     kind: Literal["conllu", "numbered", "columns"]
@@ -115,7 +115,8 @@ class Layout:
     width: int
     word: int
     labels: tuple[int, ...]
-    names: tuple[str, ...] | None = None
+    names: tuple[str, ...]
+    named: bool = True
 
     def fits(self, fields: Sequence[str]) -> bool:
         """Say whether a line has as many fields as it must."""
@@ -143,9 +144,8 @@ def find_layout(path: Path) -> Layout:
     if not rows:
         raise UserError(f"{path}: no words in it")
     tabs = "\t" in rows[0]
-    fields = [_split(row, tabs) for row in rows]
-    width = len(fields[0])
-    counted = _counts(row[0] for row in fields)
+    width = len(_split(rows[0], tabs))
+    counted = _counts(_split(row, False)[0] for row in rows)
     named = next((match[1].lower().split() for match in map(GLOBAL_COLUMNS.match, header) if match), None)
     if path.name.lower().removesuffix(".gz").endswith(".conllu") or (counted and width == CONLLU_WIDTH):
         return Layout("conllu", tabs, CONLLU_WIDTH, 1, (3, 4, FEATS), ("upos", "xpos", "feats"))
@@ -154,8 +154,9 @@ def find_layout(path: Path) -> Layout:
     if named is not None:
         return _name_layout(path, tabs, width, named)
     if counted and width >= NUMBERED_WIDTH:
-        return Layout("numbered", tabs, NUMBERED_WIDTH, 1, (2,))
-    return Layout("columns", tabs, width, 0, tuple(range(1, width)))
+        return Layout("numbered", tabs, NUMBERED_WIDTH, 1, (2,), ("column_3",), named=False)
+    places = tuple(range(1, width))
+    return Layout("columns", tabs, width, 0, places, tuple(f"column_{place + 1}" for place in places), named=False)
 
 
 def _counts(ids: Iterator[str]) -> bool:
@@ -174,17 +175,17 @@ def _name_layout(path: Path, tabs: bool, width: int, names: list[str]) -> Layout
     return Layout("columns", tabs, width, names.index("form"), labels, tuple(names[place] for place in labels))
 
 
-def name_columns(sights: Sequence[TagSight], layout: Layout) -> tuple[str, ...]:
+def name_columns(sights: Sequence[TagSight], numbered: Sequence[str]) -> tuple[str, ...]:
     """Name the columns of labels by what is in them.
 
     As in CoNLL-2003: spans in the last one are ``ner`` and in the one before ``chunk`` (a single one is ``chunk`` where
     its types are those of CoNLL-2000); what stands before spans is ``pos``, and before that ``lemma``. A column alone
-    that marks no spans is ``tags``; any other has the number of its field, from one on.
+    that marks no spans is ``tags``; any other keeps its name, the number of its field from one on.
     """
     spans = 0
     while spans < len(sights) and sights[-1 - spans].marks_spans:
         spans += 1
-    names = [f"column_{place + 1}" for place in layout.labels]
+    names = list(numbered)
     if len(sights) == 1 and not spans:
         return ("tags",)
     chunks = spans == 1 and bool(sights[-1].types) and sights[-1].types <= CHUNKS

@@ -19,20 +19,26 @@ from datasets.arrow_writer import ArrowWriter
 
 from turncoder.data.labels import Scheme, TagSight, to_iob2
 from turncoder.data.packing import default_cache
+from turncoder.data.records import read_records
+from turncoder.data.saved import is_saved, open_dataset
 from turncoder.data.store import fill_folder
-from turncoder.data.wordformats import FEATS, Layout, Sentence, find_layout, name_columns, read_sentences
+from turncoder.data.wordformats import MIXED, Sentence, find_layout, name_columns, read_sentences
+from turncoder.data.wordrecords import find_class_names, iterate_rows, open_word_records
 from turncoder.errors import UserError
 
 __all__ = ["WordSet", "find_column", "open_words"]
 
 logger = logging.getLogger("turncoder")
 
-FORMAT = 1
+FORMAT = 2
 BATCH_SENTENCES = 1000
 FACTS = "facts.json"
 DATA = "words.arrow"
-MENDED = "tags mended"
-OTHER_TEXT = "sentences whose text is not made of their words"
+RECORD_ENDINGS = (".jsonl", ".json", ".parquet")
+MENDED = "tags I- that begin a span, read as B-"
+OTHER_TEXT = "sentences whose text is not made of their words, which are joined instead"
+EMPTY = "words without a character"
+TOLD = (MIXED, MENDED, OTHER_TEXT, EMPTY)
 FEATURE = "feats:"
 SAME = ({"ner", "ner_tags"}, {"pos", "pos_tags"}, {"chunk", "chunk_tags"}, {"upos", "upos_tags"}, {"xpos", "xpos_tags"})
 
@@ -89,13 +95,23 @@ class WordSet:
 
 @dataclass(frozen=True)
 class Source:
-    """Where sentences come from: what identifies them, and how they are laid out and read."""
+    """Where sentences come from.
+
+    Attributes
+    ----------
+    name, where
+        As in a :class:`WordSet`.
+    digest
+        Of the content, and of how it is read.
+    begin
+        Gives the names of the columns of labels, whether they are more than numbers, and what reads the sentences and
+        counts what it skips.
+    """
 
     name: str
     where: str
     digest: str
-    layout: Callable[[], Layout]
-    read: Callable[[Layout, Counter[str]], Iterator[Sentence]]
+    begin: Callable[[], tuple[tuple[str, ...], bool, Callable[[Counter[str]], Iterator[Sentence]]]]
 
 
 def open_words(
@@ -112,7 +128,9 @@ def open_words(
     Parameters
     ----------
     file
-        CoNLL-U; IOB2 with numbered words and comments, as UniversalNER has it; or columns, as CoNLL-2003 has them.
+        CoNLL-U; IOB2 with numbered words and comments, as UniversalNER has it; columns, as CoNLL-2003 has them, with
+        ``# global.columns = FORM ...`` as their names if they have some; or JSONL, JSON or Parquet with a list
+        ``tokens`` and lists of labels: each also gzipped. Or a folder that ``datasets`` saved.
     dataset_name, dataset_config_name, split, cache_dir
         Of a hub data set instead.
     key
@@ -121,37 +139,84 @@ def open_words(
     Raises
     ------
     UserError
-        Missing, empty or broken files.
+        Nothing was named, or both; missing, empty or broken files.
     """
+    if (file is None) == (dataset_name is None):
+        raise UserError(f"name one of {key} (a file of words) and dataset_name (a hub id)")
     path = Path(str(file)).expanduser()
-    if not path.is_file():
-        raise UserError(f"{key}: {file}: no such file")
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    source = Source(path.name, str(path), digest, partial(find_layout, path), partial(read_sentences, path))
-    fingerprint = hashlib.sha256(f"{FORMAT} {path.suffix} {digest}".encode()).hexdigest()
+    if file is None or is_saved(path):
+        name = dataset_name or str(file)
+        asked = "dataset_name" if file is None else key
+        data = open_dataset(name, config=dataset_config_name, split=split, cache_dir=cache_dir, key=asked)
+        source = _from_dataset(name, split, data)
+    else:
+        source = _from_file(path, key)
+    fingerprint = hashlib.sha256(f"{FORMAT} {source.digest}".encode()).hexdigest()
     home = default_cache() / "words" / fingerprint[:32]
     if not (home / FACTS).exists():
         _write(home, source)
     facts = json.loads((home / FACTS).read_text())
     schemes: dict[str, Scheme | None] = facts["schemes"]
-    data = Dataset.from_file(str(home / DATA))
-    return WordSet(source.name, source.where, data, tuple(schemes), schemes, facts["counts"], fingerprint)
+    stored = Dataset.from_file(str(home / DATA))
+    words = WordSet(source.name, source.where, stored, tuple(schemes), schemes, facts["counts"], fingerprint)
+    _report(words)
+    return words
+
+
+def _from_file(path: Path, key: str) -> Source:
+    if not path.is_file():
+        raise UserError(f"{key}: {path}: {'a folder, but no saved data set' if path.exists() else 'no such file'}")
+
+    def begin() -> tuple[tuple[str, ...], bool, Callable[[Counter[str]], Iterator[Sentence]]]:
+        if ending in RECORD_ENDINGS:
+            records = open_word_records(partial(read_records, path), str(path), {})
+            return records.names, True, records.read
+        layout = find_layout(path)
+        return layout.names, layout.named, partial(read_sentences, path, layout)
+
+    ending = Path(path.name.lower().removesuffix(".gz")).suffix
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return Source(path.name, str(path), f"{ending} {digest}", begin)
+
+
+def _from_dataset(name: str, split: str, data: Dataset) -> Source:
+    where = f"{name}, split {split}"
+
+    def begin() -> tuple[tuple[str, ...], bool, Callable[[Counter[str]], Iterator[Sentence]]]:
+        records = open_word_records(partial(iterate_rows, where, data), where, find_class_names(data))
+        return records.names, True, records.read
+
+    return Source(name, where, data._fingerprint, begin)
+
+
+def _report(words: WordSet) -> None:
+    """Tell what was read, and what was not as it should be."""
+    logger.info(
+        "%s: %s sentences, %s words, labels: %s",
+        words.name,
+        f"{len(words):,}",
+        f"{words.num_words:,}",
+        ", ".join(words.columns),
+    )
+    for what in TOLD:
+        if words.counts.get(what):
+            logger.warning("%s: %s: %s", words.where, what, f"{words.counts[what]:,}")
 
 
 def _write(home: Path, source: Source) -> None:
     """Read twice: for the columns and their schemes, and for the sentences."""
-    layout = source.layout()
-    sights = [TagSight() for _ in layout.labels]
+    names, named, read = source.begin()
+    sights = [TagSight() for _ in names]
     features: set[str] = set()
-    for sentence in source.read(layout, Counter()):
-        for place, sight, tags in zip(layout.labels, sights, sentence.labels, strict=True):
+    for sentence in read(Counter()):
+        for name, sight, tags in zip(names, sights, sentence.labels, strict=True):
             sight.see(tags)
-            if layout.kind == "conllu" and place == FEATS:
+            if name == "feats":
                 features.update(tags)
     if not any(sight.labelled for sight in sights):
         raise UserError(f"{source.where}: no words with labels in it")
-    names = layout.names or name_columns(sights, layout)
+    names = names if named else name_columns(sights, names)
     feature_names = sorted({name for feats in features for name in _parse_feats(feats)})
     schemes = {
         name: sight.scheme
@@ -165,13 +230,13 @@ def _write(home: Path, source: Source) -> None:
         spans = dict.fromkeys(["starts", "ends"], List(Value("int32")))
         writer = ArrowWriter(features=Features({"text": Value("string"), **spans, **strings}), path=str(folder / DATA))
         try:
-            sentences = source.read(layout, counts)
+            sentences = read(counts)
             while batch := list(islice(sentences, BATCH_SENTENCES)):
                 writer.write_table(_tabulate(batch, names, schemes, feature_names, counts))
             writer.finalize()
         finally:
             writer.close()
-        facts = {"schemes": dict.fromkeys(columns) | schemes, "counts": counts}
+        facts = {"schemes": dict.fromkeys(columns) | schemes, "counts": +counts}
         (folder / FACTS).write_text(json.dumps(facts))
 
 
@@ -214,6 +279,7 @@ def _tabulate(
     counts["sentences"] += len(batch)
     counts["words"] += sum(lengths)
     counts[OTHER_TEXT] += own.count(False)
+    counts[EMPTY] += sum(sentence.words.count("") for sentence in batch)
     return pa.table(columns)
 
 
