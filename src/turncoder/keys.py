@@ -20,23 +20,24 @@ def check_ranges(
     above: float | None = None,
     below: float | None = None,
 ) -> None:
-    """Refuse, with a UserError, numbers out of range; None is none."""
+    """Refuse, with a UserError, numbers out of range, also within a list; None is none."""
     for name in names:
-        value = getattr(config, name)
-        if value is None:
-            continue
-        wants = [
-            text
-            for text, bound, holds in (
-                (f"at least {least}", least, least is None or value >= least),
-                (f"above {above}", above, above is None or value > above),
-                (f"at most {most}", most, most is None or value <= most),
-                (f"below {below}", below, below is None or value < below),
-            )
-            if bound is not None and not holds
-        ]
-        if wants:
-            raise UserError(f"{name} = {value} must be {' and '.join(wants)}")
+        values = getattr(config, name)
+        for value in values if isinstance(values, tuple) else (values,):
+            if value is None:
+                continue
+            wants = [
+                text
+                for text, bound, holds in (
+                    (f"at least {least}", least, least is None or value >= least),
+                    (f"above {above}", above, above is None or value > above),
+                    (f"at most {most}", most, most is None or value <= most),
+                    (f"below {below}", below, below is None or value < below),
+                )
+                if bound is not None and not holds
+            ]
+            if wants:
+                raise UserError(f"{name} = {value} must be {' and '.join(wants)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -342,7 +342,7 @@ def _wanted(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return f"one of {', '.join(typing.get_args(kind))}"
     if typing.get_origin(kind) is tuple:
-        return "a list of names" if typing.get_args(kind)[0] is str else "a list of whole numbers"
+        return {str: "a list of names", int: "a list of whole numbers"}.get(typing.get_args(kind)[0], "a list of numbers")
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, "a table")
 
 

@@ -1,0 +1,375 @@
+"""A trained word-level model as something to use: it tags sentences, and scores files.
+
+What a run keeps in ``tagger/``: ``tagger.json`` says which model is read at which state, and names the labels;
+``heads.safetensors`` holds a linear head for each task and seed. Backbone and adapters are those that the run names.
+
+In the names of tensors: M words, K layers that are read together, D width, C classes, E = K x D.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+
+from turncoder.artifact import put_in_place
+from turncoder.data.alignment import align_words
+from turncoder.data.tokenizer import pad_token_id
+from turncoder.encoder import load_encoder
+from turncoder.errors import UserError
+from turncoder.evaluate.words import find_spans
+from turncoder.model.source import read_json
+from turncoder.train.features import read_states
+from turncoder.train.probing import apply_head
+
+__all__ = ["Head", "Reader", "Tagged", "Tagger", "load_tagger", "predict", "save_tagger", "split_words"]
+
+FORMAT = 1
+WORD = re.compile(r"\w+(?:[-'’.]\w+)*|[^\w\s]")
+SHIFTS = {"same_token": 0, "previous_token": 1}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How the states of words are read from an encoder.
+
+    Attributes
+    ----------
+    limit
+        Tokens that are read at once.
+    bos
+        The token put in front where the tokenizer puts none; None where nothing is.
+    merge
+        A word is the mean of its tokens; else its first.
+    """
+
+    limit: int
+    bos: int | None
+    merge: bool
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear head.
+
+    Attributes
+    ----------
+    task, seed
+        What it was trained for, and by which seed.
+    labels
+        What its classes are called.
+    reading
+        same_token or previous_token.
+    layers
+        Whose states it reads, side by side, counted from 0, the embeddings.
+    weight_CE, bias_C
+        float32.
+    """
+
+    task: str
+    seed: int
+    labels: tuple[str, ...]
+    reading: str
+    layers: tuple[int, ...]
+    weight_CE: torch.Tensor
+    bias_C: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """A sentence with its tags.
+
+    Attributes
+    ----------
+    text
+        As it was given.
+    words
+        Of the text.
+    places
+        The characters [start, end) of each.
+    tags
+        Of each task: a label for each word.
+    spans
+        Of each task whose labels mark spans: text, type, and the characters [start, end) of each.
+    """
+
+    text: str
+    words: list[str]
+    places: list[tuple[int, int]]
+    tags: dict[str, list[str]]
+    spans: dict[str, list[tuple[str, str, int, int]]]
+
+
+def predict(
+    encoder: SentenceTransformer,
+    reader: Reader,
+    data: Dataset,
+    heads: Sequence[Head],
+    *,
+    backbone: Any = None,
+    batch_tokens: int | None = None,
+) -> list[list[list[str]]]:
+    """Tag the words of sentences by every head, in one pass through the backbone.
+
+    Parameters
+    ----------
+    encoder
+        Its tokenizer cuts the text, and its backbone is read.
+    reader
+        How.
+    data
+        Rows with ``text``, and ``starts`` and ``ends`` of their words.
+    heads
+        Any number.
+    backbone
+        Read instead of the encoder's own: the same, with an adapter around it.
+    batch_tokens
+        Tokens of a batch; None finds it.
+
+    Returns
+    -------
+    list of list of list of str
+        For each head, for each sentence, the label of each word.
+    """
+    alignment = align_words(encoder.tokenizer, data, limit=reader.limit, bos=reader.bos)
+    guess_HM = np.zeros((len(heads), len(alignment.word_window)), dtype=np.int32)
+    read = read_states(
+        backbone if backbone is not None else encoder.transformers_model,
+        alignment,
+        layers=sorted({layer for head in heads for layer in head.layers}),
+        readings=sorted({head.reading for head in heads}),
+        merge=reader.merge,
+        pad_token_id=pad_token_id(encoder.tokenizer),
+        batch_tokens=batch_tokens,
+    )
+    for numbers, states in read:
+        for row, head in enumerate(heads):
+            states_MKD = torch.stack([states[head.reading, layer] for layer in head.layers], dim=1)
+            weight_CE, bias_C = (tensor.to(states_MKD.device) for tensor in (head.weight_CE, head.bias_C))
+            guess_HM[row, numbers] = apply_head(states_MKD, weight_CE, bias_C).argmax(dim=1).cpu().numpy()
+    ends = np.cumsum([len(starts) for starts in data["starts"]])[:-1]
+    return [
+        [list(sentence) for sentence in np.split(np.array(head.labels, dtype=object)[guess_M], ends)]
+        for head, guess_M in zip(heads, guess_HM, strict=True)
+    ]
+
+
+class Tagger:
+    """Tags sentences: `load_tagger` opens one.
+
+    Parameters
+    ----------
+    encoder
+        The model.
+    reader
+        How its words are read.
+    heads
+        Of every task and seed.
+    schemes
+        How the labels of a task mark spans; None where they do not.
+    best
+        The seed of each task that was best on the validation words.
+    columns
+        The column of the training file that a task's labels stood in.
+    """
+
+    def __init__(
+        self,
+        encoder: SentenceTransformer,
+        reader: Reader,
+        heads: Sequence[Head],
+        schemes: dict[str, str | None],
+        best: dict[str, int],
+        columns: dict[str, str],
+    ) -> None:
+        self.encoder = encoder
+        self.reader = reader
+        self.heads = list(heads)
+        self.schemes = schemes
+        self.best = best
+        self.columns = columns
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks."""
+        return list(self.schemes)
+
+    def predict(self, data: Dataset) -> dict[tuple[str, int], list[list[str]]]:
+        """Tag sentences whose words are known: for each task and seed, the label of each word of each sentence."""
+        found = predict(self.encoder, self.reader, data, self.heads)
+        return {(head.task, head.seed): tags for head, tags in zip(self.heads, found, strict=True)}
+
+    def tag(self, texts: Sequence[str] | Sequence[Sequence[str]]) -> list[Tagged]:
+        """Tag texts.
+
+        Parameters
+        ----------
+        texts
+            Strings, which are cut into words here (runs of letters and digits, and every other sign by itself); or
+            lists of words, which are joined by spaces.
+
+        Returns
+        -------
+        list of Tagged
+            By the heads that were best on the validation words.
+
+        Raises
+        ------
+        UserError
+            A string instead of a list of them, or something else that is no text.
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str | list | tuple) for text in texts):
+            raise UserError("texts must be a list of strings, or of lists of words")
+        rows = [_lay_out(text) for text in texts]
+        columns = ("text", "starts", "ends")
+        data = Dataset.from_dict({name: [row[place] for row in rows] for place, name in enumerate(columns)})
+        heads = [head for head in self.heads if head.seed == self.best[head.task]]
+        known = [number for number, (_, starts, _) in enumerate(rows) if starts]
+        found = predict(self.encoder, self.reader, data.select(known), heads) if known else [[] for _ in heads]
+        place = {number: position for position, number in enumerate(known)}
+        tagged = []
+        for number, (text, starts, ends) in enumerate(rows):
+            places = list(zip(starts, ends, strict=True))
+            tags = {
+                head.task: tags[place[number]] if number in place else []
+                for head, tags in zip(heads, found, strict=True)
+            }
+            spans = {
+                task: [
+                    (text[starts[first] : ends[last - 1]], kind, starts[first], ends[last - 1])
+                    for first, last, kind in find_spans(tags[task])
+                ]
+                for task, scheme in self.schemes.items()
+                if scheme is not None
+            }
+            tagged.append(Tagged(text, [text[start:end] for start, end in places], places, tags, spans))
+        return tagged
+
+
+def split_words(text: str) -> list[tuple[int, int]]:
+    """Cut a text into words: the characters [start, end) of runs of letters and digits, and of every other sign."""
+    return [match.span() for match in WORD.finditer(text)]
+
+
+def _lay_out(text: str | Sequence[str]) -> tuple[str, list[int], list[int]]:
+    if isinstance(text, str):
+        places = split_words(text)
+        return text, [start for start, _ in places], [end for _, end in places]
+    ends = np.cumsum([len(word) + 1 for word in text]) - 1
+    return " ".join(text), [int(end) - len(word) for word, end in zip(text, ends, strict=True)], ends.tolist()
+
+
+def save_tagger(folder: Path, tagger: Tagger, model: dict[str, Any]) -> None:
+    """Write a tagger to a folder.
+
+    Parameters
+    ----------
+    folder
+        Of the run: ``tagger/`` is written into it.
+    tagger
+        What to keep.
+    model
+        Arguments of `turncoder.load_encoder`; ``name`` "." is the run itself.
+    """
+    tasks: dict[str, Any] = {}
+    for head in tagger.heads:
+        task = tasks.setdefault(
+            head.task,
+            {
+                "column": tagger.columns[head.task],
+                "labels": head.labels,
+                "scheme": tagger.schemes[head.task],
+                "best": tagger.best[head.task],
+                "seeds": {},
+            },
+        )
+        task["seeds"][str(head.seed)] = {"alignment": head.reading, "layers": head.layers}
+    spec = {"format": FORMAT, "model": model, "reader": asdict(tagger.reader), "tasks": tasks}
+    weights = {}
+    for head in tagger.heads:
+        weights[f"{head.task}.{head.seed}.weight"] = head.weight_CE.contiguous()
+        weights[f"{head.task}.{head.seed}.bias"] = head.bias_C.contiguous()
+    partial = folder / ".tagger.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(weights, partial / "heads.safetensors")
+    (partial / "tagger.json").write_text(json.dumps(spec, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
+    put_in_place(partial, folder / "tagger")
+
+
+def load_tagger(run: str | Path, *, encoder: SentenceTransformer | None = None, device: str | None = None) -> Tagger:
+    """Open what ``turncoder words`` trained.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    encoder
+        The model, where it is open already.
+    device
+        Such as ``cpu`` or ``cuda:1``; None is sentence-transformers' choice.
+
+    Returns
+    -------
+    Tagger
+        ``.tag(["A sentence.", ...])`` gives words, tags and spans.
+
+    Raises
+    ------
+    UserError
+        No run of ``words`` that is done, or a model that cannot be opened.
+    """
+    folder = Path(run)
+    if (folder / "classifier.pt").exists():
+        raise UserError(
+            f"{folder} holds a pickled classifier.pt, and unpickling runs whatever code is in it; train again with "
+            "turncoder words, which writes safetensors"
+        )
+    if not (folder / "tagger" / "tagger.json").exists():
+        raise UserError(f"{folder} is no finished run of turncoder words: it has no tagger/tagger.json")
+    spec = read_json(folder / "tagger" / "tagger.json")
+    if spec["format"] > FORMAT:
+        raise UserError(f"{folder} was written by a later turncoder; update this one")
+    weights = load_file(folder / "tagger" / "heads.safetensors")
+    if encoder is None:
+        name = spec["model"]["name"]
+        encoder = load_encoder(**{**spec["model"], "name": str(folder) if name == "." else name}, device=device)
+    heads = [
+        Head(
+            name,
+            int(seed),
+            tuple(task["labels"]),
+            kept["alignment"],
+            tuple(kept["layers"]),
+            weights[f"{name}.{seed}.weight"],
+            weights[f"{name}.{seed}.bias"],
+        )
+        for name, task in spec["tasks"].items()
+        for seed, kept in task["seeds"].items()
+    ]
+    width = encoder.transformers_model.config.get_text_config().hidden_size  # type: ignore[union-attr]
+    for head in heads:
+        if head.weight_CE.shape[1] != width * len(head.layers):
+            raise UserError(
+                f"{folder}: its heads read states of width {head.weight_CE.shape[1] // len(head.layers)}, and the "
+                f"model has {width}; restore the model that it was trained on"
+            )
+    tasks = spec["tasks"].items()
+    return Tagger(
+        encoder,
+        Reader(**spec["reader"]),
+        heads,
+        {name: task["scheme"] for name, task in tasks},
+        {name: task["best"] for name, task in tasks},
+        {name: task["column"] for name, task in tasks},
+    )
