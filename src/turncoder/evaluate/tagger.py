@@ -2,8 +2,6 @@
 
 What a run keeps in ``tagger/``: ``tagger.json`` says which model is read at which state, and names the labels;
 ``heads.safetensors`` holds a linear head for each task and seed. Backbone and adapters are those that the run names.
-
-In the names of tensors: M words, K layers that are read together, D width, C classes, E = K x D.
 """
 
 from __future__ import annotations
@@ -17,72 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from turncoder.artifact import put_in_place
-from turncoder.data.alignment import align_words
-from turncoder.data.tokenizer import pad_token_id
 from turncoder.encoder import load_encoder
 from turncoder.errors import UserError
+from turncoder.evaluate.prediction import Head, Reader, predict
 from turncoder.evaluate.words import find_spans
 from turncoder.model.source import read_json
-from turncoder.train.features import read_states
-from turncoder.train.probing import apply_head
 
-__all__ = ["Head", "Reader", "Tagged", "Tagger", "load_tagger", "predict", "save_tagger", "split_words"]
+__all__ = ["Tagged", "Tagger", "load_tagger", "save_tagger", "split_words"]
 
 FORMAT = 1
 WORD = re.compile(r"\w+(?:[-'’.]\w+)*|[^\w\s]")
-SHIFTS = {"same_token": 0, "previous_token": 1}
-
-
-@dataclass(frozen=True)
-class Reader:
-    """How the states of words are read from an encoder.
-
-    Attributes
-    ----------
-    limit
-        Tokens that are read at once.
-    bos
-        The token put in front where the tokenizer puts none; None where nothing is.
-    merge
-        A word is the mean of its tokens; else its first.
-    """
-
-    limit: int
-    bos: int | None
-    merge: bool
-
-
-@dataclass(frozen=True)
-class Head:
-    """A linear head.
-
-    Attributes
-    ----------
-    task, seed
-        What it was trained for, and by which seed.
-    labels
-        What its classes are called.
-    reading
-        same_token or previous_token.
-    layers
-        Whose states it reads, side by side, counted from 0, the embeddings.
-    weight_CE, bias_C
-        float32.
-    """
-
-    task: str
-    seed: int
-    labels: tuple[str, ...]
-    reading: str
-    layers: tuple[int, ...]
-    weight_CE: torch.Tensor
-    bias_C: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -108,60 +55,6 @@ class Tagged:
     places: list[tuple[int, int]]
     tags: dict[str, list[str]]
     spans: dict[str, list[tuple[str, str, int, int]]]
-
-
-def predict(
-    encoder: SentenceTransformer,
-    reader: Reader,
-    data: Dataset,
-    heads: Sequence[Head],
-    *,
-    backbone: Any = None,
-    batch_tokens: int | None = None,
-) -> list[list[list[str]]]:
-    """Tag the words of sentences by every head, in one pass through the backbone.
-
-    Parameters
-    ----------
-    encoder
-        Its tokenizer cuts the text, and its backbone is read.
-    reader
-        How.
-    data
-        Rows with ``text``, and ``starts`` and ``ends`` of their words.
-    heads
-        Any number.
-    backbone
-        Read instead of the encoder's own: the same, with an adapter around it.
-    batch_tokens
-        Tokens of a batch; None finds it.
-
-    Returns
-    -------
-    list of list of list of str
-        For each head, for each sentence, the label of each word.
-    """
-    alignment = align_words(encoder.tokenizer, data, limit=reader.limit, bos=reader.bos)
-    guess_HM = np.zeros((len(heads), len(alignment.word_window)), dtype=np.int32)
-    read = read_states(
-        backbone if backbone is not None else encoder.transformers_model,
-        alignment,
-        layers=sorted({layer for head in heads for layer in head.layers}),
-        readings=sorted({head.reading for head in heads}),
-        merge=reader.merge,
-        pad_token_id=pad_token_id(encoder.tokenizer),
-        batch_tokens=batch_tokens,
-    )
-    for numbers, states in read:
-        for row, head in enumerate(heads):
-            states_MKD = torch.stack([states[head.reading, layer] for layer in head.layers], dim=1)
-            weight_CE, bias_C = (tensor.to(states_MKD.device) for tensor in (head.weight_CE, head.bias_C))
-            guess_HM[row, numbers] = apply_head(states_MKD, weight_CE, bias_C).argmax(dim=1).cpu().numpy()
-    ends = np.cumsum([len(starts) for starts in data["starts"]])[:-1]
-    return [
-        [list(sentence) for sentence in np.split(np.array(head.labels, dtype=object)[guess_M], ends)]
-        for head, guess_M in zip(heads, guess_HM, strict=True)
-    ]
 
 
 class Tagger:

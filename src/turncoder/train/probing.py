@@ -1,267 +1,201 @@
-"""Probes: linear heads on the states of a frozen backbone, every seed and learning rate in one matrix product.
+"""Probes: the states of a frozen backbone, computed once, and heads on them; reading, layer and rate chosen on dev.
 
-States are standardised for training (each dimension by its own mean and deviation over the training words), so that one
-set of learning rates serves every backbone; what comes back is folded into plain linear heads on the states themselves.
-
-In the names of tensors: M words, K layers that are read together, D width, C classes, S seeds, R learning rates,
-B words of a step.
+In the names of tensors: M words, S seeds, R learning rates.
 """
 
+from __future__ import annotations
+
+import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any, cast
 
+import numpy as np
 import torch
-from torch.nn import functional
-from transformers import get_scheduler
+from sentence_transformers import SentenceTransformer
 
-__all__ = ["Recipe", "Words", "apply_head", "fit_heads"]
+from turncoder.data.packing import default_cache
+from turncoder.data.tokenizer import pad_token_id
+from turncoder.data.words import WordSet
+from turncoder.evaluate.prediction import Head, Reader
+from turncoder.progress import open_bar
+from turncoder.train.features import LAST, Features, Reading, compute_features
+from turncoder.train.linear import Heads, Recipe, Words, fit_heads
+from turncoder.train.running import Run
+from turncoder.train.wordtasks import READINGS, Found, Splits, Task, align_split
+from turncoder.wordconfig import WordsConfig
 
-CHUNK = 4096  # words that are read at a time where all are
+__all__ = ["probe"]
+
+logger = logging.getLogger("turncoder")
+
+
+def probe(
+    config: WordsConfig,
+    run: Run,
+    encoder: SentenceTransformer,
+    reader: Reader,
+    layers: list[int],
+    tasks: list[Task],
+    splits: Splits,
+) -> Found:
+    """Compute the states once, and train the heads of every seed, learning rate, reading and layer on them."""
+    readings = READINGS if config.alignment == "auto" else (cast(Reading, config.alignment),)
+    states = {
+        split: _compute(encoder, reader, words, layers, readings)
+        for split, words in (("train", splits.train), ("validation", splits.held_out))
+    }
+    run.settle()
+    groups = [tuple(layers)] if config.layer == "mix" else [(layer,) for layer in layers]
+    device = encoder.device
+    heads: list[Head] = []
+    compared: dict[str, list[Head]] = {}
+    chosen: dict[str, dict[str, Any]] = {}
+    dev: dict[tuple[str, int], dict[str, Any]] = {}
+    for task in tasks:
+        labels = {
+            split: torch.from_numpy(task.number(words))
+            for split, words in (("train", splits.train), ("validation", splits.held_out))
+        }
+        gold = list(splits.held_out.labels(task.column))
+        trials: list[Trial] = []
+        for reading in readings:
+            for group in groups:
+                parts = {
+                    split: Words([kept.states[reading, layer] for layer in group], labels[split])
+                    for split, kept in states.items()
+                }
+                fitted = _fit(config, run, parts, len(task.labels), f"{task.name} {reading} {_tell(group)}", device)
+                trials += _judge(config, task, fitted, parts["validation"], gold, reading, group, device)
+        best = max(trials, key=Trial.value)
+        kept_heads = _take(best, task, config)
+        heads += kept_heads
+        dev |= {(task.name, seed): score for seed, score in zip(config.seeds, best.scores, strict=True)}
+        chosen[task.name] = best.tell()
+        if len(readings) > 1:
+            for reading in readings:
+                rival = max((trial for trial in trials if trial.reading == reading), key=Trial.value)
+                compared.setdefault(f"readings/{reading}", []).extend(_take(rival, task, config))
+        if config.layer == "all":
+            for group in groups:
+                rival = max((trial for trial in trials if trial.layers == group), key=Trial.value)
+                compared.setdefault(f"layers/{_tell(group)}", []).extend(_take(rival, task, config))
+    for kept in states.values():
+        kept.close()
+    return Found(reader, heads, compared, chosen, dev)
 
 
 @dataclass(frozen=True)
-class Words:
-    """States of words and their labels.
+class Trial:
+    """Heads of one reading, layer and learning rate, with their scores on the validation words, seed by seed."""
 
-    Attributes
-    ----------
-    states_KMD
-        One tensor [M, D] a layer, mapped from disk.
-    labels_M
-        int64: classes; below 0, words that are not trained on.
-    """
+    reading: Reading
+    layers: tuple[int, ...]
+    learning_rate: float
+    rate: int
+    metric: str
+    scores: list[dict[str, Any]]
+    fitted: Heads
 
-    states_KMD: Sequence[torch.Tensor]
-    labels_M: torch.Tensor
+    def value(self) -> float:
+        """Give what is chosen by: the mean over seeds."""
+        return float(np.mean([score[self.metric] for score in self.scores]))
 
-    def read(self, rows: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """Read the states of some words, float32 [rows, K, D]."""
-        return torch.stack([states_MD[rows] for states_MD in self.states_KMD], dim=1).to(device, torch.float32)
-
-    def chunks(self, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Give all words, some thousand at a time: states [rows, K, D] and labels [rows]."""
-        for start in range(0, len(self.labels_M), CHUNK):
-            piece = [states_MD[start : start + CHUNK] for states_MD in self.states_KMD]
-            labels = self.labels_M[start : start + CHUNK].to(device)
-            yield torch.stack(piece, dim=1).to(device, torch.float32), labels
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How heads are trained; every field as `turncoder.wordconfig.WordsConfig` has it."""
-
-    seeds: tuple[int, ...]
-    learning_rates: tuple[float, ...]
-    epochs: float
-    batch_words: int
-    dropout: float
-    weight_decay: float
-    schedule: str
-    warmup: float
-    patience: int | None
+    def tell(self) -> dict[str, Any]:
+        """Describe the choice."""
+        told: dict[str, Any] = {"alignment": self.reading, "layer": _tell(self.layers)}
+        told |= {"learning_rate": self.learning_rate, "metric": self.metric}
+        told["epochs"] = self.fitted.epoch_SR[:, self.rate].tolist()
+        if len(self.layers) > 1:
+            told["mix"] = self.fitted.mix_SRK[:, self.rate].mean(0).tolist()
+        return told
 
 
-@dataclass(frozen=True)
-class Heads:
-    """Trained heads.
-
-    Attributes
-    ----------
-    weight_SRCE
-        float32, on the K layers side by side: E is K x D.
-    bias_SRC
-        float32.
-    accuracy_SR
-        Share of the validation words that each got right, at its best epoch.
-    epoch_SR
-        That epoch.
-    mix_SRK
-        How much of each layer is in the average, where several are.
-    """
-
-    weight_SRCE: torch.Tensor
-    bias_SRC: torch.Tensor
-    accuracy_SR: torch.Tensor
-    epoch_SR: torch.Tensor
-    mix_SRK: torch.Tensor
+def _tell(layers: tuple[int, ...]) -> str:
+    return "mix" if len(layers) > 1 else "last" if layers[0] == LAST else str(layers[0])
 
 
-def apply_head(states_MKD: torch.Tensor, weight_CE: torch.Tensor, bias_C: torch.Tensor) -> torch.Tensor:
-    """Give the logits [M, C] of a linear head on K layers side by side, in float32."""
-    return functional.linear(states_MKD.float().flatten(1), weight_CE, bias_C)
+def _take(trial: Trial, task: Task, config: WordsConfig) -> list[Head]:
+    """Take the heads of a trial, one a seed."""
+    fitted = trial.fitted
+    return [
+        Head(
+            task.name, seed, task.labels.names, trial.reading, trial.layers,
+            fitted.weight_SRCE[number, trial.rate], fitted.bias_SRC[number, trial.rate],
+        )
+        for number, seed in enumerate(config.seeds)
+    ]  # fmt: skip
 
 
-def fit_heads(
-    train: Words,
-    held_out: Words,
-    classes: int,
-    recipe: Recipe,
-    *,
+def _compute(
+    encoder: SentenceTransformer, reader: Reader, words: WordSet, layers: list[int], readings: tuple[Reading, ...]
+) -> Features:
+    alignment = align_split(reader, encoder, words)
+    return compute_features(
+        encoder.transformers_model,
+        alignment,
+        layers=layers,
+        readings=readings,
+        merge=reader.merge,
+        folder=default_cache() / "features",
+        fingerprint="",
+        pad_token_id=pad_token_id(encoder.tokenizer),
+    )
+
+
+def _fit(
+    config: WordsConfig, run: Run, parts: dict[str, Words], classes: int, name: str, device: torch.device
+) -> Heads:
+    """Train the heads of one reading and layer."""
+    rows = int((parts["train"].labels_M >= 0).sum())
+    planned = math.ceil(rows / config.probe_batch_words * config.num_train_epochs)
+    planned = config.max_steps if config.max_steps > 0 else planned
+    recipe = Recipe(
+        seeds=config.seeds,
+        learning_rates=config.learning_rate,
+        steps=min(planned, config.stop_after_n_steps or planned),
+        batch_words=config.probe_batch_words,
+        dropout=config.classifier_dropout,
+        weight_decay=config.weight_decay,
+        schedule=config.lr_scheduler_type,
+        warmup=config.warmup_steps,
+        patience=config.early_stopping_patience,
+    )
+    with open_bar() as bar:
+        line = bar.add_task(name, total=None, speed="")
+
+        def report(epoch: int, epochs: int, accuracy: float) -> None:
+            bar.update(line, completed=epoch, total=epochs, speed=f"best {accuracy:.4f}")
+            run.log({"step": epoch, "probe": name, "epoch": epoch, "eval_best_accuracy": round(accuracy, 6)})
+
+        fitted = fit_heads(parts["train"], parts["validation"], classes, recipe, device=device, report=report)
+    logger.info("%s: best of %d heads %.4f on the validation words", name, fitted.accuracy_SR.numel(),
+                float(fitted.accuracy_SR.max()))  # fmt: skip
+    return fitted
+
+
+def _judge(
+    config: WordsConfig,
+    task: Task,
+    fitted: Heads,
+    words: Words,
+    gold: list[list[str]],
+    reading: Reading,
+    layers: tuple[int, ...],
     device: torch.device,
-    report: Callable[[int, int, float], None] = lambda epoch, epochs, accuracy: None,
-) -> Heads:
-    """Train heads of every seed and learning rate at once, and keep each at the epoch that was best held out.
-
-    A seed decides the first weights, the order of the words and the dropout; learning rates of a seed share them.
-
-    Parameters
-    ----------
-    train, held_out
-        To learn from, and to choose the epoch on.
-    classes
-        How many there are, C.
-    recipe
-        See `Recipe`.
-    device
-        Where the matrix products are done.
-    report
-        Told the epoch, how many there are, and the best accuracy so far.
-
-    Returns
-    -------
-    Heads
-        On the states as they are.
-    """
-    rows_N = (train.labels_M >= 0).nonzero().squeeze(1)
-    mean_KD, scale_KD = _measure(train, device)
-    layers, width = mean_KD.shape
-    seeds, rates = len(recipe.seeds), len(recipe.learning_rates)
-    draws = [torch.Generator().manual_seed(seed) for seed in recipe.seeds]
-    bound = 1 / math.sqrt(width)
-    first_SDC = torch.stack([torch.empty(width, classes).uniform_(-bound, bound, generator=draw) for draw in draws])
-    weights = [first_SDC.clone().to(device).requires_grad_() for _ in range(rates)]
-    biases = [torch.zeros(seeds, 1, classes, device=device, requires_grad=True) for _ in range(rates)]
-    mixes = [torch.zeros(seeds, layers, device=device, requires_grad=layers > 1) for _ in range(rates)]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [weight, bias, *([mix] if layers > 1 else [])], "lr": rate}
-            for weight, bias, mix, rate in zip(weights, biases, mixes, recipe.learning_rates, strict=True)
-        ],
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-    per_epoch = max(1, -(-len(rows_N) // recipe.batch_words))
-    steps = max(1, math.ceil(per_epoch * recipe.epochs))
-    warmup = int(recipe.warmup if recipe.warmup >= 1 else recipe.warmup * steps)
-    scheduler = get_scheduler(recipe.schedule, optimizer, warmup, steps)
-    best = _Best(seeds, rates)
-    for step in range(steps):
-        place = step % per_epoch
-        if place == 0:
-            order_SN = torch.stack([rows_N[torch.randperm(len(rows_N), generator=draw)] for draw in draws])
-        rows_SB = order_SN[:, place * recipe.batch_words : (place + 1) * recipe.batch_words]
-        states_SBKD = train.read(rows_SB.flatten(), device).unflatten(0, rows_SB.shape).sub_(mean_KD).div_(scale_KD)
-        if recipe.dropout:
-            kept = torch.stack([torch.rand(states_SBKD.shape[1:], generator=draw) for draw in draws]) >= recipe.dropout
-            states_SBKD = states_SBKD * (kept.to(device) / (1 - recipe.dropout))
-        labels_SB = train.labels_M[rows_SB].to(device)
-        loss = states_SBKD.new_zeros(())
-        for logits_SBC in _run(states_SBKD, weights, biases, mixes):
-            # The sum over heads is one loss: no head has a part in another's gradient
-            loss = loss + functional.cross_entropy(logits_SBC.flatten(0, 1), labels_SB.flatten(), reduction="sum")
-        (loss / rows_SB.shape[1]).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        scheduler.step()
-        if place == per_epoch - 1 or step == steps - 1:
-            epoch = -(-(step + 1) // per_epoch)
-            heads = _fold(weights, biases, mixes, mean_KD, scale_KD)
-            waited = best.update(epoch, _score(heads, held_out, device), heads)
-            report(epoch, math.ceil(recipe.epochs), float(best.accuracy_SR.max()))
-            if recipe.patience is not None and waited >= recipe.patience:
-                break
-    assert best.heads is not None
-    return best.heads
+) -> list[Trial]:
+    """Score the heads on the validation words, learning rate by learning rate."""
+    seeds, rates = fitted.accuracy_SR.shape
+    guess_SRM = np.concatenate([guess.cpu().numpy() for guess in fitted.guess(words, device)], axis=2)
+    ends = np.cumsum([len(tags) for tags in gold])[:-1]
+    names = np.array(task.labels.names, dtype=object)
+    trials = []
+    for rate in range(rates):
+        scores = []
+        for seed in range(seeds):
+            predicted = [list(tags) for tags in np.split(names[guess_SRM[seed, rate]], ends)]
+            scores.append(task.score(gold, predicted))
+        trials.append(Trial(reading, layers, config.learning_rate[rate], rate, task.metric, scores, fitted))
+    return trials
 
 
-class _Best:
-    """The best epoch of each head so far."""
-
-    def __init__(self, seeds: int, rates: int) -> None:
-        self.accuracy_SR = torch.full((seeds, rates), -1.0)
-        self.heads: Heads | None = None
-        self.waited = 0
-
-    def update(self, epoch: int, accuracy_SR: torch.Tensor, heads: Heads) -> int:
-        """Keep what is better now; give how many epochs nothing was."""
-        better_SR = accuracy_SR > self.accuracy_SR
-        self.waited = 0 if bool(better_SR.any()) else self.waited + 1
-        self.accuracy_SR = torch.where(better_SR, accuracy_SR, self.accuracy_SR)
-        now = replace(heads, accuracy_SR=accuracy_SR, epoch_SR=torch.full_like(heads.epoch_SR, epoch))
-        if self.heads is None:
-            self.heads = now
-            return 0
-        for name, kept in vars(self.heads).items():
-            kept[better_SR] = getattr(now, name)[better_SR]
-        return self.waited
-
-
-def _measure(words: Words, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Measure mean and deviation [K, D] of each dimension over the words that are trained on."""
-    count, mean_KD, square_KD = 0, torch.zeros((), device=device), torch.zeros((), device=device)
-    for states_MKD, labels_M in words.chunks(device):
-        states_MKD = states_MKD[labels_M >= 0].double()
-        count += len(states_MKD)
-        mean_KD = mean_KD + states_MKD.sum(0)
-        square_KD = square_KD + states_MKD.square().sum(0)
-    mean_KD = mean_KD / count
-    variance_KD = (square_KD / count - mean_KD.square()).clamp(min=0)
-    scale_KD = variance_KD.sqrt()
-    return mean_KD.float(), torch.where(scale_KD > 1e-6, scale_KD, torch.ones_like(scale_KD)).float()
-
-
-def _run(
-    states_SBKD: torch.Tensor,
-    weights: Sequence[torch.Tensor],
-    biases: Sequence[torch.Tensor],
-    mixes: Sequence[torch.Tensor],
-) -> list[torch.Tensor]:
-    """Give the logits [S, B, C] of each learning rate."""
-    if states_SBKD.shape[2] == 1:
-        weight_SDE = torch.cat(list(weights), dim=2)
-        logits_SBE = torch.baddbmm(torch.cat(list(biases), dim=2), states_SBKD.squeeze(2), weight_SDE)
-        return list(logits_SBE.split(weights[0].shape[2], dim=2))
-    found = []
-    for weight_SDC, bias_S1C, mix_SK in zip(weights, biases, mixes, strict=True):
-        states_SBD = torch.einsum("sk,sbkd->sbd", mix_SK.softmax(dim=1), states_SBKD)
-        found.append(torch.baddbmm(bias_S1C, states_SBD, weight_SDC))
-    return found
-
-
-@torch.no_grad()
-def _fold(
-    weights: Sequence[torch.Tensor],
-    biases: Sequence[torch.Tensor],
-    mixes: Sequence[torch.Tensor],
-    mean_KD: torch.Tensor,
-    scale_KD: torch.Tensor,
-) -> Heads:
-    """Turn heads on standardised, averaged states into heads on the states as they are, side by side."""
-    weight_SRDC = torch.stack(list(weights), dim=1)
-    mix_SRK = torch.stack(list(mixes), dim=1).softmax(dim=2)
-    weight_SRKDC = mix_SRK[..., None, None] * weight_SRDC[:, :, None] / scale_KD[..., None]
-    bias_SRC = torch.stack([bias.squeeze(1) for bias in biases], dim=1)
-    bias_SRC = bias_SRC - torch.einsum("kd,srkdc->src", mean_KD.double(), weight_SRKDC.double()).float()
-    nothing_SR = torch.zeros(mix_SRK.shape[:2])
-    return Heads(
-        weight_SRKDC.flatten(2, 3).transpose(2, 3).contiguous().cpu(),
-        bias_SRC.cpu(),
-        nothing_SR.clone(),
-        nothing_SR.clone(),
-        mix_SRK.cpu(),
-    )
-
-
-@torch.no_grad()
-def _score(heads: Heads, words: Words, device: torch.device) -> torch.Tensor:
-    """Give the share [S, R] of words that each head gets right; labels of no class are wrong, negative ones passed."""
-    weight_SRCE, bias_SRC = heads.weight_SRCE.to(device), heads.bias_SRC.to(device)
-    right_SR, count = torch.zeros(weight_SRCE.shape[:2], device=device), 0
-    for states_MKD, labels_M in words.chunks(device):
-        scored = labels_M != IGNORED
-        logits = functional.linear(states_MKD[scored].flatten(1), weight_SRCE.flatten(0, 2), bias_SRC.flatten())
-        guess_MSR = logits.unflatten(1, bias_SRC.shape).argmax(dim=-1)
-        right_SR += (guess_MSR == labels_M[scored, None, None]).sum(0)
-        count += int(scored.sum())
-    return (right_SR / max(count, 1)).cpu()

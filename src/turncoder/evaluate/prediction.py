@@ -1,0 +1,127 @@
+"""Labels of words from the states of a backbone: any number of linear heads in one pass.
+
+In the names of tensors: M words, K layers that are read together, D width, C classes, E = K x D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedTokenizerBase
+
+from turncoder.data.alignment import Alignment, align_words
+from turncoder.data.tokenizer import pad_token_id
+from turncoder.train.features import Reading, read_states
+from turncoder.train.linear import apply_head
+
+__all__ = ["Head", "Reader", "predict"]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How the states of words are read from an encoder.
+
+    Attributes
+    ----------
+    limit
+        Tokens that are read at once.
+    bos
+        The token put in front where the tokenizer puts none; None where nothing is.
+    merge
+        A word is the mean of its tokens; else its first.
+    """
+
+    limit: int
+    bos: int | None
+    merge: bool
+
+    def align(self, tokenizer: PreTrainedTokenizerBase, data: Dataset) -> Alignment:
+        """Find the tokens of every word of some sentences."""
+        return align_words(tokenizer, data, limit=self.limit, bos=self.bos)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear head.
+
+    Attributes
+    ----------
+    task, seed
+        What it was trained for, and by which seed.
+    labels
+        What its classes are called.
+    reading
+        same_token or previous_token.
+    layers
+        Whose states it reads, side by side: 0 is the embeddings, -1 the last.
+    weight_CE, bias_C
+        float32.
+    """
+
+    task: str
+    seed: int
+    labels: tuple[str, ...]
+    reading: Reading
+    layers: tuple[int, ...]
+    weight_CE: torch.Tensor
+    bias_C: torch.Tensor
+
+
+def predict(
+    encoder: SentenceTransformer,
+    reader: Reader,
+    data: Dataset,
+    heads: Sequence[Head],
+    *,
+    backbone: Any = None,
+    batch_tokens: int | None = None,
+) -> list[list[list[str]]]:
+    """Tag the words of sentences by every head, in one pass through the backbone.
+
+    Parameters
+    ----------
+    encoder
+        Its tokenizer cuts the text, and its backbone is read.
+    reader
+        How.
+    data
+        Rows with ``text``, and ``starts`` and ``ends`` of their words.
+    heads
+        Any number.
+    backbone
+        Read instead of the encoder's own: the same, with an adapter around it.
+    batch_tokens
+        Tokens of a batch; None finds it.
+
+    Returns
+    -------
+    list of list of list of str
+        For each head, for each sentence, the label of each word.
+    """
+    alignment = reader.align(encoder.tokenizer, data)
+    read = read_states(
+        backbone if backbone is not None else encoder.transformers_model,
+        alignment,
+        layers=sorted({layer for head in heads for layer in head.layers}),
+        readings=sorted({head.reading for head in heads}),
+        merge=reader.merge,
+        batch_tokens=batch_tokens,
+        pad_token_id=pad_token_id(encoder.tokenizer),
+    )
+    guesses: list[list[np.ndarray]] = [[] for _ in heads]
+    for states in read:
+        for guess, head in zip(guesses, heads, strict=True):
+            states_MKD = torch.stack([states[head.reading, layer] for layer in head.layers], dim=1)
+            guess.append(apply_head(states_MKD, head.weight_CE, head.bias_C).argmax(dim=1).numpy())
+    guess_HM = [np.concatenate(guess) for guess in guesses]
+    ends = np.cumsum([len(starts) for starts in data["starts"]])[:-1]
+    return [
+        [list(sentence) for sentence in np.split(np.array(head.labels, dtype=object)[guess_M], ends)]
+        for head, guess_M in zip(heads, guess_HM, strict=True)
+    ]

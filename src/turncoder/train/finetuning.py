@@ -1,0 +1,185 @@
+"""Word-level training that moves the backbone: transformers' Trainer on `WordModel`."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from accelerate import PartialState
+from peft import PeftModel
+from sentence_transformers import SentenceTransformer
+from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
+
+from turncoder.data.alignment import Alignment
+from turncoder.data.tokenizer import pad_token_id
+from turncoder.evaluate.prediction import Head, Reader, predict
+from turncoder.model.adapters import choose_targets, count_parameters
+from turncoder.train.features import LAST, Reading
+from turncoder.train.recording import RunCallback
+from turncoder.train.running import Run, training_arguments
+from turncoder.train.stage import choose_trainables, count_steps, fit, save_result
+from turncoder.train.tagging import TaggedWindows, TaggingTrainer, WordModel, collate_windows
+from turncoder.train.trainer import StopAfter
+from turncoder.train.wordtasks import READINGS, Found, Splits, Task, align_split
+from turncoder.wordconfig import WordsConfig
+
+__all__ = ["fine_tune", "refuse_early"]
+
+logger = logging.getLogger("turncoder")
+
+
+def refuse_early(config: WordsConfig, run: Run, backbone: PreTrainedModel) -> None:
+    """Find wrong input before anything is computed: arguments, targets; raises UserError."""
+    training_arguments(config, run, steps=1, steps_per_epoch=1, **_settings(config))
+    choose_targets(backbone, config.lora_target_modules)
+
+
+def fine_tune(
+    config: WordsConfig,
+    run: Run,
+    encoder: SentenceTransformer,
+    reader: Reader,
+    layer: int,
+    tasks: list[Task],
+    splits: Splits,
+) -> Found:
+    """Train the backbone, or an adapter on it, with a head for each task."""
+    backbone = encoder.transformers_model
+    assert isinstance(backbone, PreTrainedModel)
+    backbone.config.use_cache = False
+    alignment = align_split(reader, encoder, splits.train)
+    reading = cast(Reading, config.alignment)
+    set_seed(config.seeds[0])  # again: the adapter must not depend on what was drawn, or cached, before
+    trained = choose_trainables(config, backbone)
+    model = WordModel(
+        trained,
+        {task.name: len(task.labels) for task in tasks},
+        backbone.config.get_text_config().hidden_size,
+        layer=None if layer == LAST else layer,
+        dropout=config.classifier_dropout,
+    )
+    trainable, total = count_parameters(model)
+    run.update(parameters={"trainable": trainable, "total": total})
+    logger.info("trainable parameters: %s of %s (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
+
+    def take_heads() -> list[Head]:
+        return [
+            Head(
+                task.name, config.seeds[0], task.labels.names, reading, (layer,),
+                linear.weight.detach().float().clone(), linear.bias.detach().float().clone(),
+            )
+            for task, linear in zip(tasks, model.heads, strict=True)
+        ]  # fmt: skip
+
+    gold = {task.name: list(splits.held_out.labels(task.column)) for task in tasks}
+
+    def score_held_out() -> dict[str, dict[str, Any]]:
+        with trainer.accelerator.autocast():
+            guesses = predict(encoder, reader, splits.held_out.data, take_heads(), backbone=model.backbone)
+        return {task.name: task.score(gold[task.name], guess) for task, guess in zip(tasks, guesses, strict=True)}
+
+    def judge() -> dict[str, float]:
+        scores = score_held_out()
+        told = {
+            f"{task.name}_{name}": scores[task.name][name] for task in tasks for name in {"token_accuracy", task.metric}
+        }
+        return {**told, "score": float(np.mean([scores[task.name][task.metric] for task in tasks]))}
+
+    trainer = _build_trainer(config, run, model, encoder, alignment, tasks, splits, judge)
+    fit(trainer, run)
+    model.eval()
+    dev = {(name, config.seeds[0]): scores for name, scores in score_held_out().items()}
+    chosen = {
+        task.name: {
+            "alignment": config.alignment,
+            "layer": "last" if layer == LAST else str(layer),
+            "learning_rate": config.learning_rate[0],
+            "metric": task.metric,
+            "steps": trainer.state.global_step,
+        }
+        for task in tasks
+    }
+    found = Found(reader, take_heads(), {}, chosen, dev)
+    text = splits.train.data[0]["text"]
+    save_result(
+        config,
+        run,
+        trained,
+        save_adapter=lambda folder: _save_adapter(trained, folder),
+        probe=encoder.tokenizer(text, return_tensors="pt", truncation=True, max_length=64)["input_ids"],
+        tokenizer=encoder.tokenizer,
+        tokenizer_files=None,
+        max_seq_length=reader.limit,
+        record={
+            "stage": config.STAGE,
+            "bidirectional": run.record["attention"]["verdict"] == "bidirectional",
+            "parents": run.record["parents"],
+        },
+    )
+    return found
+
+
+def _save_adapter(trained: PreTrainedModel | PeftModel, folder: Path) -> None:
+    assert isinstance(trained, PeftModel)
+    trained.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+def _settings(config: WordsConfig) -> dict[str, Any]:
+    """Return what a run of one seed and learning rate sets among the Trainer's arguments."""
+    settings: dict[str, Any] = {"learning_rate": config.learning_rate[0], "seed": config.seeds[0]}
+    if config.early_stopping_patience is not None or config.save_strategy == "best":
+        settings |= {"metric_for_best_model": "eval_score", "greater_is_better": True}
+    return {**settings, "ddp_find_unused_parameters": False}
+
+
+def _build_trainer(
+    config: WordsConfig,
+    run: Run,
+    model: WordModel,
+    encoder: SentenceTransformer,
+    alignment: Alignment,
+    tasks: list[Task],
+    splits: Splits,
+    judge: Callable[[], dict[str, float]],
+) -> TaggingTrainer:
+    """Lay out the steps and build the trainer."""
+    processes = PartialState().num_processes
+    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+    data: dict[str, Any] = {
+        "alignment": alignment,
+        "labels_MT": np.stack([task.number(splits.train) for task in tasks], axis=1),
+        "shift": READINGS.index(str(config.alignment)),
+        "merge": config.merge_subwords,
+        "seed": config.seeds[0],
+        "batch_size": per_step,
+    }
+    rows = len(TaggedWindows(**data, epochs=1))
+    steps, scheduled = count_steps(config, rows, processes)
+    record = RunCallback(
+        run, samples_per_epoch=rows, samples_per_step=per_step, save_total_limit=config.save_total_limit
+    )
+    callbacks: list[Any] = [record]
+    if scheduled > steps:
+        callbacks.append(StopAfter(steps))
+    if config.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
+    trainer = TaggingTrainer(
+        judge=judge,
+        model=model,
+        args=training_arguments(
+            config, run, steps=scheduled, steps_per_epoch=math.ceil(rows / per_step), **_settings(config)
+        ),
+        data_collator=partial(collate_windows, pad_token_id=pad_token_id(encoder.tokenizer)),
+        train_dataset=TaggedWindows(**data, epochs=math.ceil(scheduled * per_step / rows)),
+        callbacks=callbacks,
+    )
+    trainer.record, trainer.steps = record, steps
+    record.tokens_seen = trainer.tokens_seen
+    return trainer
+
+

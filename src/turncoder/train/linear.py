@@ -1,0 +1,271 @@
+"""Probes: linear heads on the states of a frozen backbone, every seed and learning rate in one matrix product.
+
+States are standardised for training (each dimension by its own mean and deviation over the training words), so that one
+set of learning rates serves every backbone; what comes back is folded into plain linear heads on the states themselves.
+
+In the names of tensors: M words, K layers that are read together, D width, C classes, S seeds, R learning rates,
+B words of a step.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn import functional
+from transformers import get_scheduler
+
+from turncoder.data.labels import IGNORED
+
+__all__ = ["Heads", "Recipe", "Words", "apply_head", "fit_heads"]
+
+CHUNK = 4096  # words that are read at a time where all are
+
+
+@dataclass(frozen=True)
+class Words:
+    """States of words and their labels.
+
+    Attributes
+    ----------
+    states_KMD
+        One tensor [M, D] a layer, mapped from disk.
+    labels_M
+        int64: classes; UNSEEN and IGNORED (`turncoder.data.labels`), both below 0, are not trained on.
+    """
+
+    states_KMD: Sequence[torch.Tensor]
+    labels_M: torch.Tensor
+
+    def read(self, rows: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Read the states of some words, float32 [rows, K, D]."""
+        return torch.stack([states_MD[rows] for states_MD in self.states_KMD], dim=1).to(device, torch.float32)
+
+    def chunks(self, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Give all words, some thousand at a time: states [rows, K, D] and labels [rows]."""
+        for start in range(0, len(self.labels_M), CHUNK):
+            piece = [states_MD[start : start + CHUNK] for states_MD in self.states_KMD]
+            labels = self.labels_M[start : start + CHUNK].to(device)
+            yield torch.stack(piece, dim=1).to(device, torch.float32), labels
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How heads are trained; every field as `turncoder.wordconfig.WordsConfig` has it."""
+
+    seeds: tuple[int, ...]
+    learning_rates: tuple[float, ...]
+    steps: int
+    batch_words: int
+    dropout: float
+    weight_decay: float
+    schedule: str
+    warmup: float
+    patience: int | None
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Trained heads.
+
+    Attributes
+    ----------
+    weight_SRCE
+        float32, on the K layers side by side: E is K x D.
+    bias_SRC
+        float32.
+    accuracy_SR
+        Share of the validation words that each got right, at its best epoch.
+    epoch_SR
+        That epoch.
+    mix_SRK
+        How much of each layer is in the average, where several are.
+    """
+
+    weight_SRCE: torch.Tensor
+    bias_SRC: torch.Tensor
+    accuracy_SR: torch.Tensor
+    epoch_SR: torch.Tensor
+    mix_SRK: torch.Tensor
+
+    @torch.no_grad()
+    def guess(self, words: Words, device: torch.device) -> Iterator[torch.Tensor]:
+        """Give the class [S, R, rows] that each head finds for each word, some thousand words at a time."""
+        weight_NE = self.weight_SRCE.flatten(0, 2).to(device)
+        bias_SRC = self.bias_SRC.to(device)
+        for states_MKD, _ in words.chunks(device):
+            logits_MN = functional.linear(states_MKD.flatten(1), weight_NE, bias_SRC.flatten())
+            yield logits_MN.unflatten(1, bias_SRC.shape).argmax(dim=-1).permute(1, 2, 0)
+
+
+def apply_head(states_MKD: torch.Tensor, weight_CE: torch.Tensor, bias_C: torch.Tensor) -> torch.Tensor:
+    """Give the logits [M, C] of a linear head on K layers side by side, in float32."""
+    return functional.linear(states_MKD.float().flatten(1), weight_CE, bias_C)
+
+
+def fit_heads(
+    train: Words,
+    held_out: Words,
+    classes: int,
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    report: Callable[[int, int, float], None] = lambda epoch, epochs, accuracy: None,
+) -> Heads:
+    """Train heads of every seed and learning rate at once, and keep each at the epoch that was best held out.
+
+    A seed decides the first weights, the order of the words and the dropout; learning rates of a seed share them.
+
+    Parameters
+    ----------
+    train, held_out
+        To learn from, and to choose the epoch on.
+    classes
+        How many there are, C.
+    recipe
+        See `Recipe`.
+    device
+        Where the matrix products are done.
+    report
+        Told the epoch, how many there are, and the best accuracy so far.
+
+    Returns
+    -------
+    Heads
+        On the states as they are.
+    """
+    rows_N = (train.labels_M >= 0).nonzero().squeeze(1)
+    mean_KD, scale_KD = _measure(train, device)
+    layers, width = mean_KD.shape
+    seeds, rates = len(recipe.seeds), len(recipe.learning_rates)
+    draws = [torch.Generator().manual_seed(seed) for seed in recipe.seeds]
+    bound = 1 / math.sqrt(width)
+    first_SDC = torch.stack([torch.empty(width, classes).uniform_(-bound, bound, generator=draw) for draw in draws])
+    weights = [first_SDC.clone().to(device).requires_grad_() for _ in range(rates)]
+    biases = [torch.zeros(seeds, 1, classes, device=device, requires_grad=True) for _ in range(rates)]
+    mixes = [torch.zeros(seeds, layers, device=device, requires_grad=layers > 1) for _ in range(rates)]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [weight, bias, *([mix] if layers > 1 else [])], "lr": rate}
+            for weight, bias, mix, rate in zip(weights, biases, mixes, recipe.learning_rates, strict=True)
+        ],
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+    per_epoch, steps = -(-len(rows_N) // recipe.batch_words), recipe.steps
+    warmup = int(recipe.warmup if recipe.warmup >= 1 else recipe.warmup * steps)
+    scheduler = get_scheduler(recipe.schedule, optimizer, warmup, steps)
+    best = _Best(seeds, rates)
+    for step in range(steps):
+        place = step % per_epoch
+        if place == 0:
+            order_SN = torch.stack([rows_N[torch.randperm(len(rows_N), generator=draw)] for draw in draws])
+        rows_SB = order_SN[:, place * recipe.batch_words : (place + 1) * recipe.batch_words]
+        states_SBKD = train.read(rows_SB.flatten(), device).unflatten(0, rows_SB.shape).sub_(mean_KD).div_(scale_KD)
+        if recipe.dropout:
+            kept = torch.stack([torch.rand(states_SBKD.shape[1:], generator=draw) for draw in draws]) >= recipe.dropout
+            states_SBKD = states_SBKD * (kept.to(device) / (1 - recipe.dropout))
+        labels_SB = train.labels_M[rows_SB].to(device)
+        loss = states_SBKD.new_zeros(())
+        for logits_SBC in _run(states_SBKD, weights, biases, mixes):
+            # The sum over heads is one loss: no head has a part in another's gradient
+            loss = loss + functional.cross_entropy(logits_SBC.flatten(0, 1), labels_SB.flatten(), reduction="sum")
+        (loss / rows_SB.shape[1]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        if place == per_epoch - 1 or step == steps - 1:
+            epoch = -(-(step + 1) // per_epoch)
+            heads = _fold(weights, biases, mixes, mean_KD, scale_KD)
+            waited = best.update(epoch, _score(heads, held_out, device), heads)
+            report(epoch, -(-steps // per_epoch), float(best.accuracy_SR.max()))
+            if recipe.patience is not None and waited >= recipe.patience:
+                break
+    assert best.heads is not None
+    return best.heads
+
+
+class _Best:
+    """The best epoch of each head so far."""
+
+    def __init__(self, seeds: int, rates: int) -> None:
+        self.accuracy_SR = torch.full((seeds, rates), -1.0)
+        self.heads: Heads | None = None
+        self.waited = 0
+
+    def update(self, epoch: int, accuracy_SR: torch.Tensor, heads: Heads) -> int:
+        """Keep what is better now; give how many epochs nothing was."""
+        better_SR = accuracy_SR > self.accuracy_SR
+        self.waited = 0 if bool(better_SR.any()) else self.waited + 1
+        self.accuracy_SR = torch.where(better_SR, accuracy_SR, self.accuracy_SR)
+        now = replace(heads, accuracy_SR=accuracy_SR, epoch_SR=torch.full_like(heads.epoch_SR, epoch))
+        if self.heads is None:
+            self.heads = now
+            return 0
+        for name, kept in vars(self.heads).items():
+            kept[better_SR] = getattr(now, name)[better_SR]
+        return self.waited
+
+
+def _measure(words: Words, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Measure mean and deviation [K, D] of each dimension over the words that are trained on."""
+    count, mean_KD, square_KD = 0, torch.zeros((), device=device), torch.zeros((), device=device)
+    for states_MKD, labels_M in words.chunks(device):
+        states_MKD = states_MKD[labels_M >= 0].double()
+        count += len(states_MKD)
+        mean_KD = mean_KD + states_MKD.sum(0)
+        square_KD = square_KD + states_MKD.square().sum(0)
+    mean_KD = mean_KD / count
+    variance_KD = (square_KD / count - mean_KD.square()).clamp(min=0)
+    scale_KD = variance_KD.sqrt()
+    return mean_KD.float(), torch.where(scale_KD > 1e-6, scale_KD, torch.ones_like(scale_KD)).float()
+
+
+def _run(
+    states_SBKD: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor],
+    mixes: Sequence[torch.Tensor],
+) -> list[torch.Tensor]:
+    """Give the logits [S, B, C] of each learning rate."""
+    if states_SBKD.shape[2] == 1:
+        weight_SDE = torch.cat(list(weights), dim=2)
+        logits_SBE = torch.baddbmm(torch.cat(list(biases), dim=2), states_SBKD.squeeze(2), weight_SDE)
+        return list(logits_SBE.split(weights[0].shape[2], dim=2))
+    found = []
+    for weight_SDC, bias_S1C, mix_SK in zip(weights, biases, mixes, strict=True):
+        states_SBD = torch.einsum("sk,sbkd->sbd", mix_SK.softmax(dim=1), states_SBKD)
+        found.append(torch.baddbmm(bias_S1C, states_SBD, weight_SDC))
+    return found
+
+
+@torch.no_grad()
+def _fold(
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor],
+    mixes: Sequence[torch.Tensor],
+    mean_KD: torch.Tensor,
+    scale_KD: torch.Tensor,
+) -> Heads:
+    """Turn heads on standardised, averaged states into heads on the states as they are, side by side."""
+    weight_SRDC = torch.stack(list(weights), dim=1)
+    mix_SRK = torch.stack(list(mixes), dim=1).softmax(dim=2)
+    weight_SRKDC = mix_SRK[..., None, None] * weight_SRDC[:, :, None] / scale_KD[..., None]
+    bias_SRC = torch.stack([bias.squeeze(1) for bias in biases], dim=1)
+    bias_SRC = bias_SRC - torch.einsum("kd,srkdc->src", mean_KD.double(), weight_SRKDC.double()).float()
+    nothing_SR = torch.zeros(mix_SRK.shape[:2])
+    return Heads(
+        weight_SRKDC.flatten(2, 3).transpose(2, 3).contiguous().cpu(),
+        bias_SRC.cpu(),
+        nothing_SR.clone(),
+        nothing_SR.clone(),
+        mix_SRK.cpu(),
+    )
+
+
+def _score(heads: Heads, words: Words, device: torch.device) -> torch.Tensor:
+    """Give the share [S, R] of words that each head gets right; labels of no class are wrong, words without passed."""
+    guess_SRM = torch.cat(list(heads.guess(words, device)), dim=2).cpu()
+    scored_M = words.labels_M != IGNORED
+    right_SRM = guess_SRM[:, :, scored_M] == words.labels_M[scored_M]
+    return right_SRM.float().mean(dim=2)

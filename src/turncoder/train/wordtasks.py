@@ -1,0 +1,202 @@
+"""What a word-level run works on: splits, columns of labels, the backbone, and what training gives.
+
+In the names of tensors: M words.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedModel
+
+from turncoder.data.alignment import Alignment, align_words
+from turncoder.data.batching import permute
+from turncoder.data.labels import LabelSet
+from turncoder.data.store import is_held_out
+from turncoder.data.words import WordSet, find_column, open_words
+from turncoder.encoder import load_encoder
+from turncoder.errors import UserError
+from turncoder.evaluate.tagger import Head, Reader
+from turncoder.evaluate.words import score, tally
+from turncoder.train.features import LAST
+from turncoder.wordconfig import WordsConfig
+
+__all__ = ["Found", "READINGS", "Splits", "Task", "align_split", "choose_layers", "open_backbone", "open_splits", "open_tasks", "tell_model"]
+
+logger = logging.getLogger("turncoder")
+
+READINGS = ("same_token", "previous_token")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A column of labels, and what is learnt of it."""
+
+    name: str
+    column: str
+    labels: LabelSet
+
+    @property
+    def metric(self) -> str:
+        """What is chosen by."""
+        return "span_f1" if self.labels.scheme is not None else "token_accuracy"
+
+    def score(self, gold: Iterable[list[str]], predicted: Iterable[list[str]]) -> dict[str, Any]:
+        """Score sentences of labels."""
+        return score(tally(gold, predicted, spans=self.labels.scheme is not None, known=self.labels.names))
+
+    def number(self, words: WordSet) -> np.ndarray:
+        """Number the labels of all words, int64 [M]."""
+        return np.concatenate([self.labels.number(tags) for tags in words.labels(self.column)])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What is trained on, chosen on, and scored (None: what was chosen on)."""
+
+    train: WordSet
+    held_out: WordSet
+    test: WordSet | None
+
+    def fingerprint(self) -> str:
+        """Identify what is trained and chosen on."""
+        return f"{self.train.fingerprint} {self.held_out.fingerprint} {len(self.train)} {len(self.held_out)}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What training gave: heads to keep, others to compare them with, and what was chosen for each task.
+
+    ``compared`` names other heads by what they differ in: ``readings/previous_token``, ``layers/3``.
+    """
+
+    reader: Reader
+    heads: list[Head]
+    compared: dict[str, list[Head]]
+    chosen: dict[str, dict[str, Any]]
+    dev: dict[tuple[str, int], dict[str, Any]]
+
+
+def open_splits(config: WordsConfig) -> Splits:
+    """Open what is trained on, chosen on and scored; raises UserError."""
+    hub = {
+        "dataset_name": config.dataset_name,
+        "dataset_config_name": config.dataset_config_name,
+        "cache_dir": config.cache_dir,
+    }
+    if config.dataset_name:
+        train, held_out, test = (
+            open_words(**hub, split=split, key="dataset_name") for split in ("train", "validation", "test")
+        )
+    else:
+        train = open_words(file=config.train_file, key="train_file")
+        test = open_words(file=config.test_file, key="test_file") if config.test_file else None
+        if config.validation_file:
+            held_out = open_words(file=config.validation_file, key="validation_file")
+        else:
+            train, held_out = _hold_out(train, config.validation_split_percentage)
+    if not (train.num_words and held_out.num_words):
+        raise UserError(f"train_file: {train.where} leaves no words to train on, or none to choose on; give more")
+    train = _draw(train, config.max_train_samples, config.seed)
+    return Splits(train, _draw(held_out, config.max_eval_samples, config.seed), test)
+
+
+def _hold_out(words: WordSet, share: float) -> tuple[WordSet, WordSet]:
+    held = np.array([is_held_out(text, share) for text in words.data["text"]], dtype=bool)
+    logger.info("%s: %g %% of the sentences are chosen on, by a hash of their text", words.name, share)
+    return _select(words, np.flatnonzero(~held)), _select(words, np.flatnonzero(held))
+
+
+def _draw(words: WordSet, count: int | None, seed: int) -> WordSet:
+    if count is None or count >= len(words):
+        return words
+    return _select(words, np.sort(permute(np.arange(count), len(words), seed, 0)))
+
+
+def _select(words: WordSet, rows: np.ndarray) -> WordSet:
+    data = words.data.select(rows)
+    counts = {**words.counts, "sentences": len(rows), "words": sum(map(len, data["starts"]))}
+    return replace(words, data=data, counts=counts)
+
+
+def open_tasks(config: WordsConfig, splits: Splits) -> list[Task]:
+    """Find the columns of the tasks and the labels that training has; raises UserError."""
+    tasks = []
+    for name in config.task:
+        column = find_column(splits.train, name)
+        labels = LabelSet.collect(splits.train, column)
+        if not len(labels):
+            raise UserError(f"task = {name!r}: no word of {splits.train.where} has a label in {column}")
+        for words in filter(None, (splits.held_out, splits.test)):
+            _check_column(words, column, labels)
+        tasks.append(Task(name, column, labels))
+    return tasks
+
+
+def _check_column(words: WordSet, column: str, labels: LabelSet) -> None:
+    if column not in words.columns:
+        raise UserError(f"{words.where} has no labels {column}; it has {', '.join(words.columns)}")
+    if unseen := labels.unseen(words, column):
+        told = ", ".join(f"{name} ({count})" for name, count in unseen.most_common(5))
+        logger.warning(
+            "%s: %s labels of %s are not in the training words and count as wrong: %s",
+            words.where, len(unseen), column, told,
+        )  # fmt: skip
+
+
+def open_backbone(config: WordsConfig) -> SentenceTransformer:
+    """Open the model whose words are read; raises UserError."""
+    return load_encoder(**tell_model(config), device="cpu" if not torch.accelerator.is_available() else None)
+
+
+def tell_model(config: WordsConfig) -> dict[str, Any]:
+    """Return the arguments of `turncoder.load_encoder` that a configuration gives."""
+    return {
+        "name": str(config.model_name_or_path),
+        "adapters": list(config.adapters),
+        "bidirectional": config.bidirectional,
+        "allow_partial": config.allow_partial,
+        "llm2vec": False,
+        "dtype": config.dtype,
+        "attn_implementation": config.attn_implementation,
+        "revision": config.model_revision,
+        "cache_dir": config.cache_dir,
+        "trust_remote_code": config.trust_remote_code,
+    }
+
+
+def choose_layers(config: WordsConfig, backbone: PreTrainedModel) -> list[int]:
+    """Number the layers that are read, from 0, the embeddings, to -1, the last; raises UserError."""
+    last = backbone.config.get_text_config().num_hidden_layers
+    if config.layer in ("all", "mix"):
+        return [*range(last), LAST]
+    layer = int(config.layer)
+    if not LAST <= layer <= last:
+        raise UserError(f"layer = {layer}: the model has layers 0 (its embeddings) to {last}, which is -1 too")
+    return [LAST if layer == last else layer]
+
+
+
+
+def align_split(reader: Reader, encoder: SentenceTransformer, words: WordSet) -> Alignment:
+    """Find the tokens of every word, and say what is not as it should be."""
+    alignment = reader.align(encoder.tokenizer, words.data)
+    counts = alignment.counts
+    told = [
+        f"{counts[name]:,} {said}"
+        for name, said in (
+            ("cut_sentences", "sentences are longer than max_seq_length and go through in windows"),
+            ("cut_words", "words are longer than that and have only their first tokens"),
+            ("words_without_token", "words have no token of their own and take the one before them"),
+        )
+        if counts[name]
+    ]
+    if told:
+        logger.warning("%s: %s", words.where, "; ".join(told))
+    return alignment
