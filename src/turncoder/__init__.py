@@ -15,11 +15,13 @@ __all__ = [
     "SupervisedConfig",
     "TurnConfig",
     "UserError",
+    "WordsConfig",
     "__version__",
     "attention_map",
     "encode_stream",
     "encode_texts",
     "load_encoder",
+    "load_tagger",
     "make_bidirectional",
     "train",
 ]
@@ -29,10 +31,12 @@ _HOMES = {
     "SimcseConfig": "turncoder.config",
     "SupervisedConfig": "turncoder.config",
     "TurnConfig": "turncoder.config",
+    "WordsConfig": "turncoder.wordconfig",
     "attention_map": "turncoder.model.attention",
     "encode_stream": "turncoder.encode",
     "encode_texts": "turncoder.encode",
     "load_encoder": "turncoder.encoder",
+    "load_tagger": "turncoder.evaluate.tagger",
     "make_bidirectional": "turncoder.model.attention",
 }
 

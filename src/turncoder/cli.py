@@ -24,6 +24,7 @@ from turncoder.config import (
     TurnConfig,
 )
 from turncoder.errors import UserError
+from turncoder.wordconfig import WordsConfig
 
 __all__ = ["main"]
 
@@ -197,6 +198,38 @@ def _encode(config: EncodeConfig, words: list[str], console: Console) -> int:
     return 0
 
 
+def _words(config: WordsConfig, words: list[str], console: Console) -> int:
+    _look_for_hub(config.model_name_or_path, config.dataset_name, config.evaluate, *config.adapters)
+    if config.grid:
+        from turncoder.grid import run_grid
+
+        console.print(f"{run_grid(config)}", highlight=False)
+        return 0
+    if config.export_machamp:
+        from turncoder.machamp import export_files
+
+        console.print(f"{export_files(config)}", highlight=False)
+        return 0
+    if config.evaluate:
+        from turncoder.evaluate.scoring import evaluate_run, show
+
+        show(evaluate_run(config), console)
+        return 0
+    if config.dry_run:
+        from turncoder.plan import show as show_plan
+        from turncoder.train.wordplan import plan_words
+
+        show_plan(plan_words(config), console)
+        return 0
+    import turncoder
+    from turncoder.evaluate.scoring import read_results, show
+
+    run = turncoder.train(config)
+    show(read_results(run), console)
+    console.print(f"{run}", highlight=False)
+    return 0
+
+
 def _mine(config: MineConfig, words: list[str], console: Console) -> int:
     _look_for_hub(config.model_name_or_path, config.pairs_file, config.corpus_file, *config.adapters)
     if config.dry_run:
@@ -288,6 +321,7 @@ COMMANDS = {
     "mntp": Command("[CONFIG]", MntpConfig, _train),
     "simcse": Command("[CONFIG]", SimcseConfig, _train),
     "supervised": Command("[CONFIG]", SupervisedConfig, _train),
+    "words": Command("[CONFIG]", WordsConfig, _words),
     "mine": Command("PAIRS [CONFIG]", MineConfig, _mine, ("pairs_file",)),
     "encode": Command("MODEL INPUT [CONFIG]", EncodeConfig, _encode, ("model_name_or_path", "input_file")),
     "merge": Command("MODEL [CONFIG]", MergeConfig, _merge, ("model_name_or_path",)),

@@ -89,7 +89,7 @@ def _gather(cls: type, raw: dict[str, Any], origin: str) -> dict[str, Entry]:
         if name in raw:
             raise UserError(f"{origin}{name} is given twice, by itself and under training")
         raw[name] = value
-    translated, notices = legacy.translate(raw, origin)
+    translated, notices = legacy.translate(raw, origin, getattr(cls, "IGNORED", None))
     for notice in notices:
         logger.warning("%s", notice)
     ours = [f.name for f in fields(cls)]
@@ -342,7 +342,9 @@ def _wanted(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return f"one of {', '.join(typing.get_args(kind))}"
     if typing.get_origin(kind) is tuple:
-        return {str: "a list of names", int: "a list of whole numbers"}.get(typing.get_args(kind)[0], "a list of numbers")
+        return {str: "a list of names", int: "a list of whole numbers"}.get(
+            typing.get_args(kind)[0], "a list of numbers"
+        )
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, "a table")
 
 

@@ -89,8 +89,14 @@ class WordsConfig(TrainKeys):
     as_llm2vec: bool = False
     """Lay the learning rate's schedule out as LLM2Vec does."""
 
-    LLM2VEC_DEFAULTS: ClassVar[dict[str, Any]] = {"bidirectional": True}
+    LLM2VEC_DEFAULTS: ClassVar[dict[str, Any]] = {"bidirectional": True, "alignment": "previous_token"}
     """What LLM2Vec's files mean where they say nothing."""
+    IGNORED: ClassVar[dict[str, str]] = {
+        "load_best_model_at_end": "the best step is kept where early_stopping_patience is set",
+        "metric_for_best_model": "token accuracy decides, or F1 over chunks where labels mark some",
+        "greater_is_better": "it is",
+    }
+    """Keys of TrainingArguments that are decided here."""
 
     evaluate: str | None = None
     """Score this trained RUN on test_file instead of training."""

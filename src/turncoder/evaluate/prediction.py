@@ -104,10 +104,11 @@ def predict(
     list of list of list of str
         For each head, for each sentence, the label of each word.
     """
-    alignment = reader.align(encoder.tokenizer, data)
+    backbone = encoder.transformers_model if backbone is None else backbone
+    assert backbone is not None
     read = read_states(
-        backbone if backbone is not None else encoder.transformers_model,
-        alignment,
+        backbone,
+        reader.align(encoder.tokenizer, data),
         layers=sorted({layer for head in heads for layer in head.layers}),
         readings=sorted({head.reading for head in heads}),
         merge=reader.merge,

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from turncoder.data.labels import LabelSet
-from turncoder.data.words import WordSet, find_column
-from turncoder.evaluate.prediction import Head, predict
-from turncoder.evaluate.tagger import Tagger
-from turncoder.evaluate.words import summarise, tally, write_confusion, write_predictions
-from turncoder.train.running import Run, write_atomically
-from turncoder.train.wordtasks import Task
+from rich.console import Console
+from rich.table import Table
 
-__all__ = ["score_tagger", "write_results"]
+from turncoder.data.labels import LabelSet
+from turncoder.data.words import WordSet, find_column, open_words
+from turncoder.errors import UserError
+from turncoder.evaluate.prediction import Head, predict
+from turncoder.evaluate.tagger import Tagger, load_tagger
+from turncoder.evaluate.words import summarise, tally, write_confusion, write_predictions
+from turncoder.model.source import read_json
+from turncoder.train.running import MARKER, Run, complete_checkpoints, write_atomically
+from turncoder.train.wordtasks import Task
+from turncoder.wordconfig import WordsConfig
+
+__all__ = ["evaluate_run", "read_results", "score_tagger", "show", "write_results"]
+
+logger = logging.getLogger("turncoder")
+
+SHOWN = ("token_accuracy", "macro_f1", "weighted_f1", "span_precision", "span_recall", "span_f1")
 
 
 def write_results(run: Run, results: dict[str, Any]) -> None:
@@ -70,11 +82,8 @@ def score_tagger(
         counted = tally(gold, own[best], spans=scheme is not None, known=labels.names)
         results["tasks"][name] = {
             "metric": task.metric,
-            "seeds": {
-                str(seed): {key: value for key, value in one.items() if key not in ("per_class", "per_type")}
-                for seed, one in scores.items()
-            },
-            **summarise([{k: v for k, v in one.items() if k != "per_class"} for one in scores.values()]),
+            "seeds": {str(seed): _take_totals(one) for seed, one in scores.items()},
+            **summarise([_take_totals(one) for one in scores.values()]),
             "best_seed": best,
             **{key: scores[best][key] for key in ("per_class", "per_type") if key in scores[best]},
             "words_scored": scores[best]["words_scored"],
@@ -90,12 +99,112 @@ def score_tagger(
             column = find_column(words, tagger.columns[head.task])
             task = Task(head.task, column, LabelSet(head.labels, tagger.schemes[head.task]))
             one = task.score(list(words.labels(column)), guess)
-            told.setdefault(group, {}).setdefault(member, []).append(
-                {key: value for key, value in one.items() if key not in ("per_class", "per_type")}
-            )
+            told.setdefault(group, {}).setdefault(member, []).append(_take_totals(one))
     for told in results["tasks"].values():
         for group in {kind.partition("/")[0] for kind in compared}:
             told[group] = {member: summarise(rows) for member, rows in told[group].items()}
     return results
 
 
+def _take_totals(scores: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in scores.items() if name not in ("per_class", "per_type")}
+
+
+def evaluate_run(config: WordsConfig) -> dict[str, Any]:
+    """Score a trained run on other words: every seed of every task.
+
+    Parameters
+    ----------
+    config
+        ``evaluate`` names the run, a checkpoint in it, or RUN/STEP; ``test_file`` or ``dataset_name`` the words.
+        Scores and predictions are written where ``output_dir`` says, if it does.
+
+    Returns
+    -------
+    dict
+        As ``results.json``.
+
+    Raises
+    ------
+    UserError
+        No such run, no such words, or an output that is there already.
+    """
+    out = Path(config.output_dir) if config.output_dir else None
+    if out is not None and out.exists() and any(out.iterdir()) and not config.overwrite:
+        raise UserError(f"--output {out} holds something already; name another folder, or use --overwrite")
+    words = open_test(config)
+    tagger = open_trained(str(config.evaluate), config)
+    if out is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return score_tagger(tagger, words, Path(folder))
+    out.mkdir(parents=True, exist_ok=True)
+    results = {**score_tagger(tagger, words, out), "run": config.evaluate}
+    write_atomically(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    return results
+
+
+def open_test(config: WordsConfig) -> WordSet:
+    """Open the words that are scored; raises UserError."""
+    if config.dataset_name:
+        return open_words(
+            dataset_name=config.dataset_name,
+            dataset_config_name=config.dataset_config_name,
+            split="test",
+            cache_dir=config.cache_dir,
+            key="dataset_name",
+        )
+    return open_words(file=config.test_file, key="test_file")
+
+
+def open_trained(name: str, config: WordsConfig) -> Tagger:
+    """Open a run of ``words``, or a checkpoint of one (``RUN/checkpoint-500``, ``RUN/500``); raises UserError."""
+    path = Path(name)
+    step = path.name.removeprefix("checkpoint-")
+    if (path / "tagger").exists() or (path / "classifier.pt").exists() or not step.isdigit():
+        return load_tagger(path)
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    if not (run / "run.json").exists():
+        return load_tagger(path)
+    checkpoint = run / "checkpoints" / f"checkpoint-{step}"
+    if read_json(run / "run.json")["config"].get("train_mode") == "probe":
+        logger.warning("%s: a probe keeps the heads of its best epochs alone; those of the run are scored", name)
+        return load_tagger(run)
+    if not (checkpoint / MARKER).exists():
+        there = ", ".join(folder.name for folder in complete_checkpoints(run / "checkpoints")) or "none"
+        raise UserError(f"evaluate = {name!r}: no such checkpoint; {run} has {there}")
+    return load_tagger(run, checkpoint=checkpoint)
+
+
+def read_results(run: Path) -> dict[str, Any]:
+    """Read what a run found."""
+    return json.loads((run / "results.json").read_text(encoding="utf8"))
+
+
+def show(results: dict[str, Any], console: Console) -> None:
+    """Print the scores of each task, a column each: mean and standard deviation over seeds."""
+    tasks = results["tasks"]
+    seeds = len(next(iter(tasks.values()))["seeds"])
+    spread = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
+    table = Table(title=f"{Path(results['test_file']).name}: {spread}, in percent")
+    table.add_column("")
+    for task in tasks:
+        table.add_column(task, justify="right")
+    for name in SHOWN:
+        cells = [_show_score(told["mean"].get(name), told["std"].get(name)) for told in tasks.values()]
+        if any(cell != "-" for cell in cells):
+            table.add_row(name.replace("_", " ").replace("f1", "F1"), *cells)
+    table.add_row("words scored", *(f"{told['words_scored']:,}" for told in tasks.values()))
+    console.print(table)
+    for task, told in tasks.items():
+        if told["words_scored"] < told["words_in_file"]:
+            missing = told["words_in_file"] - told["words_scored"]
+            console.print(f"{task}: {missing:,} words have no label and are not scored", highlight=False)
+        if told["unseen_labels"]:
+            labels = ", ".join(f"{name} ({count})" for name, count in told["unseen_labels"].items())
+            console.print(f"{task}: labels that training did not have count as wrong: {labels}", highlight=False)
+
+
+def _show_score(mean: float | None, std: float | None) -> str:
+    if mean is None:
+        return "-"
+    return f"{100 * mean:.2f}" + (f" ± {100 * std:.2f}" if std is not None else "")

@@ -25,11 +25,12 @@ from turncoder.errors import UserError
 from turncoder.evaluate.prediction import Head, Reader, predict
 from turncoder.evaluate.words import find_spans
 from turncoder.model.source import read_json
+from turncoder.wordconfig import WordsConfig
 
 __all__ = ["Tagged", "Tagger", "load_tagger", "save_tagger", "split_words"]
 
 FORMAT = 1
-WORD = re.compile(r"\w+(?:[-'’.]\w+)*|[^\w\s]")
+WORD = re.compile(r"\w+(?:[-'\u2019.]\w+)*|[^\w\s]")
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,13 @@ def save_tagger(folder: Path, tagger: Tagger, model: dict[str, Any]) -> None:
     put_in_place(partial, folder / "tagger")
 
 
-def load_tagger(run: str | Path, *, encoder: SentenceTransformer | None = None, device: str | None = None) -> Tagger:
+def load_tagger(
+    run: str | Path,
+    *,
+    encoder: SentenceTransformer | None = None,
+    checkpoint: Path | None = None,
+    device: str | None = None,
+) -> Tagger:
     """Open what ``turncoder words`` trained.
 
     Parameters
@@ -209,6 +216,8 @@ def load_tagger(run: str | Path, *, encoder: SentenceTransformer | None = None, 
         The run folder.
     encoder
         The model, where it is open already.
+    checkpoint
+        Of a run of ``lora`` or ``full``: its weights instead of those that the run ended with.
     device
         Such as ``cpu`` or ``cuda:1``; None is sentence-transformers' choice.
 
@@ -234,6 +243,15 @@ def load_tagger(run: str | Path, *, encoder: SentenceTransformer | None = None, 
     if spec["format"] > FORMAT:
         raise UserError(f"{folder} was written by a later turncoder; update this one")
     weights = load_file(folder / "tagger" / "heads.safetensors")
+    if checkpoint is not None:
+        from turncoder.train.finetuning import open_checkpoint
+
+        config = WordsConfig(**read_json(folder / "run.json")["config"])
+        counts = {name: len(task["labels"]) for name, task in spec["tasks"].items()}
+        encoder, trained = open_checkpoint(config, checkpoint, counts)
+        for name, linear in zip(counts, trained.heads, strict=True):
+            weights[f"{name}.{config.seeds[0]}.weight"] = linear.weight.detach()
+            weights[f"{name}.{config.seeds[0]}.bias"] = linear.bias.detach()
     if encoder is None:
         name = spec["model"]["name"]
         encoder = load_encoder(**{**spec["model"], "name": str(folder) if name == "." else name}, device=device)

@@ -17,8 +17,8 @@ class _Train(types.ModuleType):
         Parameters
         ----------
         config
-            A `turncoder.MntpConfig`, `turncoder.SimcseConfig`, `turncoder.SupervisedConfig` or
-            `turncoder.TurnConfig`.
+            A `turncoder.MntpConfig`, `turncoder.SimcseConfig`, `turncoder.SupervisedConfig`,
+            `turncoder.WordsConfig` or `turncoder.TurnConfig`.
 
         Raises
         ------
@@ -26,6 +26,7 @@ class _Train(types.ModuleType):
             The input is wrong: one line that names the key, the value and the remedy.
         """
         from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig, TurnConfig
+        from turncoder.wordconfig import WordsConfig
 
         if isinstance(config, MntpConfig):
             import turncoder.train.mntp as mntp
@@ -35,12 +36,16 @@ class _Train(types.ModuleType):
             import turncoder.train.contrast as contrast
 
             return contrast.train(config)
+        if isinstance(config, WordsConfig):
+            import turncoder.train.words as words
+
+            return words.train(config)
         kind = type(config).__name__
         if isinstance(config, TurnConfig):
             from turncoder.turn import turn
 
             return turn(config)
-        raise TypeError(f"train() takes a MntpConfig, a SimcseConfig or a SupervisedConfig, not a {kind}")
+        raise TypeError(f"train() takes a config of a stage, such as MntpConfig, not a {kind}")
 
 
 sys.modules[__name__].__class__ = _Train

@@ -18,17 +18,17 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 from turncoder.data.alignment import Alignment
 from turncoder.data.tokenizer import pad_token_id
 from turncoder.evaluate.prediction import Head, Reader, predict
-from turncoder.model.adapters import choose_targets, count_parameters
+from turncoder.model.adapters import choose_targets, count_parameters, merge_adapter
 from turncoder.train.features import LAST, Reading
 from turncoder.train.recording import RunCallback
 from turncoder.train.running import Run, training_arguments
 from turncoder.train.stage import choose_trainables, count_steps, fit, save_result
-from turncoder.train.tagging import TaggedWindows, TaggingTrainer, WordModel, collate_windows
+from turncoder.train.tagging import TaggedWindows, TaggingTrainer, WordModel, collate_windows, load_trained
 from turncoder.train.trainer import StopAfter
-from turncoder.train.wordtasks import READINGS, Found, Splits, Task, align_split
+from turncoder.train.wordtasks import READINGS, Found, Splits, Task, align_split, open_backbone, tell_layers
 from turncoder.wordconfig import WordsConfig
 
-__all__ = ["fine_tune", "refuse_early"]
+__all__ = ["fine_tune", "open_checkpoint", "refuse_early"]
 
 logger = logging.getLogger("turncoder")
 
@@ -97,14 +97,14 @@ def fine_tune(
     chosen = {
         task.name: {
             "alignment": config.alignment,
-            "layer": "last" if layer == LAST else str(layer),
+            "layer": tell_layers((layer,)),
             "learning_rate": config.learning_rate[0],
             "metric": task.metric,
             "steps": trainer.state.global_step,
         }
         for task in tasks
     }
-    found = Found(reader, take_heads(), {}, chosen, dev)
+    found = Found(reader, take_heads(), chosen=chosen, dev=dev)
     text = splits.train.data[0]["text"]
     save_result(
         config,
@@ -176,6 +176,7 @@ def _build_trainer(
         ),
         data_collator=partial(collate_windows, pad_token_id=pad_token_id(encoder.tokenizer)),
         train_dataset=TaggedWindows(**data, epochs=math.ceil(scheduled * per_step / rows)),
+        eval_dataset=splits.held_out.data,  # said to be there: the judge has it
         callbacks=callbacks,
     )
     trainer.record, trainer.steps = record, steps
@@ -183,3 +184,31 @@ def _build_trainer(
     return trainer
 
 
+def open_checkpoint(
+    config: WordsConfig, checkpoint: Path, labels: dict[str, int]
+) -> tuple[SentenceTransformer, WordModel]:
+    """Open the model, and the heads, of a checkpoint.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    checkpoint
+        In its ``checkpoints/``.
+    labels
+        How many each task has.
+
+    Returns
+    -------
+    tuple
+        The model with its adapter merged, and the module whose ``heads`` are those of the tasks.
+    """
+    encoder = open_backbone(config)
+    backbone = encoder.transformers_model
+    assert isinstance(backbone, PreTrainedModel)
+    trained = choose_trainables(config, backbone)
+    model = WordModel(trained, labels, backbone.config.get_text_config().hidden_size, layer=None, dropout=0.0)
+    load_trained(model, checkpoint)
+    if isinstance(trained, PeftModel):
+        merge_adapter(trained, encoder.tokenizer("a", return_tensors="pt"))
+    return encoder, model

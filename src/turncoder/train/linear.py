@@ -11,11 +11,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch.nn import functional
 from transformers import get_scheduler
-
-from turncoder.data.labels import IGNORED
 
 __all__ = ["Heads", "Recipe", "Words", "apply_head", "fit_heads"]
 
@@ -74,8 +73,8 @@ class Heads:
         float32, on the K layers side by side: E is K x D.
     bias_SRC
         float32.
-    accuracy_SR
-        Share of the validation words that each got right, at its best epoch.
+    score_SR
+        On the validation words, at the best epoch of each.
     epoch_SR
         That epoch.
     mix_SRK
@@ -84,7 +83,7 @@ class Heads:
 
     weight_SRCE: torch.Tensor
     bias_SRC: torch.Tensor
-    accuracy_SR: torch.Tensor
+    score_SR: torch.Tensor
     epoch_SR: torch.Tensor
     mix_SRK: torch.Tensor
 
@@ -110,7 +109,8 @@ def fit_heads(
     recipe: Recipe,
     *,
     device: torch.device,
-    report: Callable[[int, int, float], None] = lambda epoch, epochs, accuracy: None,
+    judge: Callable[[np.ndarray], np.ndarray],
+    report: Callable[[int, int, float], None] = lambda epoch, epochs, score: None,
 ) -> Heads:
     """Train heads of every seed and learning rate at once, and keep each at the epoch that was best held out.
 
@@ -126,8 +126,10 @@ def fit_heads(
         See `Recipe`.
     device
         Where the matrix products are done.
+    judge
+        Scores what heads find for the held-out words, classes [N, M], as [N].
     report
-        Told the epoch, how many there are, and the best accuracy so far.
+        Told the epoch, how many there are, and the best score so far.
 
     Returns
     -------
@@ -177,8 +179,10 @@ def fit_heads(
         if place == per_epoch - 1 or step == steps - 1:
             epoch = -(-(step + 1) // per_epoch)
             heads = _fold(weights, biases, mixes, mean_KD, scale_KD)
-            waited = best.update(epoch, _score(heads, held_out, device), heads)
-            report(epoch, -(-steps // per_epoch), float(best.accuracy_SR.max()))
+            guess_SRM = torch.cat(list(heads.guess(held_out, device)), dim=2).cpu().numpy()
+            score_SR = torch.from_numpy(judge(guess_SRM.reshape(seeds * rates, -1))).float().view(seeds, rates)
+            waited = best.update(epoch, score_SR, heads)
+            report(epoch, -(-steps // per_epoch), float(best.score_SR.max()))
             if recipe.patience is not None and waited >= recipe.patience:
                 break
     assert best.heads is not None
@@ -189,16 +193,16 @@ class _Best:
     """The best epoch of each head so far."""
 
     def __init__(self, seeds: int, rates: int) -> None:
-        self.accuracy_SR = torch.full((seeds, rates), -1.0)
+        self.score_SR = torch.full((seeds, rates), -1.0)
         self.heads: Heads | None = None
         self.waited = 0
 
-    def update(self, epoch: int, accuracy_SR: torch.Tensor, heads: Heads) -> int:
+    def update(self, epoch: int, score_SR: torch.Tensor, heads: Heads) -> int:
         """Keep what is better now; give how many epochs nothing was."""
-        better_SR = accuracy_SR > self.accuracy_SR
+        better_SR = score_SR > self.score_SR
         self.waited = 0 if bool(better_SR.any()) else self.waited + 1
-        self.accuracy_SR = torch.where(better_SR, accuracy_SR, self.accuracy_SR)
-        now = replace(heads, accuracy_SR=accuracy_SR, epoch_SR=torch.full_like(heads.epoch_SR, epoch))
+        self.score_SR = torch.where(better_SR, score_SR, self.score_SR)
+        now = replace(heads, score_SR=score_SR, epoch_SR=torch.full_like(heads.epoch_SR, epoch))
         if self.heads is None:
             self.heads = now
             return 0
@@ -261,11 +265,3 @@ def _fold(
         nothing_SR.clone(),
         mix_SRK.cpu(),
     )
-
-
-def _score(heads: Heads, words: Words, device: torch.device) -> torch.Tensor:
-    """Give the share [S, R] of words that each head gets right; labels of no class are wrong, words without passed."""
-    guess_SRM = torch.cat(list(heads.guess(words, device)), dim=2).cpu()
-    scored_M = words.labels_M != IGNORED
-    right_SRM = guess_SRM[:, :, scored_M] == words.labels_M[scored_M]
-    return right_SRM.float().mean(dim=2)

@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedModel
 
+from turncoder.data.labels import IGNORED
 from turncoder.data.packing import default_cache
 from turncoder.data.tokenizer import pad_token_id
 from turncoder.data.words import WordSet
 from turncoder.evaluate.prediction import Head, Reader
+from turncoder.evaluate.words import score_chunks
 from turncoder.progress import open_bar
-from turncoder.train.features import LAST, Features, Reading, compute_features
+from turncoder.train.features import Features, Reading, compute_features
 from turncoder.train.linear import Heads, Recipe, Words, fit_heads
 from turncoder.train.running import Run
-from turncoder.train.wordtasks import READINGS, Found, Splits, Task, align_split
+from turncoder.train.wordtasks import READINGS, Found, Splits, Task, align_split, tell_layers
 from turncoder.wordconfig import WordsConfig
 
 __all__ = ["probe"]
@@ -39,50 +43,100 @@ def probe(
     tasks: list[Task],
     splits: Splits,
 ) -> Found:
-    """Compute the states once, and train the heads of every seed, learning rate, reading and layer on them."""
+    """Compute the states once, train the heads of every seed and learning rate on each reading and layer, and choose.
+
+    What is chosen by is the mean over seeds of the score on the validation words.
+    """
     readings = READINGS if config.alignment == "auto" else (cast(Reading, config.alignment),)
-    states = {
-        split: _compute(encoder, reader, words, layers, readings)
-        for split, words in (("train", splits.train), ("validation", splits.held_out))
-    }
+    train, held_out = (_compute(encoder, reader, words, layers, readings) for words in (splits.train, splits.held_out))
     run.settle()
     groups = [tuple(layers)] if config.layer == "mix" else [(layer,) for layer in layers]
-    device = encoder.device
-    heads: list[Head] = []
-    compared: dict[str, list[Head]] = {}
-    chosen: dict[str, dict[str, Any]] = {}
-    dev: dict[tuple[str, int], dict[str, Any]] = {}
+    found = Found(reader)
     for task in tasks:
-        labels = {
-            split: torch.from_numpy(task.number(words))
-            for split, words in (("train", splits.train), ("validation", splits.held_out))
-        }
-        gold = list(splits.held_out.labels(task.column))
-        trials: list[Trial] = []
-        for reading in readings:
-            for group in groups:
-                parts = {
-                    split: Words([kept.states[reading, layer] for layer in group], labels[split])
-                    for split, kept in states.items()
-                }
-                fitted = _fit(config, run, parts, len(task.labels), f"{task.name} {reading} {_tell(group)}", device)
-                trials += _judge(config, task, fitted, parts["validation"], gold, reading, group, device)
+        exam = Exam.open(task, splits)
+        trials = [
+            trial
+            for reading in readings
+            for group in groups
+            for trial in _try(config, run, exam, train, held_out, reading, group, encoder.device)
+        ]
         best = max(trials, key=Trial.value)
-        kept_heads = _take(best, task, config)
-        heads += kept_heads
-        dev |= {(task.name, seed): score for seed, score in zip(config.seeds, best.scores, strict=True)}
-        chosen[task.name] = best.tell()
-        if len(readings) > 1:
-            for reading in readings:
-                rival = max((trial for trial in trials if trial.reading == reading), key=Trial.value)
-                compared.setdefault(f"readings/{reading}", []).extend(_take(rival, task, config))
+        found.heads += best.take_heads(task, config)
+        found.dev |= {(task.name, seed): score for seed, score in zip(config.seeds, best.scores, strict=True)}
+        found.chosen[task.name] = best.tell()
+        rivals = {f"readings/{reading}": [one for one in trials if one.reading == reading] for reading in readings}
         if config.layer == "all":
-            for group in groups:
-                rival = max((trial for trial in trials if trial.layers == group), key=Trial.value)
-                compared.setdefault(f"layers/{_tell(group)}", []).extend(_take(rival, task, config))
-    for kept in states.values():
-        kept.close()
-    return Found(reader, heads, compared, chosen, dev)
+            rivals |= {
+                f"layers/{tell_layers(group)}": [one for one in trials if one.layers == group] for group in groups
+            }
+        for name, those in rivals.items() if len(rivals) > 1 else ():
+            found.compared.setdefault(name, []).extend(max(those, key=Trial.value).take_heads(task, config))
+    for features in (train, held_out):
+        features.close()
+    return found
+
+
+def _compute(
+    encoder: SentenceTransformer,
+    reader: Reader,
+    words: WordSet,
+    layers: Sequence[int],
+    readings: Sequence[Reading],
+) -> Features:
+    backbone = encoder.transformers_model
+    assert isinstance(backbone, PreTrainedModel)
+    return compute_features(
+        backbone,
+        align_split(reader, encoder, words),
+        layers=layers,
+        readings=readings,
+        merge=reader.merge,
+        folder=default_cache() / "features",
+        fingerprint="",
+        pad_token_id=pad_token_id(encoder.tokenizer),
+    )
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The labels of a task, and how heads are scored on the validation words.
+
+    Attributes
+    ----------
+    train_M, held_out_M
+        int64: classes of the words.
+    gold
+        Labels of each sentence that is held out.
+    first_M
+        Whether a held-out word is the first of its sentence.
+    """
+
+    task: Task
+    train_M: torch.Tensor
+    held_out_M: torch.Tensor
+    gold: list[list[str]]
+    first_M: np.ndarray
+
+    @classmethod
+    def open(cls, task: Task, splits: Splits) -> Exam:
+        """Read the labels."""
+        gold = list(splits.held_out.labels(task.column))
+        first_M = np.concatenate([np.arange(len(tags)) == 0 for tags in gold])
+        train_M, held_out_M = (torch.from_numpy(task.number(words)) for words in (splits.train, splits.held_out))
+        return cls(task, train_M, held_out_M, gold, first_M)
+
+    def judge(self, guess_NM: np.ndarray) -> np.ndarray:
+        """Score many predictions of the held-out words at once: F1 of chunks, else token accuracy."""
+        gold_M = self.held_out_M.numpy()
+        if self.task.labels.scheme is not None:
+            return score_chunks(guess_NM, gold_M, self.task.labels.names, self.first_M)
+        return (guess_NM == gold_M)[:, gold_M != IGNORED].mean(axis=1)
+
+    def score(self, guess_M: np.ndarray) -> dict[str, Any]:
+        """Give all scores of one prediction."""
+        ends = np.cumsum([len(tags) for tags in self.gold])[:-1]
+        names = np.array(self.task.labels.names, dtype=object)
+        return self.task.score(self.gold, [list(tags) for tags in np.split(names[guess_M], ends)])
 
 
 @dataclass(frozen=True)
@@ -98,56 +152,45 @@ class Trial:
     fitted: Heads
 
     def value(self) -> float:
-        """Give what is chosen by: the mean over seeds."""
+        """Give what is chosen by."""
         return float(np.mean([score[self.metric] for score in self.scores]))
 
     def tell(self) -> dict[str, Any]:
         """Describe the choice."""
-        told: dict[str, Any] = {"alignment": self.reading, "layer": _tell(self.layers)}
+        told: dict[str, Any] = {"alignment": self.reading, "layer": tell_layers(self.layers)}
         told |= {"learning_rate": self.learning_rate, "metric": self.metric}
-        told["epochs"] = self.fitted.epoch_SR[:, self.rate].tolist()
+        told["epochs"] = [int(epoch) for epoch in self.fitted.epoch_SR[:, self.rate]]
         if len(self.layers) > 1:
             told["mix"] = self.fitted.mix_SRK[:, self.rate].mean(0).tolist()
         return told
 
-
-def _tell(layers: tuple[int, ...]) -> str:
-    return "mix" if len(layers) > 1 else "last" if layers[0] == LAST else str(layers[0])
-
-
-def _take(trial: Trial, task: Task, config: WordsConfig) -> list[Head]:
-    """Take the heads of a trial, one a seed."""
-    fitted = trial.fitted
-    return [
-        Head(
-            task.name, seed, task.labels.names, trial.reading, trial.layers,
-            fitted.weight_SRCE[number, trial.rate], fitted.bias_SRC[number, trial.rate],
-        )
-        for number, seed in enumerate(config.seeds)
-    ]  # fmt: skip
+    def take_heads(self, task: Task, config: WordsConfig) -> list[Head]:
+        """Give the heads, one a seed."""
+        return [
+            Head(task.name, seed, task.labels.names, self.reading, self.layers, weight_CE, bias_C)
+            for seed, weight_CE, bias_C in zip(
+                config.seeds,
+                self.fitted.weight_SRCE[:, self.rate],
+                self.fitted.bias_SRC[:, self.rate],
+                strict=True,
+            )
+        ]
 
 
-def _compute(
-    encoder: SentenceTransformer, reader: Reader, words: WordSet, layers: list[int], readings: tuple[Reading, ...]
-) -> Features:
-    alignment = align_split(reader, encoder, words)
-    return compute_features(
-        encoder.transformers_model,
-        alignment,
-        layers=layers,
-        readings=readings,
-        merge=reader.merge,
-        folder=default_cache() / "features",
-        fingerprint="",
-        pad_token_id=pad_token_id(encoder.tokenizer),
-    )
-
-
-def _fit(
-    config: WordsConfig, run: Run, parts: dict[str, Words], classes: int, name: str, device: torch.device
-) -> Heads:
-    """Train the heads of one reading and layer."""
-    rows = int((parts["train"].labels_M >= 0).sum())
+def _try(
+    config: WordsConfig,
+    run: Run,
+    exam: Exam,
+    train: Features,
+    held_out: Features,
+    reading: Reading,
+    layers: tuple[int, ...],
+    device: torch.device,
+) -> list[Trial]:
+    """Train the heads of one reading and layer; a trial for each learning rate."""
+    task = exam.task
+    name = f"{task.name} {reading} {tell_layers(layers)}"
+    rows = int((exam.train_M >= 0).sum())
     planned = math.ceil(rows / config.probe_batch_words * config.num_train_epochs)
     planned = config.max_steps if config.max_steps > 0 else planned
     recipe = Recipe(
@@ -161,41 +204,30 @@ def _fit(
         warmup=config.warmup_steps,
         patience=config.early_stopping_patience,
     )
+    words = Words([held_out.states[reading, layer] for layer in layers], exam.held_out_M)
     with open_bar() as bar:
         line = bar.add_task(name, total=None, speed="")
 
-        def report(epoch: int, epochs: int, accuracy: float) -> None:
-            bar.update(line, completed=epoch, total=epochs, speed=f"best {accuracy:.4f}")
-            run.log({"step": epoch, "probe": name, "epoch": epoch, "eval_best_accuracy": round(accuracy, 6)})
+        def report(epoch: int, epochs: int, score: float) -> None:
+            bar.update(line, completed=epoch, total=epochs, speed=f"best {score:.4f}")
+            run.log({"step": epoch, "probe": name, "epoch": epoch, f"eval_best_{task.metric}": round(score, 6)})
 
-        fitted = fit_heads(parts["train"], parts["validation"], classes, recipe, device=device, report=report)
-    logger.info("%s: best of %d heads %.4f on the validation words", name, fitted.accuracy_SR.numel(),
-                float(fitted.accuracy_SR.max()))  # fmt: skip
-    return fitted
-
-
-def _judge(
-    config: WordsConfig,
-    task: Task,
-    fitted: Heads,
-    words: Words,
-    gold: list[list[str]],
-    reading: Reading,
-    layers: tuple[int, ...],
-    device: torch.device,
-) -> list[Trial]:
-    """Score the heads on the validation words, learning rate by learning rate."""
-    seeds, rates = fitted.accuracy_SR.shape
+        fitted = fit_heads(
+            Words([train.states[reading, layer] for layer in layers], exam.train_M),
+            words,
+            len(task.labels),
+            recipe,
+            device=device,
+            judge=exam.judge,
+            report=report,
+        )
+    best = float(fitted.score_SR.max())
+    logger.info("%s: %s of the best of %d heads on the validation words is %.4f", name, task.metric.replace("_", " "),
+                fitted.score_SR.numel(), best)  # fmt: skip
     guess_SRM = np.concatenate([guess.cpu().numpy() for guess in fitted.guess(words, device)], axis=2)
-    ends = np.cumsum([len(tags) for tags in gold])[:-1]
-    names = np.array(task.labels.names, dtype=object)
-    trials = []
-    for rate in range(rates):
-        scores = []
-        for seed in range(seeds):
-            predicted = [list(tags) for tags in np.split(names[guess_SRM[seed, rate]], ends)]
-            scores.append(task.score(gold, predicted))
-        trials.append(Trial(reading, layers, config.learning_rate[rate], rate, task.metric, scores, fitted))
-    return trials
-
-
+    return [
+        Trial(
+            reading, layers, learning_rate, rate, task.metric, [exam.score(one) for one in guess_SRM[:, rate]], fitted
+        )
+        for rate, learning_rate in enumerate(config.learning_rate)
+    ]

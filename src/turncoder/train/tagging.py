@@ -26,7 +26,7 @@ from turncoder.data.batching import EpochOrder
 from turncoder.data.labels import IGNORED, UNSEEN
 from turncoder.train.recording import RunCallback
 
-__all__ = ["TaggedWindows", "TaggingTrainer", "WordModel", "collate_windows"]
+__all__ = ["TaggedWindows", "TaggingTrainer", "WordModel", "collate_windows", "load_trained"]
 
 WEIGHTS_FILE = "trained.safetensors"
 
@@ -155,7 +155,7 @@ class WordModel(nn.Module):
         self.layer = layer
         self.dropout = nn.Dropout(dropout)
         # A task may have any name, a module may not
-        self.heads = nn.ModuleList(nn.Linear(width, count) for count in classes.values())
+        self.heads: Any = nn.ModuleList(nn.Linear(width, count) for count in classes.values())
 
     def forward(
         self,
@@ -227,7 +227,7 @@ class TaggingTrainer(Trainer):
         count = torch.as_tensor(num_items_in_batch, device=losses[0].device).clamp(min=1)
         return torch.stack(losses).sum() / count * self.args.world_size  # DDP averages gradients
 
-    def evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:  # type: ignore[override]
+    def evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
         """Score the held-out words, on every process alike."""
         assert self.model is not None
         self.model.eval()
@@ -242,18 +242,23 @@ class TaggingTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: weight.detach().contiguous() for name, weight in self._trained().items()}
-        save_file(weights, folder / WEIGHTS_FILE)
+        trained = _list_trained(self.accelerator.unwrap_model(self.model))
+        save_file({name: weight.detach().contiguous() for name, weight in trained.items()}, folder / WEIGHTS_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved = load_file(Path(resume_from_checkpoint) / WEIGHTS_FILE)
-        with torch.no_grad():
-            for name, weight in self._trained().items():
-                weight.copy_(saved[name])
+        load_trained(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
-    def _trained(self) -> dict[str, nn.Parameter]:
-        model = self.accelerator.unwrap_model(self.model)
-        return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+def load_trained(model: nn.Module, checkpoint: Path) -> None:
+    """Give a model the weights of a checkpoint, which holds what trains."""
+    saved = load_file(checkpoint / WEIGHTS_FILE)
+    with torch.no_grad():
+        for name, weight in _list_trained(model).items():
+            weight.copy_(saved[name])
+
+
+def _list_trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

@@ -30,7 +30,16 @@ from turncoder.train.finetuning import fine_tune, refuse_early
 from turncoder.train.probing import probe
 from turncoder.train.running import Run
 from turncoder.train.stage import check_data, perform, tell_parents
-from turncoder.train.wordtasks import Found, Splits, Task, choose_layers, open_backbone, open_splits, open_tasks, tell_model
+from turncoder.train.wordtasks import (
+    Found,
+    Splits,
+    Task,
+    choose_layers,
+    open_backbone,
+    open_splits,
+    open_tasks,
+    tell_model,
+)
 from turncoder.wordconfig import WordsConfig
 
 __all__ = ["train"]
@@ -111,9 +120,7 @@ def _finish(
     encoder: SentenceTransformer | None,
 ) -> None:
     """Write the tagger, open it again, and score the test words with it."""
-    best = {
-        task.name: max(config.seeds, key=lambda seed: found.dev[task.name, seed][task.metric]) for task in tasks
-    }
+    best = {task.name: max(config.seeds, key=lambda seed: found.dev[task.name, seed][task.metric]) for task in tasks}
     model = tell_model(config) if config.train_mode == "probe" else {"name": "."}
     opened = Tagger(
         encoder,  # type: ignore[arg-type]  # written, not used

@@ -6,8 +6,8 @@ In the names of tensors: M words.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
-from turncoder.data.alignment import Alignment, align_words
+from turncoder.data.alignment import Alignment
 from turncoder.data.batching import permute
 from turncoder.data.labels import LabelSet
 from turncoder.data.store import is_held_out
@@ -24,14 +24,26 @@ from turncoder.encoder import load_encoder
 from turncoder.errors import UserError
 from turncoder.evaluate.tagger import Head, Reader
 from turncoder.evaluate.words import score, tally
-from turncoder.train.features import LAST
+from turncoder.train.features import LAST, Reading
 from turncoder.wordconfig import WordsConfig
 
-__all__ = ["Found", "READINGS", "Splits", "Task", "align_split", "choose_layers", "open_backbone", "open_splits", "open_tasks", "tell_model"]
+__all__ = [
+    "READINGS",
+    "Found",
+    "Splits",
+    "Task",
+    "align_split",
+    "choose_layers",
+    "open_backbone",
+    "open_splits",
+    "open_tasks",
+    "tell_layers",
+    "tell_model",
+]
 
 logger = logging.getLogger("turncoder")
 
-READINGS = ("same_token", "previous_token")
+READINGS: tuple[Reading, ...] = ("same_token", "previous_token")
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,7 @@ class Task:
         return score(tally(gold, predicted, spans=self.labels.scheme is not None, known=self.labels.names))
 
     def number(self, words: WordSet) -> np.ndarray:
-        """Number the labels of all words, int64 [M]."""
+        """Give a number to the labels of all words, int64 [M]."""
         return np.concatenate([self.labels.number(tags) for tags in words.labels(self.column)])
 
 
@@ -69,18 +81,29 @@ class Splits:
         return f"{self.train.fingerprint} {self.held_out.fingerprint} {len(self.train)} {len(self.held_out)}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Found:
-    """What training gave: heads to keep, others to compare them with, and what was chosen for each task.
+    """What training gave.
 
-    ``compared`` names other heads by what they differ in: ``readings/previous_token``, ``layers/3``.
+    Attributes
+    ----------
+    reader
+        How words are read.
+    heads
+        To keep: one for each task and seed.
+    compared
+        Others, by what they differ in: ``readings/previous_token``, ``layers/3``.
+    chosen
+        What was chosen for each task.
+    dev
+        The scores of each task and seed on the validation words.
     """
 
     reader: Reader
-    heads: list[Head]
-    compared: dict[str, list[Head]]
-    chosen: dict[str, dict[str, Any]]
-    dev: dict[tuple[str, int], dict[str, Any]]
+    heads: list[Head] = field(default_factory=list)
+    compared: dict[str, list[Head]] = field(default_factory=dict)
+    chosen: dict[str, dict[str, Any]] = field(default_factory=dict)
+    dev: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
 
 
 def open_splits(config: WordsConfig) -> Splits:
@@ -133,7 +156,7 @@ def open_tasks(config: WordsConfig, splits: Splits) -> list[Task]:
         labels = LabelSet.collect(splits.train, column)
         if not len(labels):
             raise UserError(f"task = {name!r}: no word of {splits.train.where} has a label in {column}")
-        for words in filter(None, (splits.held_out, splits.test)):
+        for words in [splits.held_out, *([splits.test] if splits.test is not None else [])]:
             _check_column(words, column, labels)
         tasks.append(Task(name, column, labels))
     return tasks
@@ -172,7 +195,7 @@ def tell_model(config: WordsConfig) -> dict[str, Any]:
 
 
 def choose_layers(config: WordsConfig, backbone: PreTrainedModel) -> list[int]:
-    """Number the layers that are read, from 0, the embeddings, to -1, the last; raises UserError."""
+    """List the layers that are read, from 0, the embeddings, to -1, the last; raises UserError."""
     last = backbone.config.get_text_config().num_hidden_layers
     if config.layer in ("all", "mix"):
         return [*range(last), LAST]
@@ -182,6 +205,9 @@ def choose_layers(config: WordsConfig, backbone: PreTrainedModel) -> list[int]:
     return [LAST if layer == last else layer]
 
 
+def tell_layers(layers: Sequence[int]) -> str:
+    """Name the layers that are read together."""
+    return "mix" if len(layers) > 1 else "last" if layers[0] == LAST else str(layers[0])
 
 
 def align_split(reader: Reader, encoder: SentenceTransformer, words: WordSet) -> Alignment:
