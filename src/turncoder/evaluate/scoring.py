@@ -80,7 +80,7 @@ def score_tagger(
         place.mkdir(parents=True, exist_ok=True)
         write_predictions(place / "predictions.tsv", forms, gold, own[best])
         counted = tally(gold, own[best], spans=scheme is not None, known=labels.names)
-        results["tasks"][name] = {
+        told: dict[str, Any] = {
             "metric": task.metric,
             "seeds": {str(seed): _take_totals(one) for seed, one in scores.items()},
             **summarise([_take_totals(one) for one in scores.values()]),
@@ -91,6 +91,7 @@ def score_tagger(
             "unseen_labels": dict(labels.unseen(words, column)),
             "confusions": write_confusion(counted, place),
         }
+        results["tasks"][name] = told
     for kind, heads in compared.items():
         group, _, member = kind.partition("/")
         for head in heads:

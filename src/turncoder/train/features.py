@@ -33,7 +33,7 @@ from turncoder.model.backbone import describe_model, digest_module
 from turncoder.model.influence import call_model
 from turncoder.progress import NOTICE_SECONDS, open_bar
 
-__all__ = ["Features", "Reading", "compute_features", "read_words"]
+__all__ = ["LAST", "Features", "Reading", "compute_features", "read_states", "read_words"]
 
 logger = logging.getLogger("turncoder")
 
@@ -134,6 +134,28 @@ def compute_features(
     states = {key: _read(path, words) for key, path in paths.items()}
     assert all(tensor is not None for tensor in states.values())
     return Features({key: tensor for key, tensor in states.items() if tensor is not None})
+
+
+def read_states(
+    backbone: PreTrainedModel,
+    alignment: Alignment,
+    *,
+    layers: Sequence[int],
+    readings: Sequence[Reading],
+    merge: bool,
+    batch_tokens: int | None = None,
+    pad_token_id: int,
+) -> Iterator[dict[Key, torch.Tensor]]:
+    """Compute the states of all words without keeping them; parameters and errors as for `compute_features`.
+
+    Yields
+    ------
+    dict
+        For each (reading, layer) the states [M, D] of some words, which follow those before.
+    """
+    keys = [(reading, layer) for reading in readings for layer in layers]
+    with open_bar() as bar:
+        yield from _Pass(backbone, alignment, keys, merge, batch_tokens, pad_token_id).shards(bar)
 
 
 def read_words(

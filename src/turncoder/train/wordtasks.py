@@ -108,15 +108,15 @@ class Found:
 
 def open_splits(config: WordsConfig) -> Splits:
     """Open what is trained on, chosen on and scored; raises UserError."""
+    test: WordSet | None
     hub = {
         "dataset_name": config.dataset_name,
         "dataset_config_name": config.dataset_config_name,
         "cache_dir": config.cache_dir,
     }
     if config.dataset_name:
-        train, held_out, test = (
-            open_words(**hub, split=split, key="dataset_name") for split in ("train", "validation", "test")
-        )
+        names = ("train", "validation", "test")
+        train, held_out, test = (open_words(**hub, split=name, key="dataset_name") for name in names)
     else:
         train = open_words(file=config.train_file, key="train_file")
         test = open_words(file=config.test_file, key="test_file") if config.test_file else None
