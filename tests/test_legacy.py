@@ -9,6 +9,7 @@ from turncoder import legacy
 from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig, load_config
 from turncoder.errors import UserError
 from turncoder.settings import training_argument_names
+from turncoder.wordconfig import WordsConfig
 
 # What LLM2Vec's run_mntp.py takes (reference: llm2vec.md 1.7)
 MODEL = [
@@ -75,7 +76,9 @@ def test_every_key_of_llm2vecs_contrastive_stages_has_an_answer(stage, name):
 
 
 def test_new_names_exist():
-    ours = {f.name for f in (*fields(MntpConfig), *fields(SimcseConfig))} | set(training_argument_names())
+    ours = {f.name for f in (*fields(MntpConfig), *fields(SimcseConfig), *fields(WordsConfig))} | set(
+        training_argument_names()
+    )
     assert set(legacy.RENAMED.values()) | set(legacy.ALIASES.values()) <= ours
 
 

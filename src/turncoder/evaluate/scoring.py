@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from turncoder.train.running import MARKER, Run, complete_checkpoints, write_ato
 from turncoder.train.wordtasks import Task
 from turncoder.wordconfig import WordsConfig
 
-__all__ = ["evaluate_run", "read_results", "score_tagger", "show", "write_results"]
+__all__ = ["evaluate_run", "gather_seeds", "read_results", "score_tagger", "show", "write_results"]
 
 logger = logging.getLogger("turncoder")
 
@@ -134,14 +135,38 @@ def evaluate_run(config: WordsConfig) -> dict[str, Any]:
     if out is not None and out.exists() and any(out.iterdir()) and not config.overwrite:
         raise UserError(f"--output {out} holds something already; name another folder, or use --overwrite")
     words = open_test(config)
-    tagger = open_trained(str(config.evaluate), config)
-    if out is None:
-        with tempfile.TemporaryDirectory() as folder:
-            return score_tagger(tagger, words, Path(folder))
-    out.mkdir(parents=True, exist_ok=True)
-    results = {**score_tagger(tagger, words, out), "run": config.evaluate}
-    write_atomically(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    run = Path(str(config.evaluate))
+    seeds = read_results(run).get("runs", {}) if (run / "results.json").exists() else {}
+    with ExitStack() as stack:
+        folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        if not seeds:
+            results = score_tagger(open_trained(str(run), config), words, folder)
+        else:
+            found = {
+                int(seed): score_tagger(load_tagger(run / name), words, folder / name) for seed, name in seeds.items()
+            }
+            best = {name: told["best_seed"] for name, told in read_results(run)["tasks"].items()}
+            results = next(iter(found.values()))
+            results["tasks"] = {name: gather_seeds(name, found, best[name]) for name in best}
+        results["run"] = config.evaluate
+        if out is not None:
+            write_atomically(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     return results
+
+
+def gather_seeds(name: str, found: dict[int, dict[str, Any]], best: int) -> dict[str, Any]:
+    """Put what runs of different seeds found for a task together; what only one can tell is that of the best seed."""
+    rows = {seed: results["tasks"][name]["seeds"][str(seed)] for seed, results in found.items()}
+    told = {
+        **found[best]["tasks"][name],
+        "seeds": {str(seed): row for seed, row in rows.items()},
+        **summarise([{key: value for key, value in row.items() if key in SHOWN} for row in rows.values()]),
+        "best_seed": best,
+    }
+    if all("dev" in row for row in rows.values()):
+        told["dev"] = summarise([row["dev"] for row in rows.values()])
+    return told
 
 
 def open_test(config: WordsConfig) -> WordSet:

@@ -237,6 +237,10 @@ def load_tagger(
             f"{folder} holds a pickled classifier.pt, and unpickling runs whatever code is in it; train again with "
             "turncoder words, which writes safetensors"
         )
+    if not (folder / "tagger").exists() and (folder / "results.json").exists():  # a run for each seed
+        told = read_json(folder / "results.json")
+        best = next(iter(told["tasks"].values())).get("best_seed")
+        folder = folder / told.get("runs", {}).get(str(best), "")
     if not (folder / "tagger" / "tagger.json").exists():
         raise UserError(f"{folder} is no finished run of turncoder words: it has no tagger/tagger.json")
     spec = read_json(folder / "tagger" / "tagger.json")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from turncoder.data.alignment import choose_bos
 from turncoder.encode import keep_freed_memory
 from turncoder.encoder import limit_length
 from turncoder.evaluate.prediction import Reader
-from turncoder.evaluate.scoring import score_tagger, write_results
+from turncoder.evaluate.scoring import gather_seeds, score_tagger, write_results
 from turncoder.evaluate.tagger import Tagger, load_tagger, save_tagger
 from turncoder.evaluate.words import summarise
 from turncoder.model.attention import inspect_attention
@@ -45,6 +46,8 @@ from turncoder.wordconfig import WordsConfig
 __all__ = ["train"]
 
 logger = logging.getLogger("turncoder")
+
+SHOWN = ("predictions.tsv", "confusion.csv", "confusion.png")
 
 
 def train(config: WordsConfig) -> Path:
@@ -181,26 +184,16 @@ def _train_each(config: WordsConfig, run: Run) -> None:
     logger.info("learning_rate %g is best on the validation words (%.4f)", rate, value(rate))
     results = dict(found[rate][config.seeds[0]])
     results["rates"] = {f"{one:g}": value(one) for one in config.learning_rate}
-    results["tasks"] = {name: _gather(name, found[rate]) for name in results["tasks"]}
-    first = next(iter(results["tasks"].values()))
-    results["best_run"] = folders[rate, first["best_seed"]].name
+    first, best_seed = next(iter(results["tasks"])), {}
+    for name, told in results["tasks"].items():
+        best_seed[name] = max(
+            config.seeds, key=lambda seed: found[rate][seed]["tasks"][name]["seeds"][str(seed)]["dev"][told["metric"]]
+        )
+    results["tasks"] = {name: gather_seeds(name, found[rate], best_seed[name]) for name in results["tasks"]}
+    results["runs"] = {str(seed): folders[rate, seed].name for seed in config.seeds}
+    best = folders[rate, best_seed[first]]
+    for path in [path for pattern in SHOWN for path in best.rglob(pattern) if "checkpoints" not in path.parts]:
+        place = run.folder / path.relative_to(best)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, place)
     write_results(run, results)
-
-
-def _gather(name: str, found: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """Put the results of runs that differ in their seed together."""
-    each = {seed: results["tasks"][name] for seed, results in found.items()}
-    metric = next(iter(each.values()))["metric"]
-    rows = {seed: told["seeds"][str(seed)] for seed, told in each.items()}
-    best = max(rows, key=lambda seed: rows[seed]["dev"][metric])
-    scores = [
-        {key: value for key, value in row.items() if key not in ("dev", "alignment", "layer", "learning_rate")}
-        for row in rows.values()
-    ]
-    return {
-        **each[best],
-        "seeds": {str(seed): row for seed, row in rows.items()},
-        **summarise(scores),
-        "dev": summarise([row["dev"] for row in rows.values()]),
-        "best_seed": best,
-    }
