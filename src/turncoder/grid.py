@@ -1,0 +1,185 @@
+"""Every combination of models, tasks and regimes: a run each, one table, one plot.
+
+A grid is a TOML file: keys at its top are those of every run; each table ``[models.NAME]``, ``[tasks.NAME]`` and
+``[regimes.NAME]`` holds the keys of one row, one panel, one colour. Runs lie in OUTPUT/TASK/REGIME/MODEL; what is done
+is not done again.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from turncoder import settings
+from turncoder.errors import UserError
+from turncoder.wordconfig import WordsConfig
+
+__all__ = ["Cell", "open_grid", "run_grid"]
+
+logger = logging.getLogger("turncoder")
+
+AXES = ("tasks", "regimes", "models")
+FILES = ("train_file", "validation_file", "test_file")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid: its names on the axes, and its configuration."""
+
+    task: str
+    regime: str
+    model: str
+    config: WordsConfig
+
+
+def open_grid(path: Path, output: str | None) -> tuple[Path, list[Cell]]:
+    """Read a grid, and check the configuration of every run of it.
+
+    Parameters
+    ----------
+    path
+        The TOML file; files that it names are looked for beside it too.
+    output
+        The folder; None is what the file says.
+
+    Returns
+    -------
+    tuple
+        The folder, and the runs: task by task, regime by regime.
+
+    Raises
+    ------
+    UserError
+        Something is wrong with the file, or with the keys of a run, which the message names.
+    """
+    table = settings.read_file(path)
+    axes = {name: table.pop(name, {}) for name in AXES}
+    for name, rows in axes.items():
+        if not isinstance(rows, dict) or not rows or not all(isinstance(row, dict) for row in rows.values()):
+            raise UserError(f"{path}: a grid has tables [{name}.NAME] with the keys of each; give at least one")
+        for member in rows:
+            if not member or set(member) & set("/\\") or member.startswith("."):
+                raise UserError(f"{path}: [{name}.{member}]: the name becomes a folder; use letters, digits and -")
+    home = output or table.pop("output_dir", None)
+    table.pop("output_dir", None)
+    if not home:
+        raise UserError("--output is missing: the folder that the grid's runs are written to")
+    folder = Path(str(home))
+    cells = []
+    for task, regime, model in product(*(axes[name] for name in AXES)):
+        keys = {**table, **axes["tasks"][task], **axes["regimes"][regime], **axes["models"][model]}
+        keys["output_dir"] = str(folder / task / regime / model)
+        for name in FILES:
+            beside = path.parent / str(keys.get(name))
+            if name in keys and not Path(str(keys[name])).exists() and beside.exists():
+                keys[name] = str(beside)
+        try:
+            cells.append(Cell(task, regime, model, settings.load(WordsConfig, None, keys)))
+        except UserError as error:
+            raise UserError(f"{path}: {task}, {regime}, {model}: {error}") from error
+    return folder, cells
+
+
+def run_grid(config: WordsConfig) -> Path:
+    """Run what is not done of a grid, and put everything into one table.
+
+    Parameters
+    ----------
+    config
+        ``grid`` names the file, ``output_dir`` the folder; with ``dry_run`` the runs are only listed.
+
+    Returns
+    -------
+    Path
+        The folder: ``grid.json``, ``grid.md`` and ``grid.png`` beside the runs.
+
+    Raises
+    ------
+    UserError
+        Something is wrong with the file; or with a run, after the others are done.
+    """
+    folder, cells = open_grid(Path(str(config.grid)), config.output_dir)
+    if config.dry_run:
+        for cell in cells:
+            done = " (done)" if _is_done(cell) else ""
+            logger.info("%s, %s, %s%s: %s", cell.task, cell.regime, cell.model, done, cell.config.model_name_or_path)
+        return folder
+    from turncoder.train.words import train
+
+    failed: dict[str, str] = {}
+    for number, cell in enumerate(cells, 1):
+        if not _is_done(cell):
+            logger.info("run %d of %d: %s, %s, %s", number, len(cells), cell.task, cell.regime, cell.model)
+            try:
+                train(cell.config)
+            except UserError as error:
+                failed[f"{cell.task}, {cell.regime}, {cell.model}"] = str(error)
+                logger.warning("%s", error)
+        _write_tables(folder, [one for one in cells[:number] if _is_done(one)])
+    if failed:
+        name, why = next(iter(failed.items()))
+        raise UserError(f"{len(failed)} of {len(cells)} runs failed, the others are in {folder}/grid.md: {name}: {why}")
+    return folder
+
+
+def _is_done(cell: Cell) -> bool:
+    folder = Path(str(cell.config.output_dir))
+    record = folder / "run.json"
+    return (folder / "results.json").exists() and json.loads(record.read_text())["status"] == "done"
+
+
+def _write_tables(folder: Path, cells: list[Cell]) -> None:
+    """Write table and plot of the runs that are done."""
+    from turncoder.plots import draw_grid
+    from turncoder.train.running import write_atomically
+
+    rows: list[dict[str, Any]] = []
+    for cell in cells:
+        results = json.loads((Path(str(cell.config.output_dir)) / "results.json").read_text(encoding="utf8"))
+        for column, told in results["tasks"].items():
+            metric = told["metric"]
+            rows.append(
+                {
+                    "task": cell.task if len(results["tasks"]) == 1 else f"{cell.task} {column}",
+                    "mode": cell.regime,
+                    "model": cell.model,
+                    "score": metric.replace("_", " "),
+                    "mean": told["mean"][metric],
+                    "std": told["std"][metric],
+                    "dev": told["dev"]["mean"][metric],
+                    "seeds": len(told["seeds"]),
+                    "words_scored": told["words_scored"],
+                    **{key: told["chosen"].get(key) for key in ("alignment", "layer", "learning_rate")},
+                }
+            )
+    if not rows:
+        return
+    write_atomically(folder / "grid.json", json.dumps(rows, indent=1) + "\n")
+    write_atomically(folder / "grid.md", _lay_out(rows))
+    draw_grid(rows, folder / "grid.png")
+
+
+def _lay_out(rows: list[dict[str, Any]]) -> str:
+    """Lay out the rows as Markdown: a line for each model, a column for each task and regime."""
+    columns = {(row["task"], row["mode"]): row["score"] for row in rows}
+    lines = [
+        "Mean ± standard deviation over seeds on the test words, in percent; everything was chosen on the validation "
+        "words.",
+        "",
+        "| | " + " | ".join(f"{task}, {mode}: {score}" for (task, mode), score in columns.items()) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
+    cells = {(row["model"], row["task"], row["mode"]): row for row in rows}
+    for model in dict.fromkeys(row["model"] for row in rows):
+        shown = [_show(cells.get((model, task, mode))) for task, mode in columns]
+        lines.append(f"| {model} | " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _show(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    spread = f" ± {100 * row['std']:.2f}" if row["std"] is not None else ""
+    return f"{100 * row['mean']:.2f}{spread}"
