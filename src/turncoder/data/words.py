@@ -85,7 +85,14 @@ class WordSet:
     def labels(self, column: str) -> Iterator[list[str]]:
         """Yield the labels of each sentence; "" is a word without one, which is not scored."""
         assert column in self.columns, column
-        for batch in self.data.select_columns([column]).with_format("arrow").iter(BATCH_SENTENCES):
+        yield from self._column(column)
+
+    def forms(self) -> Iterator[list[str]]:
+        """Yield the words of each sentence."""
+        yield from self._column("words")
+
+    def _column(self, name: str) -> Iterator[list[str]]:
+        for batch in self.data.select_columns([name]).with_format("arrow").iter(BATCH_SENTENCES):
             yield from batch.column(0).to_pylist()
 
     def words(self, row: int) -> list[str]:

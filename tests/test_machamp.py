@@ -1,0 +1,160 @@
+"""MaChAmp: its files hold our words and labels, and its scores become our rows."""
+
+import json
+import logging
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turncoder.data.words import WordSet, open_words
+from turncoder.errors import UserError
+from turncoder.machamp import export_machamp, read_machamp
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURNCODER_CACHE", str(tmp_path / "cache"))
+    logging.getLogger("turncoder").propagate = True
+
+
+def open_one(path: Path, content: str) -> WordSet:
+    path.write_text(content, encoding="utf8")
+    return open_words(file=str(path))
+
+
+def read_as_machamp(path: Path) -> list[list[list[str]]]:
+    """Read sentences by MaChAmp's rule: lines split at tabs, and one with nothing else ends a sentence."""
+    sentences: list[list[list[str]]] = [[]]
+    with path.open(encoding="utf8") as file:
+        for line in file:
+            if len(line) < 2 or line.replace("\t", "") == "":
+                sentences += [[]] if sentences[-1] else []
+            else:
+                sentences[-1].append(line.rstrip("\n").split("\t"))
+    return [sentence for sentence in sentences if sentence]
+
+
+def test_a_treebank_as_machamp_reads_it(shared: Path, tmp_path: Path):
+    data = shared / "data" / "ud_english_ewt"
+    splits = {name: open_words(file=str(data / f"en_ewt-ud-{name}.conllu")) for name in ("dev", "test")}
+    splits = {"train": splits["dev"], "dev": splits["dev"], "test": splits["test"]}
+    tasks = {"upos": "upos", "pos_tags": "xpos"}
+    commands = export_machamp(tasks, splits, tmp_path / "a folder" / "machamp", model="bert-large-cased", frozen=True)
+    folder = tmp_path / "a folder" / "machamp"
+    config = json.loads((folder / "dataset.json").read_text())
+    assert config == {
+        "en_ewt-ud-dev": {
+            "train_data_path": str(folder / "en_ewt-ud-dev.train.conll"),
+            "dev_data_path": str(folder / "en_ewt-ud-dev.dev.conll"),
+            "word_idx": 0,
+            "tasks": {
+                "upos": {"task_type": "seq", "column_idx": 1},
+                "pos_tags": {"task_type": "seq", "column_idx": 2},
+            },
+        }
+    }
+    for split, words in splits.items():
+        sentences = read_as_machamp(folder / f"en_ewt-ud-dev.{split}.conll")
+        columns = [words.data["words"][:], list(words.labels("upos")), list(words.labels("xpos"))]
+        assert [list(map(list, zip(*sentence, strict=True))) for sentence in sentences] == [
+            list(row) for row in zip(*columns, strict=True)
+        ]
+    parameters = json.loads((folder / "params.json").read_text())
+    assert (parameters["transformer_model"], parameters["random_seed"]) == ("bert-large-cased", 8446)
+    assert parameters["encoder"] == {"dropout": 0.2, "max_input_length": 128, "update_weights_encoder": False}
+    train, predict = commands.split("\n")
+    assert train == (
+        f"python3 train.py --dataset_configs '{folder}/dataset.json' --parameters_config '{folder}/params.json' "
+        "--seed 8446 --name en_ewt-ud-dev"
+    )
+    assert predict.endswith(f"'{folder}/en_ewt-ud-dev.test.conll' logs/en_ewt-ud-dev/DATE/test.out")
+
+
+def test_spans_are_a_task_of_their_own(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    record = {"tokens": ["a\tb", "", "c\nd"], "pos": ["X", None, "Y"], "ner": ["I-PER", "O", "I-LOC"]}
+    words = open_one(tmp_path / "my words.jsonl", json.dumps(record))
+    commands = export_machamp({"ner": "ner", "pos": "pos"}, {"train": words}, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "dataset.json").read_text())["my_words"]
+    assert {task: found["task_type"] for task, found in config["tasks"].items()} == {"ner": "seq_bio", "pos": "seq"}
+    assert "dev_data_path" not in config and "predict.py" not in commands
+    sentences = read_as_machamp(tmp_path / "out" / "my_words.train.conll")
+    assert sentences == [[["a b", "B-PER", "X"], ["", "O", "_"], ["c d", "B-LOC", "Y"]]]
+    assert "1 words have no label for pos; we leave them out, and MaChAmp learns and scores them as '_'" in caplog.text
+    assert "for ner" not in caplog.text
+    again = open_words(file=str(tmp_path / "out" / "my_words.train.conll"))
+    assert [list(again.labels("column_2")), again.num_words] == [[["B-PER", "O", "B-LOC"]], 3]
+
+
+def test_a_file_is_no_folder(tmp_path: Path):
+    words = open_one(tmp_path / "a.conll", "a X\n")
+    with pytest.raises(UserError, match=r"export_machamp: .*a.conll is a file; name a folder"):
+        export_machamp({"pos": "tags"}, {"train": words}, tmp_path / "a.conll")
+
+
+def write_log(folder: Path, accuracy: float, spans: tuple[float, float, float], time: str) -> None:
+    """Write what MaChAmp's callback and predict.py write."""
+    folder.mkdir(parents=True)
+    metrics: dict[str, Any] = {"epoch": "20/20", "best_epoch": 17, "cur_ram": "1.0", "time_total": time}
+    for prefix, better in (("best_", 0.0), ("", -0.01)):
+        metrics[f"{prefix}train_upos_accuracy"] = 0.99
+        metrics[f"{prefix}dev_upos_loss"] = 0.4
+        metrics[f"{prefix}dev_sum"] = 1.7
+        metrics[f"{prefix}dev_upos_accuracy"] = accuracy + better
+        for name, value in zip(("precision", "recall", "span_f1"), spans, strict=True):
+            metrics[f"{prefix}dev_my_ner_{name}"] = value + better
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "dataset-configs.json").write_text(json.dumps({"EWT": {}}))
+    scored = {
+        "upos": {"optimization_metrics": "accuracy", "accuracy": {"accuracy": accuracy - 0.1, "sum": "accuracy"}},
+        "my_ner": {
+            "optimization_metrics": "span_f1",
+            "span_f1": dict(zip(("precision", "recall", "span_f1"), spans, strict=True)) | {"sum": "span_f1"},
+        },
+        "sum": 1.6,
+    }
+    (folder / "test.out.eval").write_text(json.dumps(scored))
+    (folder / "EWT.out.eval").write_text(json.dumps(scored))
+
+
+def test_scores_become_rows(tmp_path: Path):
+    write_log(tmp_path / "ewt" / "2024.01.01_10.00.00", 0.95, (0.8, 0.7, 0.75), "0:01:40")
+    write_log(tmp_path / "ewt" / "2024.01.02_10.00.00", 0.97, (0.9, 0.8, 0.85), "1 day, 0:00:20")
+    (tmp_path / "ewt" / "2024.01.03_10.00.00").mkdir()  # of a training that was stopped
+    rows = {(row["model"], row["seeds"]): row for row in read_machamp(tmp_path / "ewt")}
+    assert list(rows) == [
+        ("MaChAmp my_ner, dev", 2),
+        ("MaChAmp upos, dev", 2),
+        ("MaChAmp my_ner, test.out", 2),
+        ("MaChAmp upos, test.out", 2),
+    ]
+    upos = rows["MaChAmp upos, dev", 2]
+    assert upos["task"] == "upos" and "span_f1" not in upos
+    assert upos["token_accuracy"] == pytest.approx(0.96)
+    assert upos["std"]["token_accuracy"] == pytest.approx(statistics.stdev([0.95, 0.97]))
+    assert upos["seconds"] == (100 + 24 * 3600 + 20) / 2
+    assert rows["MaChAmp upos, test.out", 2]["token_accuracy"] == pytest.approx(0.86)
+    for words in ("dev", "test.out"):
+        spans = rows[f"MaChAmp my_ner, {words}", 2]
+        names = ("span_precision", "span_recall", "span_f1")
+        assert [spans[name] for name in names] == pytest.approx([0.85, 0.75, 0.8])
+    single = read_machamp(tmp_path / "ewt" / "2024.01.01_10.00.00")
+    assert [row["seeds"] for row in single] == [1] * 4
+    assert single[1]["token_accuracy"] == 0.95 and single[1]["std"]["token_accuracy"] is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "machamp: .* has no metrics.json, which MaChAmp writes after the last epoch"),
+        ("{", "machamp: .*metrics.json is broken"),
+        ("[]", r"machamp: .*metrics.json is broken \(not an object\)"),
+        ('{"best_train_upos_accuracy": 1}', "machamp: .*metrics.json has no best_dev_TASK_METRIC; was there a dev"),
+    ],
+)
+def test_what_is_wrong_with_a_log(content: str | None, message: str, tmp_path: Path):
+    if content is not None:
+        (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_machamp(tmp_path)
