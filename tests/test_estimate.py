@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from transformers import LlamaConfig
 
 from turncoder.cli import main
@@ -99,3 +100,12 @@ def test_dry_runs_write_nothing(
     assert main(["merge", model, "--output", out, "--dry-run"]) == 0
     assert "model.safetensors" in capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dry_run_says_what_it_fetches(
+    config: Callable[..., EncodeConfig], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fetched = Dataset.from_dict({"text": ["Once upon a time", "there were two dogs"]})
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: fetched)
+    assert plan_encode(config(input_file="some/set")).steps["texts"] == 2
+    assert "some/set is fetched into the cache of `datasets`" in caplog.text

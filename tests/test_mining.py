@@ -1,6 +1,7 @@
 """Hard negatives: those of a brute-force search, never a positive of the anchor, in a file that training reads."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,13 +99,21 @@ def test_what_is_drawn_is_drawn_again(mine: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("name", ["mined.jsonl", "mined.parquet"])
 def test_training_reads_it(
-    name: str, pairs: Path, stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    pairs: Path,
+    stories: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / name
     words = ["mine", str(pairs), "--model_name_or_path", str(stories), "--output", str(out)]
-    assert main([*words, "--dry-run"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setenv("TURNCODER_CACHE", str(tmp_path / "cache"))
+        assert main([*words, "--dry-run"]) == 0
     assert "candidates" in capsys.readouterr().out
-    assert not out.exists()
+    assert not any(tmp_path.rglob("*.arrow")) and not out.exists()
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)  # of proofs
     assert main(words) == 0
     said = capsys.readouterr().err
     assert "70 of" not in said and "60 of 60 anchors got 3 negatives each" in said and "1 were repeated" in said
@@ -129,7 +138,7 @@ def test_training_reads_it(
         ({"output_dir": "out.csv"}, "give OUT.jsonl or OUT.parquet"),
         ({"pairs_file": "./gone.jsonl"}, "gone.jsonl: no such file"),
         ({"pairs_file": "gone.csv"}, "gone.csv: no such file"),
-        ({"pairs_file": "someone/pairs-v1.5"}, "dataset_name: 'someone/pairs-v1.5'"),
+        ({"pairs_file": "someone/pairs-v1.5"}, "PAIRS: 'someone/pairs-v1.5'"),
         ({"pairs_file": "."}, "is a folder"),
         ({"corpus_file": "./gone.txt"}, "gone.txt"),
         ({"pairs_file": None}, "mine needs PAIRS"),

@@ -182,14 +182,19 @@ def test_killed_turn_goes_on_where_it_was(
         (["--words", "x.conllu"], "word-level tasks"),
         (["--steps_supervised", "3"], "--pairs"),
         (["--sts", "gone.tsv"], "gone.tsv"),
-        (["--pairs", "gone.jsonl"], "gone.jsonl"),
-        (["--mntp.learning_rat", "1"], "learning_rat"),
-        (["--mntp.learning_rate", "fast"], "fast"),
-        (["--simcse.lora_rr", "1"], "lora_rr"),
+        (["--pairs", "gone.jsonl"], "--pairs: gone.jsonl"),
+        (["--pairs", "gone"], "--pairs: 'gone'"),
+        (["--mntp.learning_rat", "1"], "--mntp.learning_rat is not a known flag; did you mean --mntp.learning_rate?"),
+        (["--mntp.learning_rate", "fast"], "--mntp.learning_rate = 'fast'"),
+        (["--simcse.lora_rr", "1"], "--simcse.lora_rr"),
+        (["--mntp.mlm_probability", "2"], "--mntp.mlm_probability = 2"),
+        (["--text_column", "body"], "text_column = 'body'"),
         (["--dataset_config_name", "en"], "is a file"),
         (["--simcse.prompt", "Find: "], "does not stay apart"),
         (["--steps_mntp", "0"], "steps_mntp = 0"),
-        (["--text", "gone.txt"], "gone.txt"),
+        (["--text", "gone.txt"], "--text: gone.txt"),
+        (["--text", "gone"], "--text: 'gone'"),
+        (["--validation_text", "gone.txt"], "--validation_text: gone.txt"),
     ],
 )
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
@@ -214,7 +219,7 @@ def test_dry_run_plans_every_stage_without_weights_and_writes_nothing(
     )  # the control is like MNTP
     assert "lora_r = 5" in said and f'"{tmp_path / "out" / "mntp"}"' in said
     assert "0.3 M parameters" in said
-    assert not (tmp_path / "out").exists()
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_text_is_packed_once_at_the_length_that_follows_from_it(

@@ -238,7 +238,12 @@ def test_a_file_has_no_splits(
 BAD = {
     "no words": (["encode"], "--output is missing"),
     "no input": (["encode", "MODEL", "--output", "OUT.npy"], "encode needs MODEL and INPUT"),
-    "missing input": (["encode", "MODEL", "nothing.txt", "--output", "OUT.npy"], "no such file or folder"),
+    "missing input": (["encode", "MODEL", "nothing.txt", "--output", "OUT.npy"], "INPUT: nothing.txt: no such file"),
+    "no such data set": (["encode", "MODEL", "no/such", "--output", "OUT.npy"], "INPUT: 'no/such' "),
+    "that of a dry run": (
+        ["encode", "MODEL", "no/such", "--output", "OUT.npy", "--dry-run"],
+        "INPUT: 'no/such' ",
+    ),
     "empty input": (["encode", "MODEL", "empty.txt", "--output", "OUT.npy"], "the file is empty"),
     "broken line": (["encode", "MODEL", "broken.jsonl", "--output", "OUT.npy"], "broken.jsonl, line 2: broken JSON"),
     "not UTF-8": (["encode", "MODEL", "latin.txt", "--output", "OUT.npy"], "line 2.*not UTF-8"),

@@ -222,7 +222,7 @@ class TurnConfig:
     overwrite: bool = False
     """Delete what --output holds and start anew."""
     dry_run: bool = False
-    """Show the plan of every stage; write nothing but caches."""
+    """Show the plan of every stage; write nothing."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without opening anything; raises UserError."""

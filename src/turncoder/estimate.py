@@ -1,18 +1,23 @@
 """What encoding, mining or merging would cost, before it is done: parameters, memory, tokens, time, disk, files.
 
-The model and the texts are opened as the work itself would open them; nothing is written.
+The model and the texts are opened as the work itself would open them; nothing is written, but that a hub's files go to
+the caches of their libraries.
 """
 
+import logging
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from turncoder.config import EncodeConfig, MergeConfig, MineConfig, to_toml
+from turncoder.data.files import names_file
 from turncoder.encode import count_token_bytes
 from turncoder.encoder import open_encoder
 from turncoder.merging import check_output, name_settings, open_merged
 from turncoder.mining import look_at_mine, open_sides
 from turncoder.plan import Plan
-from turncoder.preview import SAMPLES
+from turncoder.preview import SAMPLES, cache_in
 from turncoder.samples import show_text
 from turncoder.vectors import METRICS, describe_job, look_at_job, name_shards
 from turncoder.workers import count_gpus, digest_encoder, open_batches
@@ -24,6 +29,8 @@ MERGED_FILES = ("model.safetensors", "config.json", "tokenizer files", "README.m
                 "turncoder.json")  # fmt: skip
 TIMED = 256  # texts
 
+logger = logging.getLogger("turncoder")
+
 
 def plan_encode(config: EncodeConfig) -> Plan:
     """Plan an encoding.
@@ -34,6 +41,8 @@ def plan_encode(config: EncodeConfig) -> Plan:
         Whatever `turncoder.vectors.encode_file` would refuse before it begins.
     """
     plan = Plan(to_toml(config), legend="texts as the model would see them: [what is pooled]")
+    if not names_file(str(config.input_file)):
+        logger.warning("INPUT: %s is fetched into the cache of `datasets`, to be counted", config.input_file)
     out, texts, kept = look_at_job(config)
     gpus = count_gpus(config)
     device = "cuda:0" if gpus > 1 else config.device
@@ -79,7 +88,8 @@ def plan_mine(config: MineConfig) -> Plan:
         Whatever `turncoder.mining.mine_file` would refuse before it begins.
     """
     plan = Plan(to_toml(config), legend="anchors and candidates as the model would see them: [what is pooled]")
-    out, candidates = look_at_mine(config)
+    with tempfile.TemporaryDirectory() as folder, cache_in(Path(folder)):
+        out, candidates = look_at_mine(config)
     encoder = open_encoder(config, device=config.device)
     sides = open_sides(encoder, config.query_prompt, config.document_prompt, config.batch_tokens)
     anchors = list(candidates.own())

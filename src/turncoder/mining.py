@@ -135,13 +135,20 @@ def look_at_mine(config: MineConfig) -> tuple[Path, Candidates]:
     if source.is_file() and config.dataset_config_name:
         raise UserError(f"dataset_config_name = {config.dataset_config_name!r}: {source} is no hub id; leave it away")
     [(rows, _)] = open_pairs(
-        **where, dataset_config_name=config.dataset_config_name, cache_dir=config.cache_dir, columns=config.columns
+        **where,
+        dataset_config_name=config.dataset_config_name,
+        cache_dir=config.cache_dir,
+        columns=config.columns,
+        key="PAIRS",
     )
     columns = {name: rows.data[name][:] for name in rows.data.column_names}
     pairs = list(dict.fromkeys(zip(columns["anchor"], columns["positive"], strict=True)))
     texts = [text for name, column in columns.items() if name != "anchor" for text in column]
     if config.corpus_file:
-        texts += [text.strip() for text in scan_rows(config.corpus_file, cache_dir=config.cache_dir).texts]
+        texts += [
+            text.strip()
+            for text in scan_rows(config.corpus_file, cache_dir=config.cache_dir, key="--corpus_file").texts
+        ]
     candidates = Candidates(pairs, [text for text in dict.fromkeys(texts) if text], len(rows) - len(pairs))
     _check_number(config, candidates)
     return out, candidates

@@ -22,6 +22,7 @@ __all__ = [
     "add_memory",
     "add_steps",
     "add_time",
+    "count_operations",
     "list_files",
     "measure_rate",
     "show",
@@ -147,18 +148,23 @@ def add_time(
     again
         The loss computes the forward pass twice.
     """
-    text_config = model.config.get_text_config()
-    inside = sum(p.numel() for p in {id(p): p for p in model.base_model.parameters()}.values())
-    embeddings = text_config.vocab_size * text_config.hidden_size
     passes = 4 + 2 * config.gradient_checkpointing + 2 * again
-    attention = 2 * passes * text_config.num_hidden_layers * length * text_config.hidden_size
-    per_token = passes * (inside - embeddings) + 2 * plan.parameters["trainable"] + attention + head
+    per_token = count_operations(model, length, passes) + 2 * plan.parameters["trainable"] + head
     rate, device = measure_rate(torch.bfloat16 if config.bf16 or config.dtype == "bfloat16" else torch.float32)
     if plan.steps["tokens"]:
         plan.seconds = per_token * plan.steps["tokens"] / (HALF * rate)
     plan.assumptions.append(
         f"time: training alone, at half of the {rate / 1e12:.3g} TFLOP/s that a matrix product reaches now on {device}"
     )
+
+
+def count_operations(model: PreTrainedModel, length: float, passes: int = 2) -> float:
+    """Count the operations of a token among ``length``, its embedding aside; ``passes`` for each weight."""
+    text_config = model.config.get_text_config()
+    inside = sum(p.numel() for p in {id(p): p for p in model.base_model.parameters()}.values())
+    embeddings = text_config.vocab_size * text_config.hidden_size
+    attention = 2 * passes * text_config.num_hidden_layers * length * text_config.hidden_size
+    return passes * (inside - embeddings) + attention
 
 
 def measure_rate(dtype: torch.dtype) -> tuple[float, str]:

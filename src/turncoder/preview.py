@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -22,7 +23,17 @@ from turncoder.errors import UserError, first_line
 from turncoder.keys import DataKeys
 from turncoder.train.text import choose_masking
 
-__all__ = ["Preview", "open_streams", "preview_corpus", "quiet", "read_tokens", "stream_rows", "take_first", "weigh"]
+__all__ = [
+    "Preview",
+    "cache_in",
+    "open_streams",
+    "preview_corpus",
+    "quiet",
+    "read_tokens",
+    "stream_rows",
+    "take_first",
+    "weigh",
+]
 
 GLANCE_BYTES = 1 << 20
 GLANCE_TEXTS = 2000
@@ -154,6 +165,19 @@ def take_first(items: Iterable[Any], size: Callable[[Any], int], fewest: int = 1
 def weigh(text: Any) -> int:
     """Count the bytes of a text, or of a row of token ids."""
     return len(text.encode("utf-8", "replace")) + 1 if isinstance(text, str) else text.nbytes
+
+
+@contextlib.contextmanager
+def cache_in(folder: Path) -> Iterator[None]:
+    """Keep what is prepared in a folder and not in the user's cache."""
+    before = os.environ.get("TURNCODER_CACHE")
+    os.environ["TURNCODER_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("TURNCODER_CACHE")
+        if before is not None:
+            os.environ["TURNCODER_CACHE"] = before
 
 
 @contextlib.contextmanager

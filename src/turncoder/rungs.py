@@ -88,7 +88,13 @@ class Trial:
     pairs: Sequence["Rows"] = ()
 
 
-def open_trial(texts: Sequence[str], sts: Sts | None, pairs: Sequence["Rows"], limit: int) -> Trial:
+def open_trial(
+    texts: Sequence[str],
+    sts: Sts | None,
+    pairs: Sequence["Rows"],
+    limit: int,
+    remedy: str = "give longer texts, or --sts or --pairs",
+) -> Trial:
     """Cut held-out documents into first sentence and rest.
 
     Raises
@@ -100,7 +106,7 @@ def open_trial(texts: Sequence[str], sts: Sts | None, pairs: Sequence["Rows"], l
     if len(documents.queries) < FEWEST and sts is None and not pairs:
         raise UserError(
             f"--text: only {len(documents.queries)} of {len(texts)} held-out documents have a first sentence of 4 to "
-            "40 words and a rest of 12 or more, which rungs are measured on; give longer texts, or --sts or --pairs"
+            f"40 words and a rest of 12 or more, which rungs are measured on; {remedy}"
         )
     return Trial(documents, sts, [rows for rows in pairs if len(rows)])
 

@@ -1,6 +1,7 @@
 """The sizes of a turn: the keys of every stage, derived from model and text, around those that the user gives."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,13 +156,14 @@ def configure_stages(config: TurnConfig, sizes: Sizes) -> dict[str, Any]:
     above = {**shared, "model_name_or_path": str(folder / "mntp"), "model_revision": "main"}
     stages: dict[str, Any] = {
         "control": _configure_one(
-            MntpConfig, {**mntp, "output_dir": str(folder / "control")}, {**config.mntp, **causal}
+            MntpConfig, {**mntp, "output_dir": str(folder / "control")}, {**config.mntp, **causal}, "mntp"
         ),
-        "mntp": _configure_one(MntpConfig, {**mntp, "output_dir": str(folder / "mntp")}, config.mntp),
+        "mntp": _configure_one(MntpConfig, {**mntp, "output_dir": str(folder / "mntp")}, config.mntp, "mntp"),
         "simcse": _configure_one(
             SimcseConfig,
             {**above, **sizes.simcse, "sts_file": config.sts, "output_dir": str(folder / "simcse")},
             config.simcse,
+            "simcse",
         ),
     }
     if config.pairs:
@@ -173,10 +175,17 @@ def configure_stages(config: TurnConfig, sizes: Sizes) -> dict[str, Any]:
         told |= {"model_name_or_path": str(folder / "simcse"), "output_dir": str(folder / "supervised")}
         told["train_file" if names_file(config.pairs) else "dataset_name"] = config.pairs
         stages["supervised"] = _configure_one(
-            SupervisedConfig, {**told, **sizes.supervised, "sts_file": config.sts}, config.supervised
+            SupervisedConfig, {**told, **sizes.supervised, "sts_file": config.sts}, config.supervised, "supervised"
         )
     return stages
 
 
-def _configure_one(kind: type[Any], derived: dict[str, Any], given: dict[str, Any]) -> Any:
-    return settings.load(kind, None, {**derived, **given})
+def _configure_one(kind: type[Any], derived: dict[str, Any], given: dict[str, Any], table: str) -> Any:
+    """Build one configuration; what is wrong with a key that the user gave is said of ``--TABLE.KEY``."""
+    try:
+        return settings.load(kind, None, {**derived, **given})
+    except UserError as error:
+        said = str(error).removeprefix("--")
+        if re.split(r"\W", said)[0] not in given:
+            raise
+        raise UserError(f"--{table}.{said}".replace("did you mean --", f"did you mean --{table}.")) from None

@@ -7,6 +7,7 @@ and text, and said.
 import json
 import logging
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from turncoder import settings
 from turncoder.config import MntpConfig, TurnConfig, to_dict
-from turncoder.data.corpus import Corpus, open_corpus
+from turncoder.data.corpus import Corpus, check_column, open_corpus
 from turncoder.data.files import names_file
 from turncoder.data.pairs import Rows
 from turncoder.data.store import is_held_out
@@ -31,7 +32,7 @@ from turncoder.model.attention import make_bidirectional, settle_implementation
 from turncoder.model.backbone import load_backbone, load_model_config, resolve_model
 from turncoder.model.proof import build_small
 from turncoder.plan import show
-from turncoder.preview import take_first, weigh
+from turncoder.preview import cache_in, take_first, weigh
 from turncoder.prompts import check_prompt
 from turncoder.rungs import (
     Rung,
@@ -93,8 +94,9 @@ def turn(config: TurnConfig) -> Path:
 
 
 def plan_turn(config: TurnConfig, console: Console) -> None:
-    """Print the plan of every stage, with the sizes that are derived; load no weights, write nothing but caches."""
-    opened = _open_all(config, weigh_model=False)
+    """Print the plan of every stage, with the sizes that are derived; load no weights, write nothing."""
+    with tempfile.TemporaryDirectory() as folder, cache_in(Path(folder)):
+        opened = _open_all(config, weigh_model=False)
     for reason in opened.sizes.reasons:
         console.print(reason, highlight=False, markup=False)
     for name, stage in configure_stages(config, opened.sizes).items():
@@ -173,6 +175,7 @@ def _open_all(config: TurnConfig, *, weigh_model: bool = True) -> _Opened:
     given = Sizes(mntp={"max_seq_length": config.max_seq_length} if config.max_seq_length else {})
     stages = configure_stages(config, given)
     sts = read_sts(config.sts) if config.sts else None
+    check_column(config.text_column, config.text, config.validation_text)
     corpus = _open_text(config, config.text)
     told, parameters, positions = _check_model(config, stages["mntp"], weigh_model=weigh_model)
     tokenizer = load_tokenizer(stages["mntp"].tokenizer_name or config.model_name_or_path, **_where(config))
@@ -185,7 +188,7 @@ def _open_all(config: TurnConfig, *, weigh_model: bool = True) -> _Opened:
     with state.main_process_first():
         tokens = open_blocks(stages["mntp"], tokenizer, length)[0].num_tokens
         sentences = sum(len(rows) for rows, _ in open_rows(stages["simcse"], tokenizer, length))
-        pairs = open_rows(stages["supervised"], tokenizer, length) if config.pairs else []
+        pairs = open_rows(stages["supervised"], tokenizer, length, "--pairs") if config.pairs else []
     count = sum(len(rows) for rows, _ in pairs)
     sizes = Sizes(reasons=[f"{told}; {parameters / 1e6:,.1f} M parameters, {positions:,} positions"])
     sizes = derive_sizes(config, sizes, parameters, tokens, length, sentences, count)
@@ -246,23 +249,24 @@ def _where(config: TurnConfig) -> dict[str, Any]:
     }
 
 
-def _open_text(config: TurnConfig, name: str) -> Corpus:
-    options: dict[str, Any] = {"text_column": config.text_column, "cache_dir": config.cache_dir}
+def _open_text(config: TurnConfig, name: str, key: str = "--text") -> Corpus:
+    options: dict[str, Any] = {"text_column": config.text_column, "cache_dir": config.cache_dir, "key": key}
     if names_file(name):
         corpus = open_corpus(file=name, **options)
     else:
         corpus = open_corpus(dataset_name=name, dataset_config_name=config.dataset_config_name, **options)
     if corpus.tokenised:
-        raise UserError(f"--text {name} holds token ids; turn needs the texts themselves")
+        raise UserError(f"{key} {name} holds token ids; turn needs the texts themselves")
     return corpus
 
 
 def _take_held_out(config: TurnConfig, corpus: Corpus, percent: float) -> Iterator[str]:
     """Yield the documents that no stage trains on, up to a few times as many as are measured."""
-    texts = iter(_open_text(config, config.validation_text) if config.validation_text else corpus)
+    given = config.validation_text
+    texts = iter(_open_text(config, given, "--validation_text") if given else corpus)
     seen: set[str] = set()
     for text in texts:
-        held = config.validation_text or is_held_out(text, percent)
+        held = given or is_held_out(text, percent)
         if held and text.strip() and text not in seen:
             seen.add(text)
             yield text.strip()

@@ -383,3 +383,10 @@ OPEN_TEXTS = (
     "import sys; from turncoder.data.corpus import open_corpora; from turncoder.data.pairs import open_texts; "
     "print(len(open_texts(open_corpora(train_file=sys.argv[1])[0])[0]))"
 )
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl", "a.csv"):
+        write(tmp_path / name, [{"anchor": "one", "positive": "two"}, {"anchor": "three", "positive": "four"}])
+    with pytest.raises(UserError, match=r"a\.csv and a\.jsonl are both the set 'a'"):
+        open_pairs(file=str(tmp_path))

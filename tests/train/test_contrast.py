@@ -176,6 +176,7 @@ def test_stages_follow_each_other(trained: Path, shared: Path, tmp_path: Path) -
         ({"prompt": "word " * 100 + "\n"}, "shorten the prompt"),
         ({"prompt": "stick "}, "end it in a newline"),
         ({"sts_file": "gone.tsv"}, "gone.tsv"),
+        ({"text_column": "body"}, "has lines and no columns"),
     ],
 )
 def test_wrong_input_says_what_and_writes_nothing(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
+from transformers import AutoModel
 
 import turncoder
 from turncoder.cli import main
@@ -296,3 +297,18 @@ def test_a_batch_is_laid_out_by_length():
     assert lay_out_passes(length_NC, 4, 8, cached=False) == [(2, 4), (2, 2), (4, 2)]
     assert lay_out_passes(length_NC, 4, 6, cached=True) == [(1, 4), (3, 3), (3, 2), (1, 2)]
     assert sum(rows for rows, _ in lay_out_passes(length_NC, 10, 8, cached=True)) == 20
+
+
+def test_a_teacher_is_planned(supervised, stories, tmp_path):
+    alone, taught = plan_training(supervised()), plan_training(supervised(teacher_name_or_path=str(stories)))
+    assert taught.parameters["teacher's"] == AutoModel.from_pretrained(stories).num_parameters()
+    assert taught.seconds > alone.seconds
+    assert any("reads every text once" in line and "about" in line for line in taught.assumptions)
+    assert (
+        "teacher's"
+        not in plan_training(supervised(teacher_name_or_path=str(stories), do_train=False, do_eval=True)).parameters
+    )
+    unseen = plan_training(supervised(teacher_name_or_path="no/such-teacher")).unseen
+    assert any("no/such-teacher" in line for line in unseen)
+    with pytest.raises(UserError, match="teacher_name_or_path"):
+        plan_training(supervised(teacher_name_or_path=str(tmp_path)))

@@ -20,7 +20,7 @@ from turncoder.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Corpus", "open_corpora", "open_corpus"]
+__all__ = ["Corpus", "check_column", "open_corpora", "open_corpus"]
 
 logger = logging.getLogger("turncoder")
 
@@ -80,6 +80,7 @@ def open_corpus(
     cache_dir: str | None = None,
     tokenizer: Any = None,
     numbers: bool = False,
+    key: str | None = None,
 ) -> Corpus:
     """Open a corpus of any of the shapes that people bring.
 
@@ -101,6 +102,8 @@ def open_corpus(
         When given, the ids of the first row of a tokenised corpus are checked against it now; all are when packed.
     numbers
         Numbers in the column are taken for their digits.
+    key
+        What the user gave the corpus as, for messages; None: ``train_file`` or ``dataset_name``.
 
     Raises
     ------
@@ -111,7 +114,7 @@ def open_corpus(
         raise UserError("name one of train_file (a file or folder) and dataset_name (a hub id)")
     path = Path(file if file is not None else str(dataset_name)).expanduser()
     if file is not None and not path.exists():
-        raise UserError(f"train_file: {file}: no such file or folder")
+        raise UserError(f"{key or 'train_file'}: {file}: no such file or folder")
     if is_saved(path):
         corpus = _from_dataset(str(path), open_dataset(str(path), split=split), text_column, numbers)
     elif path.is_dir() and (home := _find_prepared(path)):
@@ -122,7 +125,8 @@ def open_corpus(
         corpus = _from_files(path, [path], text_column, numbers)
     else:
         name = str(dataset_name)
-        dataset = open_dataset(name, config=dataset_config_name, split=split, cache_dir=cache_dir)
+        where: dict[str, Any] = {"config": dataset_config_name, "split": split, "cache_dir": cache_dir}
+        dataset = open_dataset(name, **where, key=key or "dataset_name")
         corpus = _from_dataset(name, dataset, text_column, numbers)
     if tokenizer is not None and corpus.tokenised:
         first = next(iter(corpus), np.empty(0, dtype=np.int64))
@@ -154,14 +158,22 @@ def open_corpora(
         "text_column": text_column,
         "cache_dir": cache_dir,
     }
+    check_column(text_column, train_file or dataset_name, validation_file)
     train = open_corpus(dataset_name=dataset_name, file=train_file, **shape)
     if validation_file is not None:
-        if not Path(validation_file).expanduser().exists():
-            raise UserError(f"validation_file: {validation_file}: no such file or folder")
-        return train, open_corpus(file=validation_file, split="validation", text_column=text_column)
+        return train, open_corpus(
+            file=validation_file, split="validation", text_column=text_column, key="validation_file"
+        )
     if _has_validation(dataset_name, dataset_config_name, train_file, cache_dir):
         return train, open_corpus(dataset_name=dataset_name, file=train_file, split="validation", **shape)
     return train, None
+
+
+def check_column(text_column: str | None, *sources: str | Path | None) -> None:
+    """Refuse a column where every source is a file of lines; raises UserError."""
+    named = [source for source in sources if source is not None]
+    if text_column and all(find_ending(Path(source)) == ".txt" for source in named):
+        raise UserError(f"text_column = {text_column!r}: {named[0]} has lines and no columns; leave the flag away")
 
 
 def check_ids(token_ids: np.ndarray, vocab_size: int, name: str) -> None:

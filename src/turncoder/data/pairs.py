@@ -21,7 +21,7 @@ from turncoder.data.batching import permute
 from turncoder.data.columns import Shape, find_shape
 from turncoder.data.corpus import Corpus
 from turncoder.data.packing import default_cache
-from turncoder.data.records import list_records, read_records
+from turncoder.data.records import list_records, name_set, read_records
 from turncoder.data.saved import is_saved, open_dataset
 from turncoder.data.sentences import split_sentences
 from turncoder.data.store import Begin, Reader, store_rows
@@ -135,6 +135,7 @@ def open_pairs(
     split: str = "train",
     columns: tuple[str, ...] = (),
     share: float = 0.0,
+    key: str | None = None,
 ) -> list[tuple[Rows, Rows]]:
     """Read pairs, one set a file.
 
@@ -149,6 +150,8 @@ def open_pairs(
         Those of anchor, positive and negatives; else they are found by their names.
     share
         Percentage held out, by a hash of the anchor.
+    key
+        What the user gave the pairs as, for messages; None: ``train_file`` or ``dataset_name``.
 
     Returns
     -------
@@ -163,12 +166,13 @@ def open_pairs(
     path = Path(file).expanduser() if file is not None else None
     if path is not None and not is_saved(path):
         sources = [
-            (path.name.partition(".")[0], str(path), _digest(path), partial(read_records, path))
-            for path in list_records(path)
+            (name_set(path), str(path), _digest(path), partial(read_records, path))
+            for path in list_records(path, key or "train_file")
         ]
     else:
         name = str(path or dataset_name)
-        data = open_dataset(name, config=dataset_config_name, split=split, cache_dir=cache_dir)
+        where: dict[str, Any] = {"config": dataset_config_name, "split": split, "cache_dir": cache_dir}
+        data = open_dataset(name, **where, key=key or "dataset_name")
         sources = [(Path(name).name, name, data._fingerprint, partial(number_rows, name, data))]
     return [_open_set(*source, columns, share) for source in sources]
 

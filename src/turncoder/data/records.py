@@ -25,6 +25,7 @@ __all__ = [
     "RECORD_ENDINGS",
     "decode",
     "list_records",
+    "name_set",
     "open_parquet",
     "parse_json",
     "parse_json_lines",
@@ -39,22 +40,35 @@ PARQUET_ROWS = 256
 BLANK = re.compile(r"\s*")
 
 
-def list_records(path: Path) -> list[Path]:
+def list_records(path: Path, key: str = "train_file") -> list[Path]:
     """List the files of records in a folder, in the order of their names; a file is its own list.
 
     Raises
     ------
     UserError
-        There is none.
+        There is none, or two have the same name before their endings; ``key`` is what the user gave ``path`` as.
     """
     if path.is_file():
         return [path]
     if not path.exists():
-        raise UserError(f"train_file: {path}: no such file or folder")
+        raise UserError(f"{key}: {path}: no such file or folder")
     files = sorted(file for file in path.iterdir() if _find_ending(file))
     if not files:
-        raise UserError(f"train_file: {path}: no pairs in this folder; looked for {', '.join(RECORD_ENDINGS)}")
+        raise UserError(f"{key}: {path}: no pairs in this folder; looked for {', '.join(RECORD_ENDINGS)}")
+    named: dict[str, Path] = {}
+    for file in files:
+        other = named.setdefault(name_set(file), file)
+        if other is not file:
+            raise UserError(
+                f"{key}: {path}: {other.name} and {file.name} are both the set {name_set(file)!r}; rename one, or move "
+                "it out of the folder"
+            )
     return files
+
+
+def name_set(path: Path) -> str:
+    """Give the name of the set that a file of pairs is."""
+    return path.name.partition(".")[0]
 
 
 def _find_ending(path: Path) -> str | None:

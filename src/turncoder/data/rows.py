@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from turncoder.data.corpus import Corpus, open_corpus
-from turncoder.data.files import find_ending, names_file
+from turncoder.data.corpus import Corpus, check_column, open_corpus
+from turncoder.data.files import names_file
 from turncoder.errors import UserError
 
 __all__ = ["Rows", "scan_rows"]
@@ -57,6 +57,7 @@ def scan_rows(
     dataset_config_name: str | None = None,
     split: str | None = None,
     cache_dir: str | None = None,
+    key: str = "INPUT",
 ) -> Rows:
     """Read everything once: what is wrong is said before a model is loaded, and the time left is known.
 
@@ -70,13 +71,15 @@ def scan_rows(
         Of a data set on the hub, the split (None: ``train``) of a saved one too.
     cache_dir
         Where ``datasets`` keeps what it downloads.
+    key
+        What the user gave ``source`` as, for messages.
 
     Raises
     ------
     UserError
         Whatever is wrong with the texts; ids that occur twice.
     """
-    shape: dict[str, Any] = {"cache_dir": cache_dir, "split": split or "train"}
+    shape: dict[str, Any] = {"cache_dir": cache_dir, "split": split or "train", "key": key}
     path = Path(source).expanduser()
     if path.exists():
         shape["file"] = source
@@ -87,11 +90,12 @@ def scan_rows(
         if split and not (path / "dataset_dict.json").exists():
             raise UserError(f"split = {split!r}: {source} has no splits; leave the flag away")
     elif names_file(source):
-        raise UserError(f"{source}: no such file or folder; INPUT is a file of texts, a folder of those, or a hub id")
+        raise UserError(
+            f"{key}: {source}: no such file or folder; give a file of texts, a folder of those, or a hub id"
+        )
     else:
         shape |= {"dataset_name": source, "dataset_config_name": dataset_config_name}
-    if text_column and find_ending(Path(source)) == ".txt":
-        raise UserError(f"text_column = {text_column!r}: {source} has lines and no columns; leave the flag away")
+    check_column(text_column, source)
     texts = open_corpus(**shape, text_column=text_column)
     if texts.tokenised:
         raise UserError(f"{source} holds token ids; encode needs the texts (--text_column names their column)")

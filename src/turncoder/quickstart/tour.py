@@ -106,7 +106,7 @@ def run(
     from turncoder.turn import turn
 
     sizes, output = sizes or (GIVEN_MODEL if model else Sizes()), Path(output)
-    _check_input(model, text)
+    _check_input(model, text, sizes)
     _open(output, {"model": model, "text": str(text) if text else None, "seed": seed, "sizes": asdict(sizes)})
     disable_progress_bar()  # of loading weights; training keeps its own
     logger.info("text from %s", text or "the docstrings of this Python")
@@ -138,10 +138,15 @@ def _tell_more(base: str, text: str | Path | None, output: Path) -> None:
     )
 
 
-def _check_input(model: str | None, text: str | Path | None) -> None:
-    """Refuse what cannot be opened before anything is written."""
+def _check_input(model: str | None, text: str | Path | None, sizes: Sizes) -> None:
+    """Refuse what cannot be opened, or measured on, before anything is written or trained."""
     if text:
-        _open_text(text)
+        from turncoder.rungs import open_trial
+
+        prose = _sample(text, sizes.words)
+        if not prose.train or not prose.held_out:
+            raise UserError(f"--text {text}: too few texts to hold some out; give at least a few dozen, one per line")
+        open_trial(prose.held_out, None, [], sizes.pairs, "give longer texts")
     if model:
         from turncoder.model.backbone import load_model_config
 
@@ -150,9 +155,10 @@ def _check_input(model: str | None, text: str | Path | None) -> None:
 
 def _open_text(text: str | Path) -> "Corpus":
     from turncoder.data.corpus import open_corpus
-    from turncoder.sizes import names_file
+    from turncoder.data.files import names_file
 
-    corpus = open_corpus(file=text) if names_file(str(text)) else open_corpus(dataset_name=str(text))
+    where: dict[str, Any] = {"file" if names_file(str(text)) else "dataset_name": str(text)}
+    corpus = open_corpus(**where, key="--text")
     if corpus.tokenised:
         raise UserError(f"--text {text} holds token ids; quickstart needs the texts themselves")
     return corpus
@@ -179,8 +185,6 @@ def gather(text: str | Path | None, output: Path, sizes: Sizes) -> Prose:
     train, held_out = output / "text" / "train.jsonl", output / "text" / "held_out.jsonl"
     if not held_out.exists():  # written last
         prose = _sample(text, sizes.words) if text else gather_prose(source_roots(), words=sizes.words)
-        if not prose.train or not prose.held_out:
-            raise UserError(f"--text {text}: too few texts to hold some out; give at least a few dozen, one per line")
         train.parent.mkdir(exist_ok=True)
         for path, texts in ((train, prose.train), (held_out, prose.held_out)):
             _write(path, "".join(json.dumps({"text": line}) + "\n" for line in texts))

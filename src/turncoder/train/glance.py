@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,10 @@ from sentence_transformers import SentenceTransformer
 
 from turncoder.config import SimcseConfig, SupervisedConfig
 from turncoder.data.pairs import Rows, number_rows, open_texts
-from turncoder.data.records import list_records, open_parquet, read_records
+from turncoder.data.records import list_records, name_set, open_parquet, read_records
 from turncoder.data.saved import is_saved, open_dataset
 from turncoder.errors import UserError
-from turncoder.preview import SAMPLES, open_streams, quiet, stream_rows, take_first, weigh
+from turncoder.preview import SAMPLES, cache_in, open_streams, quiet, stream_rows, take_first, weigh
 from turncoder.samples import show_text
 from turncoder.train.rows import open_rows
 
@@ -93,7 +91,7 @@ def glance_at_rows(config: Config, encoder: SentenceTransformer) -> Glance:
     UserError
         The data cannot be read, or what of it was seen is wrong.
     """
-    with tempfile.TemporaryDirectory() as folder, _cache_in(Path(folder) / "cache"), quiet():
+    with tempfile.TemporaryDirectory() as folder, cache_in(Path(folder) / "cache"), quiet():
         copy = _copy_texts(config, folder) if isinstance(config, SimcseConfig) else _copy_pairs(config, folder)
         try:
             sets = [rows for rows, _ in open_rows(copy.config, encoder.tokenizer, encoder.max_seq_length)]
@@ -107,19 +105,6 @@ def glance_at_rows(config: Config, encoder: SentenceTransformer) -> Glance:
     sizes = [round(len(rows) * (times or 1)) for rows, times in zip(sets, grown, strict=True)]
     told = "rows: from the first megabyte and the size of the files" if any(times != 1 for times in grown) else None
     return Glance(samples, [min(size, config.max_train_samples or size) for size in sizes], lengths, told)
-
-
-@contextmanager
-def _cache_in(folder: Path) -> Iterator[None]:
-    """Keep what is prepared in a folder."""
-    before = os.environ.get("TURNCODER_CACHE")
-    os.environ["TURNCODER_CACHE"] = str(folder)
-    try:
-        yield
-    finally:
-        os.environ.pop("TURNCODER_CACHE")
-        if before is not None:
-            os.environ["TURNCODER_CACHE"] = before
 
 
 def _point_to(config: Config, train: Path, validation: Path | None, **keys: Any) -> Any:
@@ -170,7 +155,7 @@ def _copy_files(source: str, folder: Path, copy: _Copy) -> None:
         data: Any = open_dataset(source)
         copied = folder / f"{path.name}.jsonl"
         taken = _copy_first(number_rows(source, data), copied, copy, None)
-        copy.growth[_name_set(copied)] = len(data) / max(taken, 1)
+        copy.growth[name_set(copied)] = len(data) / max(taken, 1)
         return
     for file in list_records(path):
         name = file.name.lower()
@@ -179,7 +164,7 @@ def _copy_files(source: str, folder: Path, copy: _Copy) -> None:
         taken = _copy_first(read_records(file), copied, copy, size, plain=name.endswith((".csv", ".tsv")))
         if name.endswith(".parquet"):
             with open_parquet(file) as table:
-                copy.growth[_name_set(copied)] = table.metadata.num_rows / max(taken, 1)
+                copy.growth[name_set(copied)] = table.metadata.num_rows / max(taken, 1)
 
 
 def _copy_first(records: Iterable[Record], path: Path, copy: _Copy, size: int | None, plain: bool = False) -> int:
@@ -193,12 +178,8 @@ def _copy_first(records: Iterable[Record], path: Path, copy: _Copy, size: int | 
     first, seen, whole = take_first(records, measure, FEWEST)
     _write(path, (record for _, record in first))
     copy.places[str(path)] = [place for place, _ in first]
-    copy.growth[_name_set(path)] = 1 if whole else size / seen if size else None
+    copy.growth[name_set(path)] = 1 if whole else size / seen if size else None
     return len(first)
-
-
-def _name_set(path: Path) -> str:
-    return path.name.partition(".")[0]
 
 
 def _write(path: Path, records: Iterable[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,20 @@ from turncoder.data.tokenizer import load_tokenizer
 from turncoder.errors import UserError
 from turncoder.evaluate.sentences import read_sts
 from turncoder.model.backbone import load_model_config, resolve_model
-from turncoder.plan import Plan, add_disk, add_memory, add_steps, add_time, list_files
+from turncoder.model.source import find_source
+from turncoder.plan import (
+    HALF,
+    Plan,
+    add_disk,
+    add_memory,
+    add_steps,
+    add_time,
+    count_operations,
+    list_files,
+    measure_rate,
+    tell_bytes,
+    tell_time,
+)
 from turncoder.preview import Preview, preview_corpus
 from turncoder.skeleton import build_unstored, open_unstored
 from turncoder.train.contrast import BATCH_TOKENS, DEVICE_TOKENS
@@ -91,7 +105,33 @@ def plan_contrast(config: SimcseConfig | SupervisedConfig) -> Plan:
     _add_rows(plan, config, glance)
     if encoder is not None:
         _add_encoder(plan, config, encoder, glance)
+    if isinstance(config, SupervisedConfig) and config.teacher_name_or_path and config.do_train:
+        _add_teacher(plan, config, config.teacher_name_or_path, glance)
     return plan
+
+
+def _add_teacher(plan: Plan, config: SupervisedConfig, name: str, glance: Glance | None) -> None:
+    """Add the parameters of the teacher, and the time in which it reads everything, once and before training."""
+    where: dict[str, Any] = {"cache_dir": config.cache_dir}
+    try:
+        source = find_source(name, **where)
+        where |= {"revision": source.revision, "trust_remote_code": config.trust_remote_code}
+        model_config = load_model_config(source.base, **where)
+        teacher = build_unstored(model_config, dataclasses.replace(config, train_mode="full", lora_target_modules=None))
+    except UserError as error:
+        _note_unseen(plan, UserError(f"teacher_name_or_path = {name!r}: {error}"), name, "the teacher is not planned")
+        return
+    plan.parameters["teacher's"] = count = sum(p.numel() for p in teacher.parameters())
+    told = f"teacher: reads every text once before training, and leaves memory then ({tell_bytes(4 * count)} of weights"
+    if glance is None or glance.sizes is None or plan.seconds is None:
+        plan.assumptions.append(f"{told}); its time is not known")
+        return
+    tokens = sum(size * length_NC.sum(1).mean() for size, length_NC in zip(glance.sizes, glance.lengths, strict=True))
+    length = float(np.concatenate([length_NC.ravel() for length_NC in glance.lengths]).mean())
+    rate, _ = measure_rate(torch.float32)
+    seconds = count_operations(teacher, length) * tokens / (HALF * rate)
+    plan.seconds += seconds
+    plan.assumptions.append(f"{told}), in {tell_time(seconds)} of the time, as if no text came twice")
 
 
 def _note_unseen(plan: Plan, error: UserError, name: str | None, lost: str) -> None:

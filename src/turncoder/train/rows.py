@@ -24,9 +24,12 @@ MOST_HELD_OUT = 2000  # rows that are evaluated on: what more would tell is not 
 
 
 def open_rows(
-    config: SimcseConfig | SupervisedConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None
+    config: SimcseConfig | SupervisedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None,
+    key: str | None = None,
 ) -> list[tuple[Rows, Rows]]:
-    """Open the sets with their prompts: rows to train on and held-out ones.
+    """Open the sets with their prompts: rows to train on and held-out ones; ``key`` is as for `open_pairs`.
 
     Raises
     ------
@@ -53,9 +56,10 @@ def open_rows(
         prompts = {"text": config.prompt} if config.prompt else {}
         pairs = [tuple(dataclasses.replace(rows, prompts=prompts) for rows in two) for two in pairs]  # type: ignore[misc]
     else:
-        pairs = open_pairs(file=config.train_file, **where, columns=config.columns, share=share)
+        pairs = open_pairs(file=config.train_file, **where, columns=config.columns, share=share, key=key)
         if config.validation_file:
-            others = {rows.name: rows for rows, _ in open_pairs(file=config.validation_file, columns=config.columns)}
+            given = open_pairs(file=config.validation_file, columns=config.columns, key="validation_file")
+            others = {rows.name: rows for rows, _ in given}
             alone = next(iter(others.values())) if len(others) == len(pairs) == 1 else None
             pairs = [(rows, others.get(rows.name, alone or none)) for rows, none in pairs]
         pairs = _prompt_sets(config, pairs)
