@@ -181,15 +181,15 @@ def cache_in(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet(level: int = logging.ERROR) -> Iterator[None]:
     """Keep what packing reports to itself: it is about the glance, not about the corpus."""
     log = logging.getLogger("turncoder")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    before = log.level
+    log.setLevel(level)
     try:
         yield
     finally:
-        log.setLevel(level)
+        log.setLevel(before)
 
 
 def _render(blocks: Blocks, config: MntpConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -32,7 +32,7 @@ from turncoder.model.attention import make_bidirectional, settle_implementation
 from turncoder.model.backbone import load_backbone, load_model_config, resolve_model
 from turncoder.model.proof import build_small
 from turncoder.plan import show
-from turncoder.preview import cache_in, take_first, weigh
+from turncoder.preview import cache_in, quiet, take_first, weigh
 from turncoder.prompts import check_prompt
 from turncoder.rungs import (
     Rung,
@@ -95,7 +95,7 @@ def turn(config: TurnConfig) -> Path:
 
 def plan_turn(config: TurnConfig, console: Console) -> None:
     """Print the plan of every stage, with the sizes that are derived; load no weights, write nothing."""
-    with tempfile.TemporaryDirectory() as folder, cache_in(Path(folder)):
+    with tempfile.TemporaryDirectory() as folder, cache_in(Path(folder)), quiet(logging.WARNING):
         opened = _open_all(config, weigh_model=False)
     for reason in opened.sizes.reasons:
         console.print(reason, highlight=False, markup=False)
