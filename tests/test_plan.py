@@ -12,8 +12,9 @@ from turncoder.model.activations import count_activations, count_passes
 from turncoder.model.adapters import attach_lora, count_parameters
 from turncoder.plan import measure_rate, tell_bytes, tell_time
 from turncoder.skeleton import build_unstored
+from turncoder.train.course import count_steps
 from turncoder.train.planning import plan_training
-from turncoder.train.stage import count_steps, will_merge
+from turncoder.train.stage import will_merge
 
 LLAMA3_8B = LlamaConfig(
     hidden_size=4096,

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from turncoder.keys import TrainKeys
 from turncoder.model.activations import count_passes
 from turncoder.model.adapters import count_parameters
-from turncoder.train.stage import count_steps, will_merge
+from turncoder.train.course import count_steps
+from turncoder.train.stage import will_merge
 
 __all__ = [
     "Plan",

@@ -13,7 +13,7 @@ from turncoder import settings
 from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig, TurnConfig
 from turncoder.data.files import names_file
 from turncoder.errors import UserError
-from turncoder.train.stage import count_steps
+from turncoder.train.course import count_steps
 
 __all__ = ["Sizes", "configure_stages", "derive_sizes", "has_bf16"]
 

@@ -8,7 +8,6 @@ folder.
 from __future__ import annotations
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.models import Pooling, Transformer
 from torch import nn
-from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from turncoder.config import SimcseConfig, SupervisedConfig
 from turncoder.data.batching import SetBatches
@@ -35,12 +34,20 @@ from turncoder.model.dropout import set_attention_dropout
 from turncoder.model.source import find_source
 from turncoder.objectives.contrast import ByLengthRankingLoss, build_loss, measure_activations
 from turncoder.train.contrast_trainer import Collator, ContrastTrainer, HeldOut, SetRows, split_columns
-from turncoder.train.recording import RunCallback, is_metric
+from turncoder.train.course import lay_course
 from turncoder.train.rows import open_rows
 from turncoder.train.running import Run, training_arguments
-from turncoder.train.stage import check_data, choose_trainables, count_steps, fit, perform, save_result, tell_parents
+from turncoder.train.stage import (
+    check_data,
+    choose_trainables,
+    fit,
+    perform,
+    save_result,
+    score_end,
+    tell_parameters,
+    tell_parents,
+)
 from turncoder.train.teacher import Lessons, ask_teacher, open_teacher
-from turncoder.train.trainer import StopAfter
 
 __all__ = ["train"]
 
@@ -108,9 +115,7 @@ def _train(config: Config, run: Run) -> None:
     set_seed(config.seed)  # again: the adapter must not depend on what was drawn, or cached, before
     trained = choose_trainables(config, backbone)
     _see_views(config, encoder)
-    trainable, total = count_parameters(encoder)
-    run.update(parameters={"trainable": trainable, "total": total})
-    logger.info("trainable parameters: %s of %s (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
+    tell_parameters(run, *count_parameters(encoder))
     trainer = _build_trainer(config, run, encoder, trained, sets, held_out, sts, lessons)
     score_first = config.evaluate_step_zero and config.do_eval and trainer.evaluator is not None
     if score_first and not any(row["step"] == 0 for row in run.logged()):
@@ -118,7 +123,7 @@ def _train(config: Config, run: Run) -> None:
     if config.do_train:
         fit(trainer, run)
     if config.do_eval and trainer.evaluator is not None:
-        run.update(results=_final_scores(trainer))
+        run.update(results=score_end(trainer))
     _save(config, run, encoder, trainer, sets, length)
 
 
@@ -238,41 +243,32 @@ def _build_trainer(
 ) -> ContrastTrainer:
     """Lay out the steps and build the trainer."""
     processes = PartialState().num_processes
-    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
-    rows = sum(map(len, sets))
-    steps, scheduled = count_steps(config, rows, processes)
+    course = lay_course(config, run, sum(map(len, sets)))
     batches = SetBatches(
         [len(rows) for rows in sets],
         batch_size=config.per_device_train_batch_size,
         batches=config.gradient_accumulation_steps * processes,
-        steps=scheduled,
+        steps=course.scheduled,
         seed=config.seed,
         in_turn=getattr(config, "multi_dataset_batch_sampler", None) == "round_robin",
         texts=None if isinstance(config, SimcseConfig) or config.as_llm2vec else [hash_rows(rows) for rows in sets],
     )
-    _tell_small_sets(sets, batches, per_step)
+    _tell_small_sets(sets, batches, course.per_step)
     mini_batch_num_tokens = config.mini_batch_num_tokens or _choose_cache(encoder, run, sets, batches)
     collate = Collator(encoder, sets, lessons)
     scale = config.loss_scale or (1 / config.temperature if config.temperature else LOSS_SCALE)
     loss: dict[str, Any] = {"scale": scale, "symmetric": config.symmetric}
     loss["batch_tokens"] = BATCH_TOKENS.get(encoder.device.type, DEVICE_TOKENS)
-    record = RunCallback(
-        run, samples_per_epoch=rows, samples_per_step=per_step, save_total_limit=config.save_total_limit
-    )
-    callbacks: list[Any] = [record]
-    if scheduled > steps:
-        callbacks.append(StopAfter(steps))
-    if config.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
     judge = build_loss(encoder, **loss)
     assert isinstance(judge, ByLengthRankingLoss)
     evaluator = _build_evaluator(config, held_out, sts, judge)
     silent = {} if evaluator is not None else {"eval_strategy": "no"}
-    trainer = ContrastTrainer(
+    return ContrastTrainer(
+        course=course,
         trained=trained,
         batches=batches,
         model=encoder,
-        args=_arguments(config, run, steps=scheduled, steps_per_epoch=math.ceil(rows / per_step), **silent),
+        args=_arguments(config, run, steps=course.scheduled, steps_per_epoch=course.per_epoch, **silent),
         train_dataset=SetRows(sets),
         data_collator=collate,
         loss=build_loss(
@@ -284,11 +280,7 @@ def _build_trainer(
             distillation_weight=getattr(config, "distillation_weight", None) if lessons is not None else None,
         ),
         evaluator=evaluator,
-        callbacks=callbacks,
     )
-    trainer.record, trainer.steps = record, steps
-    record.tokens_seen = trainer.tokens_seen
-    return trainer
 
 
 def _find_tokenizer(config: Config) -> list[Path]:
@@ -361,19 +353,6 @@ def _tell_small_sets(sets: list[Rows], batches: SetBatches, per_step: int) -> No
             logger.warning(
                 "%s: %s rows, and a step takes %s: %s", rows.name, f"{len(rows):,}", f"{per_step:,}", treated
             )
-
-
-def _final_scores(trainer: ContrastTrainer) -> dict[str, float]:
-    """Evaluate, unless the last step has been evaluated with these very weights."""
-    step = trainer.state.global_step
-    rows = [
-        row
-        for row in trainer.state.log_history
-        if row["step"] == step and any(name.startswith("eval_") for name in row)
-    ]
-    scores = rows[-1] if rows and not trainer.args.load_best_model_at_end else trainer.evaluate()
-    scores = {name.removeprefix("eval_"): value for name, value in scores.items() if name.startswith("eval_")}
-    return {name: value for name, value in scores.items() if is_metric(name)}
 
 
 def _save(

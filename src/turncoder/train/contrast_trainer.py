@@ -17,8 +17,6 @@ from safetensors.torch import load_model, save_model
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.evaluation import SentenceEvaluator
 from torch.utils.data import DataLoader, Dataset
-from transformers import TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from turncoder.data.batching import SetBatches
@@ -27,7 +25,7 @@ from turncoder.encode import encode_texts
 from turncoder.evaluate.retrieval import rank_vectors, score_ranks
 from turncoder.evaluate.sentences import Sts, measure_alignment, measure_uniformity, score_sts
 from turncoder.objectives.contrast import ByLengthRankingLoss, embed_by_length
-from turncoder.train.recording import RunCallback
+from turncoder.train.course import Course
 from turncoder.train.teacher import Lessons
 
 __all__ = ["Collator", "ContrastTrainer", "HeldOut", "SetRows", "split_columns"]
@@ -106,6 +104,8 @@ class ContrastTrainer(SentenceTransformerTrainer):
 
     Parameters
     ----------
+    course
+        Of the training.
     trained
         The backbone of ``model``, or the adapter around it: what checkpoints hold.
     batches
@@ -114,34 +114,22 @@ class ContrastTrainer(SentenceTransformerTrainer):
         As for `SentenceTransformerTrainer`.
     """
 
-    def __init__(self, *, trained: torch.nn.Module, batches: SetBatches, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, *, course: Course, trained: torch.nn.Module, batches: SetBatches, **kwargs: Any) -> None:
+        super().__init__(callbacks=course.callbacks, **kwargs)
+        self.course = course
         self.trained = trained
         self.batches = batches
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)  # disable_tqdm = false, in LLM2Vec's files
-        self._tokens = torch.zeros((), dtype=torch.long)
-        self.record: RunCallback
-        self.steps: int
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Leave sentence-transformers' own card out: the artifact has ours."""
-
-    def restore(self, checkpoint: Path) -> None:
-        """Take the weights that the training which wrote ``checkpoint`` last ended with."""
-        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
-        self._load_from_checkpoint(best or str(checkpoint))
-
-    def tokens_seen(self) -> int:
-        """Count the tokens trained on since this process started, over all processes; all of them have to ask."""
-        return int(self.accelerator.reduce(self._tokens.to(self.args.device)))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **named: Any) -> Any:
         """Compute the loss, and count the tokens."""
         for name, value in inputs.items():
             if name.endswith("attention_mask"):
-                self._tokens = self._tokens.to(value.device) + value.sum()
+                self.course.record.count_tokens(value)
         return super().compute_loss(model, inputs, *arguments, **named)
 
     def get_train_dataloader(self) -> DataLoader:

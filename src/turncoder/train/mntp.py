@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from peft import PeftModel
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from turncoder.config import MntpConfig
 from turncoder.data.masking import MaskedBlocks
@@ -26,26 +25,27 @@ from turncoder.model.adapters import choose_targets, count_parameters, load_adap
 from turncoder.model.attention import make_bidirectional, settle_implementation
 from turncoder.model.backbone import count_embeddings, load_causal_lm, resolve_model
 from turncoder.model.heads import Head, take_backbone, take_head
-from turncoder.train.recording import RunCallback
+from turncoder.train.course import lay_course
+from turncoder.train.recording import RunCallback, take_scores
 from turncoder.train.running import Run, training_arguments
 from turncoder.train.stage import (
     check_data,
     choose_trainables,
-    count_steps,
     fit,
     perform,
     save_result,
+    score_end,
+    tell_parameters,
     tell_parents,
 )
 from turncoder.train.text import Text, open_text
-from turncoder.train.trainer import GatheredTrainer, StopAfter
+from turncoder.train.trainer import GatheredTrainer
 
 __all__ = ["train"]
 
 logger = logging.getLogger("turncoder")
 
 HEAD_PREFIX = "vocabulary_head_"
-METRICS = ("loss", "perplexity", "accuracy", "top5_accuracy", "masked_tokens")
 
 
 def train(config: MntpConfig) -> Path:
@@ -100,14 +100,12 @@ def _train(config: MntpConfig, run: Run) -> None:
             _score_untrained(build(backbone), run, "bidirectional")
     set_seed(config.seed)  # again: the adapter must not depend on what was drawn, or cached, before
     model = _prepare(config, backbone, head)
-    trainable, total = count_parameters(model, *head.parameters())
-    run.update(parameters={"trainable": trainable, "total": total})
-    logger.info("trainable parameters: %s of %s (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
+    tell_parameters(run, *count_parameters(model, *head.parameters()))
     trainer = build(model)
     if config.do_train:
         fit(trainer, run)
     if config.do_eval:
-        run.update(results=_final_scores(trainer))
+        run.update(results=score_end(trainer))
     _save(config, run, trainer, text, tokenizer)
 
 
@@ -117,14 +115,6 @@ def _refuse_early(config: MntpConfig, backbone: PreTrainedModel, run: Run) -> No
     choose_targets(backbone, config.lora_target_modules)
     if config.bidirectional:
         settle_implementation(backbone, allow_partial=config.allow_partial)
-
-
-def _final_scores(trainer: GatheredTrainer) -> dict[str, float]:
-    """Evaluate, unless the last step has been evaluated with these very weights."""
-    step = trainer.state.global_step
-    rows = [row for row in trainer.state.log_history if row["step"] == step and "eval_loss" in row]
-    scores = rows[-1] if rows and not trainer.args.load_best_model_at_end else trainer.evaluate()
-    return {key: scores[f"eval_{key}"] for key in METRICS}
 
 
 def _where(config: MntpConfig) -> dict[str, Any]:
@@ -148,39 +138,24 @@ def _prepare(config: MntpConfig, backbone: PreTrainedModel, head: Head) -> PreTr
 
 def _build_trainer(config: MntpConfig, run: Run, text: Text, head: Head, model: Any) -> GatheredTrainer:
     """Lay out the steps and build the trainer for ``model``."""
-    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * PartialState().num_processes
-    rows = len(text.train)
-    steps, scheduled = count_steps(config, rows, PartialState().num_processes)
-    record = RunCallback(
-        run, samples_per_epoch=rows, samples_per_step=per_step, save_total_limit=config.save_total_limit
-    )
-    callbacks: list[Any] = [record]
-    if scheduled > steps:
-        callbacks.append(StopAfter(steps))
-    if config.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
-    trainer = GatheredTrainer(
+    course = lay_course(config, run, len(text.train))
+    epochs = math.ceil(course.scheduled * course.per_step / len(text.train))
+    return GatheredTrainer(
+        course=course,
         head=head,
         isolate=text.isolate,
         budget_bytes=config.vocabulary_budget_mb * 10**6,
         model=model,
-        args=training_arguments(config, run, steps=scheduled, steps_per_epoch=math.ceil(rows / per_step)),
+        args=training_arguments(config, run, steps=course.scheduled, steps_per_epoch=course.per_epoch),
         data_collator=text.collate,
-        train_dataset=MaskedBlocks(
-            text.train, text.masking, epochs=math.ceil(scheduled * per_step / rows), batch_size=per_step
-        ),
+        train_dataset=MaskedBlocks(text.train, text.masking, epochs=epochs, batch_size=course.per_step),
         eval_dataset=MaskedBlocks(text.validation, text.eval_masking, evaluation=True),
-        callbacks=callbacks,
     )
-    trainer.record, trainer.steps = record, steps
-    record.tokens_seen = trainer.tokens_seen
-    return trainer
 
 
 def _score_untrained(trainer: GatheredTrainer, run: Run, model: str) -> None:
-    trainer.remove_callback(type(trainer.record))
-    scores = trainer.evaluate()
-    row = {f"eval_{key}": scores[f"eval_{key}"] for key in METRICS}
+    trainer.remove_callback(RunCallback)
+    row = {f"eval_{name}": score for name, score in take_scores(trainer.evaluate()).items()}
     logger.info("step 0, %s: loss %.4g, accuracy %.4g", model, row["eval_loss"], row["eval_accuracy"])
     run.log({"step": 0, "model": model, **row})
 

@@ -7,16 +7,17 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
+from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from turncoder.train.running import MARKER, Run, complete_checkpoints, write_atomically
 
-__all__ = ["RunCallback", "is_metric"]
+__all__ = ["RunCallback", "StopAfter", "take_scores"]
 
 logger = logging.getLogger("turncoder")
 
@@ -38,11 +39,19 @@ class RunCallback(TrainerCallback):
         self.run = run
         self.epochs_per_step = samples_per_step / samples_per_epoch
         self.save_total_limit = save_total_limit
-        self.tokens_seen: Callable[[], int] = lambda: 0
+        self._tokens = torch.zeros((), dtype=torch.long)
         self.started = self.logged_at = time.perf_counter()
         self.earlier_tokens = self.logged_tokens = 0
         self.earlier_seconds = 0.0
         self.first_step = 0
+
+    def count_tokens(self, mask_BL: torch.Tensor) -> None:
+        """Count the tokens of a batch that is trained on."""
+        self._tokens = self._tokens.to(mask_BL.device) + mask_BL.sum()
+
+    def tokens_seen(self) -> int:
+        """Give the tokens trained on since this process started, over all processes; all of them have to ask."""
+        return int(reduce(self._tokens.to(PartialState().device), "sum"))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -115,6 +124,25 @@ class RunCallback(TrainerCallback):
             if folder != best:
                 (folder / MARKER).unlink()  # first: a folder half removed must not look complete
                 shutil.rmtree(folder)
+
+
+class StopAfter(TrainerCallback):
+    """Stop at a step while the schedule is laid out for more: LLM2Vec's way."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask for the stop, and for the checkpoint that goes with it."""
+        if state.global_step >= self.steps:
+            control.should_training_stop = True
+            control.should_save = args.save_strategy != "no"
+
+
+def take_scores(scores: dict[str, float]) -> dict[str, float]:
+    """Take the metrics of an evaluation, without the ``eval_`` before their names."""
+    taken = {name.removeprefix("eval_"): value for name, value in scores.items() if name.startswith("eval_")}
+    return {name: value for name, value in taken.items() if is_metric(name)}
 
 
 def is_metric(key: str) -> bool:

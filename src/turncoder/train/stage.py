@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from turncoder.artifact import put_in_place, save_encoder
 from turncoder.errors import UserError, first_line
 from turncoder.keys import TrainKeys
 from turncoder.model.adapters import attach_lora, merge_adapter
 from turncoder.model.conversion import is_converted
-from turncoder.train.recording import RunCallback
+from turncoder.train.contrast_trainer import ContrastTrainer
+from turncoder.train.recording import take_scores
 from turncoder.train.running import Run, checkpoint_step, open_run, write_atomically
+from turncoder.train.trainer import GatheredTrainer
 
 __all__ = [
     "check_data",
     "choose_trainables",
-    "count_steps",
     "fit",
     "perform",
     "save_result",
+    "score_end",
+    "tell_parameters",
     "tell_parents",
     "will_merge",
 ]
@@ -42,20 +45,6 @@ TOLD = (
 )  # fmt: skip
 """Keys that a model card shows."""
 MERGED_BYTES = 10 * 2**30  # save_merged=auto keeps merged models up to this size
-
-
-class StageTrainer(Protocol):
-    """What `fit` needs of a trainer besides being one of transformers'."""
-
-    steps: int
-    record: RunCallback
-    state: Any
-
-    def restore(self, checkpoint: Path) -> None:
-        """Take the weights of the last step."""
-
-    def train(self, resume_from_checkpoint: str | None = None) -> Any:
-        """Train."""
 
 
 def perform(config: Any, stage: str, work: Callable[[Any, Run], None]) -> Path:
@@ -132,45 +121,37 @@ def choose_trainables(config: TrainKeys, backbone: PreTrainedModel) -> PreTraine
     )
 
 
-def count_steps(config: Any, rows: int | None, processes: int = 1) -> tuple[int, int]:
-    """Count the optimizer steps that are run, and those that the learning-rate schedule is laid out for.
-
-    Parameters
-    ----------
-    config
-        The resolved configuration of any stage.
-    rows
-        Training rows of an epoch; None where they are not known (``max_steps`` or ``stop_after_n_steps`` decides).
-    processes
-        Devices that share a batch.
-
-    Returns
-    -------
-    tuple of int
-        ``(steps, scheduled)``: equal, unless ``as_llm2vec`` keeps LLM2Vec's schedule. 0 when nothing is known.
-    """
-    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
-    if config.max_steps > 0:
-        planned = config.max_steps
-    elif rows is not None:
-        planned = math.ceil(rows * config.num_train_epochs / per_step)
-    else:
-        planned = config.stop_after_n_steps or 0
-    steps = min(planned, config.stop_after_n_steps or planned)
-    return steps, planned if config.as_llm2vec else steps
+def tell_parameters(run: Run, trainable: int, total: int) -> None:
+    """Say and record how many weights train, of all."""
+    run.update(parameters={"trainable": trainable, "total": total})
+    logger.info("trainable parameters: %s of %s (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
 
 
-def fit(trainer: StageTrainer, run: Run) -> None:
+def fit(trainer: GatheredTrainer | ContrastTrainer, run: Run) -> None:
     """Train, or resume; a run that was cut off after its last step only gets its weights back."""
     if run.resume_from:
-        done, step = run.record.get("trained", {}), checkpoint_step(run.resume_from)
-        if step >= trainer.steps or done == {"planned": trainer.steps, "steps": step}:
-            trainer.restore(run.resume_from)
+        planned, step = trainer.course.steps, checkpoint_step(run.resume_from)
+        done = run.record.get("trained", {})
+        if step >= planned or done == {"planned": planned, "steps": step}:
+            _restore(trainer, run.resume_from)
             return
         logger.info("%s: goes on after step %s", run.folder, f"{step:,}")
     trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
-    trainer.record.count()
-    run.update(trained={"planned": trainer.steps, "steps": trainer.state.global_step})
+    trainer.course.record.count()
+    run.update(trained={"planned": trainer.course.steps, "steps": trainer.state.global_step})
+
+
+def _restore(trainer: GatheredTrainer | ContrastTrainer, checkpoint: Path) -> None:
+    """Take the weights that the training which wrote a checkpoint last ended with."""
+    trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    trainer._load_from_checkpoint(best or str(checkpoint))
+
+
+def score_end(trainer: GatheredTrainer | ContrastTrainer) -> dict[str, float]:
+    """Evaluate at the end, unless the last step has been evaluated with these very weights."""
+    rows = [row for row in trainer.state.log_history if row["step"] == trainer.state.global_step and take_scores(row)]
+    return take_scores(rows[-1] if rows and not trainer.args.load_best_model_at_end else trainer.evaluate())
 
 
 def will_merge(config: TrainKeys, size: int) -> bool:

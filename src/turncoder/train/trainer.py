@@ -18,12 +18,7 @@ from transformers import (
     EvalPrediction,
     PreTrainedModel,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from turncoder.errors import UserError
@@ -31,9 +26,9 @@ from turncoder.model.heads import Head
 from turncoder.model.isolation import isolation_mask
 from turncoder.objectives.alignment import select_batch, select_rows
 from turncoder.objectives.vocabulary import cross_entropy, score_rows
-from turncoder.train.recording import RunCallback
+from turncoder.train.course import Course
 
-__all__ = ["GatheredTrainer", "StopAfter", "summarise"]
+__all__ = ["GatheredTrainer", "summarise"]
 
 HEAD_FILE = "head.safetensors"
 
@@ -43,6 +38,8 @@ class GatheredTrainer(Trainer):
 
     Parameters
     ----------
+    course
+        Of the training.
     head
         The model's own language-model head.
     isolate
@@ -53,27 +50,15 @@ class GatheredTrainer(Trainer):
         As for `transformers.Trainer`.
     """
 
-    def __init__(self, *, head: Head, isolate: bool, budget_bytes: int, **kwargs: Any) -> None:
-        super().__init__(compute_metrics=summarise, **kwargs)
+    def __init__(self, *, course: Course, head: Head, isolate: bool, budget_bytes: int, **kwargs: Any) -> None:
+        super().__init__(compute_metrics=summarise, callbacks=course.callbacks, **kwargs)
+        self.course = course
         self.head = head.to(self.args.device)
         self.isolate = isolate
         self.budget_bytes = budget_bytes
         self.model_accepts_loss_kwargs = True  # our loss is a sum over the rows of the whole accumulation window
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)  # disable_tqdm = false, in LLM2Vec's files
-        self._tokens = torch.zeros((), dtype=torch.long)
-        self.record: RunCallback
-        self.steps: int
-
-    def restore(self, checkpoint: Path) -> None:
-        """Take the weights that the training which wrote ``checkpoint`` last ended with."""
-        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
-        self._load_from_checkpoint(best or str(checkpoint))
-
-    def tokens_seen(self) -> int:
-        """Count the tokens trained on since this process started, over all processes; all of them have to ask."""
-        return int(self.accelerator.reduce(self._tokens.to(self.args.device)))
 
     def rows(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the backbone and gather the states that predict the masked tokens.
@@ -103,7 +88,7 @@ class GatheredTrainer(Trainer):
             rows_KD, targets_K = self.rows(model, inputs)
             total = cross_entropy(rows_KD, targets_K, self.head, budget_bytes=self.budget_bytes)
         if model.training:
-            self._tokens = self._tokens.to(targets_K.device) + inputs["attention_mask"].sum()
+            self.course.record.count_tokens(inputs["attention_mask"])
         assert num_items_in_batch is not None
         count = torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
         return total / count * self.args.world_size  # DDP averages gradients; the loss is a sum over processes
@@ -170,16 +155,3 @@ def summarise(prediction: EvalPrediction) -> dict[str, float]:
         "top5_accuracy": right5 / count,
         "masked_tokens": int(count),
     }
-
-
-class StopAfter(TrainerCallback):
-    """Stop at a step while the schedule is laid out for more: LLM2Vec's way."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask for the stop, and for the checkpoint that goes with it."""
-        if state.global_step >= self.steps:
-            control.should_training_stop = True
-            control.should_save = args.save_strategy != "no"

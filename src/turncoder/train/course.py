@@ -1,0 +1,86 @@
+"""The course of a training: how many steps it has, and what goes along with them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import PartialState
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from turncoder.keys import TrainKeys
+from turncoder.train.recording import RunCallback, StopAfter
+from turncoder.train.running import Run
+
+__all__ = ["Course", "count_steps", "lay_course"]
+
+
+@dataclass(frozen=True)
+class Course:
+    """The course of a training.
+
+    Attributes
+    ----------
+    steps, scheduled
+        From `count_steps`.
+    per_step
+        Rows of a step, over all processes.
+    per_epoch
+        Steps of an epoch.
+    record
+        Writes what happens.
+    callbacks
+        The trainer's, ``record`` among them.
+    """
+
+    steps: int
+    scheduled: int
+    per_step: int
+    per_epoch: int
+    record: RunCallback
+    callbacks: list[TrainerCallback]
+
+
+def lay_course(config: TrainKeys, run: Run, rows: int) -> Course:
+    """Lay out the course of a training over so many rows, over all processes."""
+    processes = PartialState().num_processes
+    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+    steps, scheduled = count_steps(config, rows, processes)
+    record = RunCallback(
+        run, samples_per_epoch=rows, samples_per_step=per_step, save_total_limit=config.save_total_limit
+    )
+    callbacks: list[TrainerCallback] = [record]
+    if scheduled > steps:
+        callbacks.append(StopAfter(steps))
+    if config.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
+    return Course(steps, scheduled, per_step, math.ceil(rows / per_step), record, callbacks)
+
+
+def count_steps(config: Any, rows: int | None, processes: int = 1) -> tuple[int, int]:
+    """Count the optimizer steps that are run, and those that the learning-rate schedule is laid out for.
+
+    Parameters
+    ----------
+    config
+        The resolved configuration of any stage.
+    rows
+        Training rows of an epoch; None where they are not known (``max_steps`` or ``stop_after_n_steps`` decides).
+    processes
+        Devices that share a batch.
+
+    Returns
+    -------
+    tuple of int
+        ``(steps, scheduled)``: equal, unless ``as_llm2vec`` keeps LLM2Vec's schedule. 0 when nothing is known.
+    """
+    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+    if config.max_steps > 0:
+        planned = config.max_steps
+    elif rows is not None:
+        planned = math.ceil(rows * config.num_train_epochs / per_step)
+    else:
+        planned = config.stop_after_n_steps or 0
+    steps = min(planned, config.stop_after_n_steps or planned)
+    return steps, planned if config.as_llm2vec else steps
