@@ -298,10 +298,9 @@ def build_turncoder(model: str, folder: str, sentences: list[str], batch: int, c
     from sentence_transformers import SentenceTransformerTrainingArguments
 
     from turncoder.data.pairs import Rows
-    from turncoder.encode import keep_freed_memory
+    from turncoder.encode import CPU_TOKENS, keep_freed_memory
     from turncoder.model.adapters import attach_lora
     from turncoder.objectives.contrast import build_loss
-    from turncoder.train.contrast import BATCH_TOKENS
     from turncoder.train.contrast_trainer import Collator, ContrastTrainer, SetRows
 
     keep_freed_memory()
@@ -318,7 +317,7 @@ def build_turncoder(model: str, folder: str, sentences: list[str], batch: int, c
         loss=build_loss(
             encoder,
             scale=SCALE,
-            batch_tokens=BATCH_TOKENS["cpu"],
+            batch_tokens=CPU_TOKENS,
             mini_batch_num_tokens=CACHED_TOKENS if cached else None,
         ),
     )

@@ -183,9 +183,9 @@ def test_an_encoder_of_another_kind_is_encoded_too() -> None:
 def test_the_budget_follows_the_memory(make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = load_encoder(str(make_model(MODELS["llama"])))
     assert choose_batch_tokens(encoder.transformers_model, encoder.max_seq_length) == encoding.CPU_TOKENS
-    monkeypatch.setattr(encoding, "free_memory", lambda: 4_000_000)
+    monkeypatch.setattr(encoding, "free_memory", lambda device: 4_000_000)
     assert 1 <= choose_batch_tokens(encoder.transformers_model, encoder.max_seq_length) < encoding.CPU_TOKENS
-    monkeypatch.setattr(encoding, "free_memory", lambda: 10)
+    monkeypatch.setattr(encoding, "free_memory", lambda device: 10)
     assert choose_batch_tokens(encoder.transformers_model, encoder.max_seq_length) == 1
 
 

@@ -301,8 +301,7 @@ def choose_batch_tokens(model: PreTrainedModel | None, longest: int | None, stat
     if model is None or not per_token:
         return CPU_TOKENS
     device = model.device
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-    most = int(free / 2 / per_token)
+    most = int(free_memory(device) / 2 / per_token)
     if device.type == "cpu":
         most = min(most, CPU_TOKENS)
     return max(1, min(most, MOST_TOKENS))
@@ -324,8 +323,10 @@ def keep_freed_memory() -> None:
         return
 
 
-def free_memory() -> int:
-    """Return the bytes of main memory that can be had, what the system only caches included."""
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of a device's memory that can be had; of main memory, with what the system only caches."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
 
 

@@ -24,7 +24,7 @@ from turncoder.evaluate.retrieval import (
     score_tfidf,
     split_pairs,
 )
-from turncoder.evaluate.sentences import Sts, score_sts, score_sts_words
+from turncoder.evaluate.sentences import Sts, encode_columns, score_columns, score_sts, score_sts_words
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -140,7 +140,6 @@ def score_words(trial: Trial) -> list[dict[str, Any]]:
 
 def score_rung(rung: Rung, trial: Trial, sentences: int = 4) -> dict[str, Any]:
     """Score one rung; ``ranks``, ``neighbours`` of some sentences and a ``rendered`` text go along."""
-    from turncoder.encode import encode_texts
     from turncoder.encoder import load_encoder
     from turncoder.samples import show_text
 
@@ -158,26 +157,16 @@ def score_rung(rung: Rung, trial: Trial, sentences: int = 4) -> dict[str, Any]:
     if trial.sts is not None:
         row["sts"] = score_sts(encoder, trial.sts, prompt=query)  # either side could be the query
         row.setdefault("rendered", {})["sts"] = show_text(encoder, trial.sts.first[0], query)
-    triplets, found = [], []
+    found: list[dict[str, float]] = []
     for rows in trial.pairs:
         sides = {name: query if name == "anchor" else document for name in rows.data.column_names}
         prompts = {name: rows.prompts.get(name) or side for name, side in sides.items()}
-        vectors = {
-            name: encode_texts(encoder, rows.data[name][:], prompt=prompt, normalize=True)
-            for name, prompt in prompts.items()
-        }
-        anchors_ND = vectors["anchor"]
-        scores_QN = anchors_ND @ np.concatenate([vectors[name] for name in vectors if name != "anchor"]).T
-        found.append(score_ranks(rank_answers(scores_QN))["mrr@10"])
-        if "negative_1" in vectors:
-            nearer_N = (anchors_ND * (vectors["positive"] - vectors["negative_1"])).sum(1) > 0
-            triplets.append(float(nearer_N.mean()))
+        found.append(score_columns(encode_columns(encoder, rows.data[:], prompts)))
         shown = show_text(encoder, rows.data["anchor"][0], prompts["anchor"])
         row.setdefault("rendered", {})[rows.name] = shown
-    if found:
-        row["pairs_mrr@10"] = float(np.mean(found))
-    if triplets:
-        row["triplets"] = float(np.mean(triplets))
+    for key, name in (("pairs_mrr@10", "mrr@10"), ("triplets", "triplet_accuracy")):
+        if scores := [one[name] for one in found if name in one]:
+            row[key] = float(np.mean(scores))
     return row
 
 

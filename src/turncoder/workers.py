@@ -132,9 +132,7 @@ def _describe(spec: dict[str, Any]) -> dict[str, Any]:
 def _compare(batches: BatchEncoder, half_ND: np.ndarray, spec: dict[str, Any], name: str) -> str:
     """Say how far the vectors of a sample are from float32's, where a second model fits beside the first."""
     size = 4 * sum(parameter.numel() for parameter in batches.encoder.parameters())
-    on_gpu = batches.encoder.device.type == "cuda"
-    free = torch.cuda.mem_get_info(batches.encoder.device)[0] if on_gpu else free_memory()
-    if size > 0.8 * free:
+    if size > 0.8 * free_memory(batches.encoder.device):
         return f"{name}: not compared to float32, whose model does not fit into memory beside this one"
     whole = BatchEncoder(
         open_encoder(spec["config"], device=_device, dtype="float32"),

@@ -16,12 +16,13 @@ from hypothesis.extra.numpy import arrays
 from turncoder.errors import UserError
 from turncoder.evaluate.sentences import (
     Sts,
+    encode_columns,
     measure_alignment,
     measure_uniformity,
     read_sts,
+    score_columns,
     score_sts,
     score_sts_words,
-    score_triplets,
 )
 
 
@@ -110,11 +111,14 @@ def test_triplets_are_those_of_sentence_transformers(encoder, shared: Path):
     lines = (shared / "data" / "nli_triplets" / "dev-en.jsonl").read_text(encoding="utf8").splitlines()[:150]
     columns = [[json.loads(line)[name] for line in lines] for name in ("query", "positive", "negative")]
     expected = TripletEvaluator(*columns, main_similarity_function="cosine")(encoder)["cosine_accuracy"]
-    assert score_triplets(encoder, *columns, batch_tokens=512) == pytest.approx(expected, abs=1 / 150)
-    assert score_triplets(encoder, columns[0], columns[1], columns[1]) == 0
-    assert score_triplets(encoder, columns[0], columns[0], columns[2]) == 1
-    with pytest.raises(UserError, match="150 anchors, 0 positives"):
-        score_triplets(encoder, columns[0], [], [])
+    texts = dict(zip(("anchor", "positive", "negative_1"), columns, strict=True))
+    vectors = encode_columns(encoder, texts, {}, batch_tokens=512)
+    assert score_columns(vectors)["triplet_accuracy"] == pytest.approx(expected, abs=1 / 150)
+    assert score_columns({**vectors, "negative_1": vectors["positive"]})["triplet_accuracy"] == 0
+    assert score_columns({**vectors, "positive": vectors["anchor"]})["triplet_accuracy"] == 1
+    prompted = encode_columns(encoder, texts, {"positive": "It is said:\n"}, batch_tokens=512)
+    same = {name: bool(np.allclose(vectors[name], prompted[name])) for name in vectors}
+    assert same == {"anchor": True, "positive": False, "negative_1": True}
 
 
 def spheres(rows: int) -> st.SearchStrategy[np.ndarray]:

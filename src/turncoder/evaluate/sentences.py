@@ -4,7 +4,7 @@ Shapes: N sentences or pairs, B a block of them, D width.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,19 +13,20 @@ import numpy as np
 
 from turncoder.data.records import read_records
 from turncoder.errors import UserError
-from turncoder.evaluate.retrieval import scan_bm25, weigh_words
+from turncoder.evaluate.retrieval import rank_vectors, scan_bm25, score_ranks, weigh_words
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 __all__ = [
     "Sts",
+    "encode_columns",
     "measure_alignment",
     "measure_uniformity",
     "read_sts",
+    "score_columns",
     "score_sts",
     "score_sts_words",
-    "score_triplets",
 ]
 
 FEWEST = 10
@@ -146,51 +147,60 @@ def score_sts_words(sts: Sts) -> dict[str, float]:
     }
 
 
-def score_triplets(
+def encode_columns(
     encoder: "SentenceTransformer",
-    anchors: Sequence[str],
-    positives: Sequence[str],
-    negatives: Sequence[str],
-    *,
-    query_prompt: str | None = None,
-    document_prompt: str | None = None,
+    columns: Mapping[str, Sequence[str]],
+    prompts: Mapping[str, str | None],
     **options: Any,
-) -> float:
-    """Give the share of anchors whose cosine to the positive is higher than to the negative.
+) -> dict[str, np.ndarray]:
+    """Encode ``anchor``, ``positive`` and any ``negative_1``, ...
 
     Parameters
     ----------
     encoder
         From `turncoder.load_encoder`, or any other `SentenceTransformer`.
-    anchors, positives, negatives
-        As many of each.
-    query_prompt, document_prompt
-        Stand before each anchor, and before each positive and negative.
+    columns
+        As many texts in each.
+    prompts
+        What stands before the texts of a column.
     **options
         As for `turncoder.encode.encode_texts`.
 
     Returns
     -------
-    float
-        Between 0 and 1; a tie is not higher.
-
-    Raises
-    ------
-    UserError
-        No triplets, or not as many of each.
+    dict
+        Vectors [N, D] of length 1, by the names of their columns.
     """
     from turncoder.encode import encode_texts
 
-    sizes = len(anchors), len(positives), len(negatives)
-    if len(set(sizes)) > 1 or not sizes[0]:
-        raise UserError("{} anchors, {} positives, {} negatives: give as many of each, and one or more".format(*sizes))
-    anchors_ND = encode_texts(encoder, anchors, prompt=query_prompt, normalize=True, **options)
-    others = [*positives, *negatives]
-    positives_ND, negatives_ND = np.split(
-        encode_texts(encoder, others, prompt=document_prompt, normalize=True, **options), 2
-    )
-    closer_N = np.sum(anchors_ND * positives_ND, axis=1) > np.sum(anchors_ND * negatives_ND, axis=1)
-    return float(closer_N.mean())
+    return {
+        name: encode_texts(encoder, texts, prompt=prompts.get(name), normalize=True, **options)
+        for name, texts in columns.items()
+    }
+
+
+def score_columns(vectors: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Score how anchors find their positives among the positives and negatives of all rows, by cosine.
+
+    Parameters
+    ----------
+    vectors
+        From `encode_columns`.
+
+    Returns
+    -------
+    dict
+        ``mrr@10``, ``recall@1``; with negatives also ``triplet_accuracy``, the share of anchors whose positive is
+        nearer than their first negative (a tie is not).
+    """
+    anchors_ND = vectors["anchor"]
+    candidates_MD = np.concatenate([vectors_ND for name, vectors_ND in vectors.items() if name != "anchor"])
+    found = score_ranks(rank_vectors(anchors_ND, candidates_MD))
+    scores = {name: found[name] for name in ("mrr@10", "recall@1")}
+    if "negative_1" in vectors:
+        nearer_N = np.sum(anchors_ND * vectors["positive"], 1) > np.sum(anchors_ND * vectors["negative_1"], 1)
+        scores["triplet_accuracy"] = float(nearer_N.mean())
+    return scores
 
 
 def measure_alignment(vectors_ND: np.ndarray, others_ND: np.ndarray, alpha: float = 2.0) -> float:

@@ -1,9 +1,42 @@
-"""Activations: what autograd keeps during a forward pass, counted on a model without storage (torch's meta device)."""
+"""Activations: what autograd keeps during a forward pass, on a model with storage or without (torch's meta device)."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-__all__ = ["count_activations", "count_passes"]
+__all__ = ["count_activations", "count_passes", "count_saved"]
+
+
+def count_saved(
+    model: nn.Module, run: Callable[[], Any], skip: Callable[[torch.Tensor], bool] = lambda saved: False
+) -> int:
+    """Count the bytes that autograd keeps of a forward pass, weights aside.
+
+    Parameters
+    ----------
+    model
+        Whose weights are not counted.
+    run
+        Makes the pass; what it returns is held until all is counted.
+    skip
+        Says which tensors are not counted either.
+    """
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, tuple[torch.Tensor, int]] = {}
+
+    def keep(saved: torch.Tensor) -> torch.Tensor:
+        storage = saved.untyped_storage()
+        if storage._cdata not in weights and not skip(saved):
+            kept[storage._cdata] = (saved, storage.nbytes())  # held, so that no other takes its place
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        out = run()
+    del out
+    return sum(size for _, size in kept.values())
 
 
 def count_activations(model: PreTrainedModel, rows: int, length: int, *, squares: bool) -> int:
@@ -18,25 +51,17 @@ def count_activations(model: PreTrainedModel, rows: int, length: int, *, squares
     squares
         Whether attention keeps its (length x length) weights: eager attention does, fused kernels do not.
     """
-    weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: dict[int, tuple[torch.Tensor, int]] = {}
-
-    def keep(saved: torch.Tensor) -> torch.Tensor:
-        storage = saved.untyped_storage()
-        square = saved.ndim > 2 and saved.shape[-1] == saved.shape[-2] == length
-        if storage._cdata not in weights and (squares or not square):
-            kept[storage._cdata] = (saved, storage.nbytes())
-        return saved
-
-    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
-        out = model.base_model(
-            input_ids=torch.zeros(rows, length, dtype=torch.long),
-            attention_mask=torch.zeros(rows, 1, length, length, dtype=model.dtype),
-            position_ids=torch.zeros(rows, length, dtype=torch.long),
-            use_cache=False,
+    with torch.device("meta"):
+        inputs = {
+            "input_ids": torch.zeros(rows, length, dtype=torch.long),
+            "attention_mask": torch.zeros(rows, 1, length, length, dtype=model.dtype),
+            "position_ids": torch.zeros(rows, length, dtype=torch.long),
+        }
+        return count_saved(
+            model,
+            lambda: model.base_model(**inputs, use_cache=False),
+            lambda saved: not squares and saved.ndim > 2 and saved.shape[-1] == saved.shape[-2] == length,
         )
-    del out
-    return sum(size for _, size in kept.values())
 
 
 def count_passes(model: PreTrainedModel, passes: list[tuple[int, int]], *, squares: bool, recompute: bool) -> int:

@@ -20,6 +20,7 @@ from sentence_transformers.losses import (
 from torch import Tensor, nn
 
 from turncoder.data.batching import budget_batches
+from turncoder.model.activations import count_saved
 
 __all__ = ["ByLengthRankingLoss", "CachedRankingLoss", "build_loss", "embed_by_length", "measure_activations"]
 
@@ -177,16 +178,6 @@ def measure_activations(encoder: SentenceTransformer, features: dict[str, Any], 
     length_B = features["attention_mask"].sum(1)
     rows = budget_batches(length_B.cpu().numpy(), batch_tokens)[0]
     taken = _take(features, torch.from_numpy(rows).to(length_B.device))
-    weights = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(saved: Tensor) -> Tensor:
-        storage = saved.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return saved
-
-    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
-        vectors = encoder(taken)["sentence_embedding"]
-    del vectors
-    return sum(kept.values()) / max(1, taken["input_ids"].numel())
+    with torch.random.fork_rng():
+        kept = count_saved(encoder, lambda: encoder(dict(taken)))
+    return kept / max(1, taken["input_ids"].numel())

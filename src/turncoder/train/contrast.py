@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.models import Pooling, Transformer
+from sentence_transformers.util import batch_to_device
 from torch import nn
 from transformers import PreTrainedModel, set_seed
 
@@ -23,7 +23,7 @@ from turncoder.config import SimcseConfig, SupervisedConfig
 from turncoder.data.batching import SetBatches
 from turncoder.data.pairs import Rows, hash_rows
 from turncoder.data.tokenizer import tokenizer_files
-from turncoder.encode import free_memory, keep_freed_memory
+from turncoder.encode import keep_freed_memory
 from turncoder.encoder import MAX_SEQ_LENGTH, TEXT_ONLY, limit_length, load_encoder
 from turncoder.errors import UserError
 from turncoder.evaluate.sentences import Sts, read_sts
@@ -32,8 +32,9 @@ from turncoder.model.attention import inspect_attention
 from turncoder.model.backbone import split_revision
 from turncoder.model.dropout import set_attention_dropout
 from turncoder.model.source import find_source
-from turncoder.objectives.contrast import ByLengthRankingLoss, build_loss, measure_activations
-from turncoder.train.contrast_trainer import Collator, ContrastTrainer, HeldOut, SetRows, split_columns
+from turncoder.objectives.contrast import ByLengthRankingLoss, build_loss
+from turncoder.train.cache import choose_cache, pass_tokens
+from turncoder.train.contrast_trainer import Collator, ContrastTrainer, HeldOut, SetRows
 from turncoder.train.course import lay_course
 from turncoder.train.rows import open_rows
 from turncoder.train.running import Run, training_arguments
@@ -56,10 +57,6 @@ logger = logging.getLogger("turncoder")
 Config = SimcseConfig | SupervisedConfig
 
 LOSS_SCALE = 20.0
-MOST_MEMORY = 0.6  # of what is free, for activations
-LONGEST_BATCH = 1.25  # times the tokens of one that is looked at
-BATCH_TOKENS = {"cpu": 2048}  # what keeps a layer's activations in the processor's cache; see docs/decisions.md
-DEVICE_TOKENS = 1 << 15
 
 
 def train(config: Config) -> Path:
@@ -158,16 +155,15 @@ def _open(config: Config) -> SentenceTransformer:
 
 
 def _forget_default(config: Config, encoder: SentenceTransformer) -> None:
-    """Train, evaluate and use without the model's default prompt, unless the configuration gives one."""
-    if encoder.default_prompt_name is not None:
+    """Train, evaluate and use without the model's default prompt; say so where the configuration gives none."""
+    keys = ("prompt",) if isinstance(config, SimcseConfig) else ("query_prompt", "document_prompt", "prompts_file")
+    if encoder.default_prompt_name is not None and not any(getattr(config, key) for key in keys):
         logger.warning(
-            "the model's default prompt %r is not trained with, and is its default no more%s",
+            "the model's default prompt %r is not trained with, and is its default no more; %s",
             encoder.default_prompt_name,
-            "; --prompt gives one"
-            if isinstance(config, SimcseConfig)
-            else "; --query_prompt and --document_prompt give some",
+            "--prompt gives one" if len(keys) == 1 else "--query_prompt and --document_prompt give some",
         )
-        encoder.default_prompt_name = None
+    encoder.default_prompt_name = None
 
 
 def _name_prompts(sets: list[Rows]) -> dict[str, str]:
@@ -218,10 +214,7 @@ def _see_views(config: Config, encoder: SentenceTransformer) -> None:
     if not isinstance(config, SimcseConfig) or (config.train_mode == "lora" and config.lora_dropout):
         return  # a new adapter adds nothing yet, so its dropout is not to be seen
     encoder.train()
-    features = encoder.preprocess(["Is there any dropout?"])
-    features = {
-        name: value.to(encoder.device) if isinstance(value, torch.Tensor) else value for name, value in features.items()
-    }
+    features = batch_to_device(encoder.preprocess(["Is there any dropout?"]), encoder.device)
     with torch.no_grad(), torch.random.fork_rng():
         first, second = (encoder(dict(features))["sentence_embedding"] for _ in range(2))
     if torch.equal(first, second):
@@ -254,11 +247,11 @@ def _build_trainer(
         texts=None if isinstance(config, SimcseConfig) or config.as_llm2vec else [hash_rows(rows) for rows in sets],
     )
     _tell_small_sets(sets, batches, course.per_step)
-    mini_batch_num_tokens = config.mini_batch_num_tokens or _choose_cache(encoder, run, sets, batches)
+    mini_batch_num_tokens = config.mini_batch_num_tokens or choose_cache(encoder, run, sets, batches)
     collate = Collator(encoder, sets, lessons)
     scale = config.loss_scale or (1 / config.temperature if config.temperature else LOSS_SCALE)
     loss: dict[str, Any] = {"scale": scale, "symmetric": config.symmetric}
-    loss["batch_tokens"] = BATCH_TOKENS.get(encoder.device.type, DEVICE_TOKENS)
+    loss["batch_tokens"] = pass_tokens(encoder.device)
     judge = build_loss(encoder, **loss)
     assert isinstance(judge, ByLengthRankingLoss)
     evaluator = _build_evaluator(config, held_out, sts, judge)
@@ -289,44 +282,6 @@ def _find_tokenizer(config: Config) -> list[Path]:
     source = find_source(config.model_name_or_path, config.adapters, **where)
     name, revision = split_revision(source.tokenizer, source.revision)
     return tokenizer_files(name, revision=revision, cache_dir=config.cache_dir)
-
-
-def _choose_cache(encoder: SentenceTransformer, run: Run, sets: list[Rows], batches: SetBatches) -> int | None:
-    """Choose over how many tokens gradients are cached: None where the activations of a whole batch fit in memory."""
-    if "mini_batch_num_tokens" in run.record:  # as before: dropout is drawn otherwise with the cache
-        return run.record["mini_batch_num_tokens"]
-    device = encoder.device
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-    free -= 12 * count_parameters(encoder)[0]  # gradients, and AdamW's two averages
-    next(iter(batches))  # says so where no step can be filled
-    rows, collate = SetRows(sets), Collator(encoder, sets)
-    tokens = 0
-    columns: list[dict[str, Any]] = []
-    for number in range(len(sets)):
-        drawn = next(batches.draw_set(number, 0), None)
-        if drawn is None:
-            continue
-        batch = collate([rows[row] for row in drawn[: len(drawn) // batches.batches]])
-        parts = split_columns(batch, device)
-        count = sum(int(features["attention_mask"].sum()) for features in parts)
-        tokens, columns = max((tokens, columns), (count, parts), key=lambda one: one[0])
-    encoder.train()
-    per_token = measure_activations(encoder, columns[0], BATCH_TOKENS.get(device.type, DEVICE_TOKENS))
-    needed = LONGEST_BATCH * tokens * per_token
-    chosen = None
-    if needed > MOST_MEMORY * free:
-        chosen = max(256, int(tokens * MOST_MEMORY / 4 * max(free, 0) / needed))
-        logger.warning(
-            "a batch of %s tokens would keep %.1f GB and %.1f are free: gradients are cached over %s tokens at a time "
-            "(mini_batch_num_tokens), which takes about two thirds more time",
-            f"{tokens:,}",
-            needed / 1e9,
-            free / 1e9,
-            f"{chosen:,}",
-        )
-    chosen = broadcast_object_list([chosen])[0]  # processes that measure otherwise do not do otherwise
-    run.update(mini_batch_num_tokens=chosen)
-    return chosen
 
 
 def _build_evaluator(

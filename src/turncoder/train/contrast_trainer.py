@@ -16,19 +16,26 @@ from peft.utils import load_peft_weights
 from safetensors.torch import load_model, save_model
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.evaluation import SentenceEvaluator
+from sentence_transformers.util import batch_to_device
 from torch.utils.data import DataLoader, Dataset
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from turncoder.data.batching import SetBatches
 from turncoder.data.pairs import Rows
 from turncoder.encode import encode_texts
-from turncoder.evaluate.retrieval import rank_vectors, score_ranks
-from turncoder.evaluate.sentences import Sts, measure_alignment, measure_uniformity, score_sts
+from turncoder.evaluate.sentences import (
+    Sts,
+    encode_columns,
+    measure_alignment,
+    measure_uniformity,
+    score_columns,
+    score_sts,
+)
 from turncoder.objectives.contrast import ByLengthRankingLoss, embed_by_length
 from turncoder.train.course import Course
 from turncoder.train.teacher import Lessons
 
-__all__ = ["Collator", "ContrastTrainer", "HeldOut", "SetRows", "split_columns"]
+__all__ = ["Collator", "ContrastTrainer", "HeldOut", "SetRows"]
 
 WEIGHTS_FILE = "model.safetensors"
 EVALUATION_SEED = 20240409  # of the views that held-out texts are measured on
@@ -105,7 +112,7 @@ class ContrastTrainer(SentenceTransformerTrainer):
     Parameters
     ----------
     course
-        Of the training.
+        Of the training; None for steps outside of a run.
     trained
         The backbone of ``model``, or the adapter around it: what checkpoints hold.
     batches
@@ -114,8 +121,10 @@ class ContrastTrainer(SentenceTransformerTrainer):
         As for `SentenceTransformerTrainer`.
     """
 
-    def __init__(self, *, course: Course, trained: torch.nn.Module, batches: SetBatches, **kwargs: Any) -> None:
-        super().__init__(callbacks=course.callbacks, **kwargs)
+    def __init__(
+        self, *, course: Course | None = None, trained: torch.nn.Module, batches: SetBatches, **kwargs: Any
+    ) -> None:
+        super().__init__(callbacks=course.callbacks if course else None, **kwargs)
         self.course = course
         self.trained = trained
         self.batches = batches
@@ -128,7 +137,7 @@ class ContrastTrainer(SentenceTransformerTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **named: Any) -> Any:
         """Compute the loss, and count the tokens."""
         for name, value in inputs.items():
-            if name.endswith("attention_mask"):
+            if name.endswith("attention_mask") and self.course is not None:
                 self.course.record.count_tokens(value)
         return super().compute_loss(model, inputs, *arguments, **named)
 
@@ -213,58 +222,42 @@ class HeldOut(SentenceEvaluator):
         model.train(training)
         return result
 
-    @torch.no_grad()
-    def _embed(self, model: SentenceTransformer, rows: Rows) -> tuple[float, list[np.ndarray]]:
-        """Give the mean loss and the vectors [N, D] of every column."""
-        collate, columns, losses, sizes = Collator(model, [rows]), [], [], []
-        for start in range(0, len(rows), self.batch_size):
-            chosen = range(start, min(start + self.batch_size, len(rows)))
-            if len(chosen) < 2:
-                continue
-            parts = split_columns(collate([{**rows.data[row], "set": 0} for row in chosen]), model.device)
-            vectors = [embed_by_length(model, features, self.loss.batch_tokens).float() for features in parts]
-            losses.append(float(self.loss.compute_loss_from_embeddings(vectors, None)))
-            sizes.append(len(chosen))
-            columns.append([vectors_BD.cpu().numpy() for vectors_BD in vectors])
-        return float(np.average(losses, weights=sizes)), [np.concatenate(parts) for parts in zip(*columns, strict=True)]
+    def _average_loss(self, *columns: np.ndarray) -> float:
+        """Give the mean loss of rows [N, D] that are contrasted batch by batch."""
+        losses, sizes = [], []
+        for start in range(0, len(columns[0]), self.batch_size):
+            parts = [torch.from_numpy(vectors_ND[start : start + self.batch_size]) for vectors_ND in columns]
+            if len(parts[0]) > 1:
+                losses.append(float(self.loss.compute_loss_from_embeddings(parts, None)))
+                sizes.append(len(parts[0]))
+        return float(np.average(losses, weights=sizes))
 
-    def _score_texts(self, model: SentenceTransformer, rows: Rows) -> dict[str, float]:
+    @torch.no_grad()
+    def _see_twice(self, model: SentenceTransformer, rows: Rows) -> list[np.ndarray]:
+        """Give the two views [N, D] of every text under dropout."""
+        views: list[list[np.ndarray]] = [[], []]
+        model.train()
         with torch.random.fork_rng():
             torch.manual_seed(EVALUATION_SEED)
-            model.train()
-            loss, (first_ND, second_ND) = self._embed(model, rows)
+            for start in range(0, len(rows), self.batch_size):
+                texts = rows.data[start : start + self.batch_size]["text"]
+                features = batch_to_device(model.preprocess(texts, prompt=rows.prompts.get("text")), model.device)
+                for view in views:
+                    vectors_BD = embed_by_length(model, dict(features), self.loss.batch_tokens)
+                    view.append(vectors_BD.float().cpu().numpy())
+        return [np.concatenate(view) for view in views]
+
+    def _score_texts(self, model: SentenceTransformer, rows: Rows) -> dict[str, float]:
+        first_ND, second_ND = self._see_twice(model, rows)
         model.eval()
         vectors_ND = encode_texts(model, rows.data["text"][:], prompt=rows.prompts.get("text"))
         return {
-            "loss": loss,
+            "loss": self._average_loss(first_ND, second_ND),
             "alignment": measure_alignment(first_ND, second_ND),
             "uniformity": measure_uniformity(vectors_ND),
         }
 
     def _score_pairs(self, model: SentenceTransformer, rows: Rows) -> dict[str, float]:
         model.eval()
-        loss, _ = self._embed(model, rows)
-        vectors = {
-            name: encode_texts(model, rows.data[name][:], prompt=rows.prompts.get(name), normalize=True)
-            for name in rows.data.column_names
-        }
-        anchors_ND = vectors.pop("anchor")
-        found = score_ranks(rank_vectors(anchors_ND, np.concatenate(list(vectors.values()))))
-        scores = {"loss": loss, "mrr@10": found["mrr@10"], "recall@1": found["recall@1"]}
-        if "negative_1" in vectors:
-            nearer_N = (anchors_ND * vectors["positive"]).sum(1) > (anchors_ND * vectors["negative_1"]).sum(1)
-            scores["triplet_accuracy"] = float(nearer_N.mean())
-        return scores
-
-
-def split_columns(batch: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
-    """Take a batch of `Collator` apart again: the features of each column, on a device."""
-    names = [name.removesuffix("_input_ids") for name in batch if name.endswith("_input_ids")]
-    return [
-        {
-            name.removeprefix(f"{column}_"): value.to(device) if isinstance(value, torch.Tensor) else value
-            for name, value in batch.items()
-            if name.startswith(f"{column}_")
-        }
-        for column in names
-    ]
+        vectors = encode_columns(model, rows.data[:], rows.prompts)
+        return {"loss": self._average_loss(*vectors.values()), **score_columns(vectors)}

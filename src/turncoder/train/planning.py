@@ -34,7 +34,7 @@ from turncoder.plan import (
 )
 from turncoder.preview import Preview, preview_corpus
 from turncoder.skeleton import build_unstored, open_unstored
-from turncoder.train.contrast import BATCH_TOKENS, DEVICE_TOKENS
+from turncoder.train.cache import pass_tokens
 from turncoder.train.glance import Glance, glance_at_rows
 from turncoder.train.text import choose_block_size
 
@@ -206,7 +206,7 @@ def _add_encoder(
     passes: list[tuple[int, int]] = []
     columns = 2
     if glance is not None:
-        budget = config.mini_batch_num_tokens or BATCH_TOKENS.get(device.type, DEVICE_TOKENS)
+        budget = config.mini_batch_num_tokens or pass_tokens(device)
         batches = [lay_out_passes(length_NC, rows, budget, cached=cached) for length_NC in glance.lengths]
         passes = max(batches, key=_count_tokens)
         columns = max(length_NC.shape[1] for length_NC in glance.lengths)

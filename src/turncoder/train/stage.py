@@ -129,16 +129,18 @@ def tell_parameters(run: Run, trainable: int, total: int) -> None:
 
 def fit(trainer: GatheredTrainer | ContrastTrainer, run: Run) -> None:
     """Train, or resume; a run that was cut off after its last step only gets its weights back."""
+    course = trainer.course
+    assert course is not None
     if run.resume_from:
-        planned, step = trainer.course.steps, checkpoint_step(run.resume_from)
+        step = checkpoint_step(run.resume_from)
         done = run.record.get("trained", {})
-        if step >= planned or done == {"planned": planned, "steps": step}:
+        if step >= course.steps or done == {"planned": course.steps, "steps": step}:
             _restore(trainer, run.resume_from)
             return
         logger.info("%s: goes on after step %s", run.folder, f"{step:,}")
     trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
-    trainer.course.record.count()
-    run.update(trained={"planned": trainer.course.steps, "steps": trainer.state.global_step})
+    course.record.count()
+    run.update(trained={"planned": course.steps, "steps": trainer.state.global_step})
 
 
 def _restore(trainer: GatheredTrainer | ContrastTrainer, checkpoint: Path) -> None:

@@ -39,7 +39,7 @@ class GatheredTrainer(Trainer):
     Parameters
     ----------
     course
-        Of the training.
+        Of the training; None for steps outside of a run.
     head
         The model's own language-model head.
     isolate
@@ -50,8 +50,10 @@ class GatheredTrainer(Trainer):
         As for `transformers.Trainer`.
     """
 
-    def __init__(self, *, course: Course, head: Head, isolate: bool, budget_bytes: int, **kwargs: Any) -> None:
-        super().__init__(compute_metrics=summarise, callbacks=course.callbacks, **kwargs)
+    def __init__(
+        self, *, course: Course | None = None, head: Head, isolate: bool, budget_bytes: int, **kwargs: Any
+    ) -> None:
+        super().__init__(compute_metrics=summarise, callbacks=course.callbacks if course else None, **kwargs)
         self.course = course
         self.head = head.to(self.args.device)
         self.isolate = isolate
@@ -87,7 +89,7 @@ class GatheredTrainer(Trainer):
         with self.accelerator.autocast():
             rows_KD, targets_K = self.rows(model, inputs)
             total = cross_entropy(rows_KD, targets_K, self.head, budget_bytes=self.budget_bytes)
-        if model.training:
+        if model.training and self.course is not None:
             self.course.record.count_tokens(inputs["attention_mask"])
         assert num_items_in_batch is not None
         count = torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
