@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Pooling, Transformer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from turncoder.config import OpenKeys
 from turncoder.data.tokenizer import load_tokenizer, pad_token_id
@@ -24,22 +24,24 @@ from turncoder.model.backbone import find_file, load_backbone, split_revision, t
 from turncoder.model.conversion import is_converted
 from turncoder.model.influence import run_model, test_tokens
 from turncoder.model.source import Source, find_source, read_json
-from turncoder.prompts import append_eos
+from turncoder.pooling import MODES, POOLING, fit_tokenizer, pools_first, set_pooling
 
-__all__ = ["MAX_SEQ_LENGTH", "POOLING", "TEXT_ONLY", "check_finite", "check_flags", "load_encoder", "open_encoder"]
+__all__ = [
+    "MAX_SEQ_LENGTH",
+    "TEXT_ONLY",
+    "apply_flags",
+    "check_finite",
+    "check_flags",
+    "limit_length",
+    "load_encoder",
+    "open_encoder",
+    "read_modules",
+    "take_pair",
+    "wrap_model",
+]
 
 logger = logging.getLogger("turncoder")
 
-POOLING = {
-    "mean": "mean",
-    "weighted_mean": "weightedmean",
-    "eos_token": "lasttoken",
-    "last_token": "lasttoken",
-    "bos_token": "cls",
-    "cls": "cls",
-}
-"""Our (and LLM2Vec's) names of poolings, and sentence-transformers'."""
-MODES = {theirs: name for name, theirs in POOLING.items()}
 MAX_SEQ_LENGTH = 512
 REMEDIES = {"float16": "use --dtype bfloat16 or float32", "bfloat16": "use --dtype float32"}
 DAMAGED = "its weights may be damaged: load them anew"
@@ -133,18 +135,21 @@ def load_encoder(
             load_adapter(backbone, adapter, merge=merge, cache_dir=cache_dir)
         _turn(backbone, source, bidirectional=bidirectional, allow_partial=allow_partial)
     if folder is not None and settings is None:
-        _apply(folder, pooling, max_seq_length)
+        apply_flags(folder, pooling, max_seq_length)
         return folder.eval()
     if folder is not None and settings is not None:
         settings = _carry_over(folder, settings, named=pooling)
     assert backbone is not None
-    kept, told = source.kept, settings or {}
-    pooling = pooling or told.get("pooling_mode") or MODES.get(kept.get("pooling", ""), kept.get("pooling"))
-    max_seq_length = max_seq_length or told.get("max_length") or kept.get("max_seq_length")
-    chat_template = chat_template or kept.get("chat_template", False)
-    encoder = _wrap(backbone, source, where, settings, pooling, max_seq_length, chat_template, device)
-    encoder.prompts = {**encoder.prompts, **kept.get("prompts", {})}
-    encoder.default_prompt_name = kept.get("default_prompt_name")
+    encoder = wrap_model(
+        backbone,
+        source,
+        where,
+        settings=settings,
+        pooling=pooling,
+        max_seq_length=max_seq_length,
+        chat_template=chat_template,
+        device=device,
+    )
     if folder is not None:
         encoder.prompts, encoder.default_prompt_name = folder.prompts, folder.default_prompt_name
     return encoder.eval()
@@ -157,6 +162,14 @@ def open_encoder(keys: OpenKeys, **others: Any) -> SentenceTransformer:
     return load_encoder(**{**told, **others})
 
 
+def take_pair(encoder: SentenceTransformer, name: str) -> tuple[Transformer, Pooling]:
+    """Give the transformer and the pooling of an encoder; raises UserError where it is more than those."""
+    match list(encoder):
+        case [Transformer() as module, Pooling() as pool] if isinstance(encoder.transformers_model, PreTrainedModel):
+            return module, pool
+    raise UserError(f"model_name_or_path: {name} has other modules than a model and its pooling; name their model")
+
+
 def _check_folder(source: Source, where: dict[str, Any], *, chat_template: bool, llm2vec: bool) -> None:
     """Refuse what a sentence-transformers folder decides for itself, or what would throw parts of it away."""
     if chat_template:
@@ -164,21 +177,21 @@ def _check_folder(source: Source, where: dict[str, Any], *, chat_template: bool,
             f"--chat_template: {source.base} is a sentence-transformers folder, which says itself what goes through a "
             "template; name its base model"
         )
-    if llm2vec and len(_read_beside(source, "modules.json", where) or []) > 2:
+    if llm2vec and len(read_modules(source, where)) > 2:
         raise UserError(
             f"--llm2vec: {source.base} has modules besides a model and its pooling, which LLM2Vec does not know; "
             "leave the flag away"
         )
 
 
-def _apply(encoder: SentenceTransformer, pooling: str | None, max_seq_length: int | None) -> None:
+def apply_flags(encoder: SentenceTransformer, pooling: str | None, max_seq_length: int | None) -> None:
     """Set in a sentence-transformers folder what flags say otherwise."""
     if max_seq_length is not None and isinstance(encoder.transformers_model, PreTrainedModel):
         encoder.max_seq_length = limit_length(encoder.transformers_model, max_seq_length)
     if pooling is not None:
         if isinstance(encoder[0], Transformer):
             fit_tokenizer(encoder.tokenizer, pooling)
-        _set_pooling(encoder, pooling)
+        set_pooling(encoder, pooling)
 
 
 def _carry_over(folder: SentenceTransformer, settings: dict[str, Any], named: str | None) -> dict[str, Any]:
@@ -202,7 +215,7 @@ def _open_folder(
 ) -> SentenceTransformer:
     """Let sentence-transformers open its own folder."""
     dtype = loading["dtype"] or "float32"
-    trusted = where["trust_remote_code"] or _is_ours(source.base, where)
+    trusted = where["trust_remote_code"] or _is_ours(source, where)
 
     def load(implementation: str) -> SentenceTransformer:
         return SentenceTransformer(
@@ -220,14 +233,13 @@ def _open_folder(
     return try_implementations(source.base, loading["attn_implementation"], load)
 
 
-def _is_ours(name: str, where: dict[str, Any]) -> bool:
+def _is_ours(source: Source, where: dict[str, Any]) -> bool:
     """Return whether all the code that a folder refers to is sentence-transformers' or our own."""
     place = {"revision": where["revision"], "cache_dir": where["cache_dir"]}
-    modules, config = (find_file(name, file, **place) for file in ("modules.json", "config.json"))
-    if modules is None or (config is not None and "auto_map" in read_json(config)):
+    config = find_file(source.base, "config.json", **place)
+    if config is not None and "auto_map" in read_json(config):
         return False
-    listed: Any = read_json(modules)
-    types = [module["type"] for module in listed]
+    types = [module["type"] for module in read_modules(source, where)]
     return all(one.startswith(("sentence_transformers.", "turncoder.")) for one in types)
 
 
@@ -251,36 +263,57 @@ def _turn(backbone: PreTrainedModel, source: Source, *, bidirectional: bool | No
         logger.warning("%s: attention is causal: a token sees what stands before it, and nothing after", source.base)
 
 
-def _wrap(
+def wrap_model(
     backbone: PreTrainedModel,
     source: Source,
     where: dict[str, Any],
-    settings: dict[str, Any] | None,
-    pooling: str | None,
-    max_seq_length: int | None,
-    chat_template: bool,
-    device: str | None,
+    *,
+    settings: dict[str, Any] | None = None,
+    pooling: str | None = None,
+    max_seq_length: int | None = None,
+    chat_template: bool = False,
+    device: str | None = None,
 ) -> SentenceTransformer:
-    """Put a loaded model into sentence-transformers' modules, with a tokenizer that pads on the right."""
+    """Put a model into sentence-transformers' modules, with a tokenizer that pads on the right.
+
+    Parameters
+    ----------
+    backbone
+        With storage or without.
+    source
+        What it comes from; what that keeps beside the weights counts where the arguments say nothing.
+    where
+        As for `turncoder.model.backbone.load_backbone`.
+    settings
+        LLM2Vec's; None without its semantics.
+    pooling, max_seq_length, chat_template, device
+        As for `load_encoder`.
+    """
+    kept, told = source.kept, settings or {}
+    pooling = pooling or told.get("pooling_mode") or MODES.get(kept.get("pooling", ""), kept.get("pooling")) or "mean"
+    max_seq_length = max_seq_length or told.get("max_length") or kept.get("max_seq_length")
+    chat_template = chat_template or kept.get("chat_template", False)
+    if settings is not None and pooling not in POOLING:
+        raise UserError(
+            f"llm2vec_config.json: pooling_mode = {pooling!r} is none of {', '.join(POOLING)}; use --pooling"
+        )
     kind: Any = Transformer if settings is None else LLM2VecTransformer
     place, revision = split_revision(source.tokenizer, source.revision)
     where = {**where, "revision": revision}
     tokenizer = load_tokenizer(place, **where)  # its messages are better, and the padding is asked of it
     if chat_template and not tokenizer.chat_template:
         raise UserError(f"--chat_template: the tokenizer of {source.tokenizer} has none; leave the flag away")
-    named = _name_pooling(pooling, settings)
-    fit_tokenizer(tokenizer, named, ends=settings is None)
+    fit_tokenizer(tokenizer, pooling, ends=settings is None)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id(tokenizer))
     options: dict[str, Any] = {}
     if settings is not None:
         options = {
-            "pooling": named,
+            "pooling": pooling,
             "doc_max_length": settings.get("doc_max_length", 400),
             "skip_instruction": settings.get("skip_instruction", True),
             "template_name": source.template_name,
         }
-        max_seq_length = max_seq_length or settings.get("max_length")
     if not chat_template:  # which sentence-transformers applies by itself wherever there is one
         options |= TEXT_ONLY
 
@@ -297,16 +330,13 @@ def _wrap(
     module.__class__ = kind
     module.processor = tokenizer
     module.max_seq_length = limit_length(backbone, max_seq_length)
-    mode = POOLING.get(named, named)
+    mode = POOLING.get(pooling, pooling)
     pool = Pooling(module.get_embedding_dimension(), mode, include_prompt=pools_first(mode))
     encoder = SentenceTransformer(modules=[module, pool], device=device)
     encoder.similarity_fn_name = "cosine"
+    encoder.prompts = {**encoder.prompts, **kept.get("prompts", {})}
+    encoder.default_prompt_name = kept.get("default_prompt_name")
     return encoder
-
-
-def pools_first(mode: str) -> bool:
-    """Say whether a pooling of sentence-transformers takes the first token, which leaving a prompt out would move."""
-    return mode == "cls"
 
 
 def limit_length(backbone: PreTrainedModel, asked: int | None) -> int:
@@ -324,20 +354,6 @@ def limit_length(backbone: PreTrainedModel, asked: int | None) -> int:
             logger.warning("max_seq_length: the model has %d positions; %d are read", positions, positions)
         return positions
     return length
-
-
-def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, pooling: str, ends: bool = True) -> None:
-    """See that the token which a pooling takes is there.
-
-    Raises
-    ------
-    UserError
-        There is no such token.
-    """
-    if pooling == "eos_token" and ends:
-        append_eos(tokenizer)
-    if pooling == "bos_token" and tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id:
-        raise UserError("pooling = 'bos_token': the tokenizer puts no BOS before a text; choose mean or last_token")
 
 
 def check_flags(pooling: str | None, dtype: str | None, device: str | None, length: int | None) -> None:
@@ -369,22 +385,7 @@ def check_finite(states: torch.Tensor, dtype: torch.dtype | None) -> None:
     )
 
 
-def _name_pooling(pooling: str | None, settings: dict[str, Any] | None) -> str:
-    named = pooling or (settings or {}).get("pooling_mode", "mean")
-    if settings is not None and named not in POOLING:
-        raise UserError(f"llm2vec_config.json: pooling_mode = {named!r} is none of {', '.join(POOLING)}; use --pooling")
-    return named
-
-
-def _read_beside(source: Source, file: str, where: dict[str, Any]) -> Any:
-    path = find_file(source.base, file, revision=where["revision"], cache_dir=where["cache_dir"])
-    return read_json(path) if path else None
-
-
-def _set_pooling(encoder: SentenceTransformer, pooling: str) -> None:
-    modules = [module for module in encoder if isinstance(module, Pooling)]
-    if not modules:
-        raise UserError(f"pooling = {pooling!r}: this encoder has no pooling to choose; leave the flag away")
-    modules[0].pooling_mode = POOLING[pooling]
-    modules[0].include_prompt = modules[0].include_prompt or pools_first(POOLING[pooling])
-    modules[0].pooling_output_dimension = modules[0].embedding_dimension
+def read_modules(source: Source, where: dict[str, Any]) -> list[dict[str, str]]:
+    """Read which modules a sentence-transformers folder lists."""
+    path = find_file(source.base, "modules.json", revision=where["revision"], cache_dir=where["cache_dir"])
+    return read_json(path) if path else []  # type: ignore[return-value]

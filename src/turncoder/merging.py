@@ -4,12 +4,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from sentence_transformers.models import Pooling
-from transformers import PreTrainedModel
-
 from turncoder.artifact import save_encoder
 from turncoder.config import MergeConfig
-from turncoder.encoder import MAX_SEQ_LENGTH, TEXT_ONLY, open_encoder
+from turncoder.encoder import MAX_SEQ_LENGTH, TEXT_ONLY, open_encoder, take_pair
 from turncoder.errors import UserError
 from turncoder.llm2vec import LLM2VecTransformer
 from turncoder.model.source import find_source
@@ -77,13 +74,7 @@ def check_output(config: MergeConfig) -> Path:
 def open_merged(config: MergeConfig) -> Any:
     """Open the encoder on the CPU, adapters merged; raises UserError where it is more than a model and its pooling."""
     encoder: Any = open_encoder(config, device="cpu")
-    modules = list(encoder)
-    backbone = encoder.transformers_model
-    if len(modules) != 2 or not isinstance(modules[1], Pooling) or not isinstance(backbone, PreTrainedModel):
-        raise UserError(
-            f"model_name_or_path: {config.model_name_or_path} has other modules than a model and its pooling; name "
-            "their model"
-        )
+    take_pair(encoder, str(config.model_name_or_path))
     return encoder
 
 

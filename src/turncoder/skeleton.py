@@ -10,13 +10,12 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig
-from turncoder.data.tokenizer import load_tokenizer, pad_token_id
-from turncoder.encoder import POOLING, TEXT_ONLY, fit_tokenizer, limit_length
+from turncoder.encoder import apply_flags, read_modules, wrap_model
 from turncoder.errors import UserError, first_line
 from turncoder.model.adapters import attach_lora
-from turncoder.model.backbone import find_file, load_model_config
+from turncoder.model.backbone import load_model_config
 from turncoder.model.dropout import set_attention_dropout
-from turncoder.model.source import find_source, read_json
+from turncoder.model.source import find_source
 
 __all__ = ["build_unstored", "open_unstored"]
 
@@ -77,15 +76,19 @@ def open_unstored(config: SimcseConfig | SupervisedConfig) -> SentenceTransforme
         As `turncoder.encoder.load_encoder`, as far as it can be told without weights.
     """
     name = config.model_name_or_path
-    where: dict[str, Any] = {"revision": config.model_revision, "cache_dir": config.cache_dir}
-    source = find_source(name, config.adapters, **where)
-    if source.base != name:
-        where["revision"] = "main"
-    listed: Any = _read(source.base, "modules.json", where) if source.is_encoder else None
+    source = find_source(name, config.adapters, revision=config.model_revision, cache_dir=config.cache_dir)
+    where: dict[str, Any] = {
+        "revision": source.revision,
+        "cache_dir": config.cache_dir,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    listed = read_modules(source, where) if source.is_encoder else []
     if listed and (len(listed) != 2 or not listed[1]["type"].endswith("Pooling")):
         raise UserError(f"model_name_or_path: {name} has other modules than a model and its pooling; name their model")
-    where["trust_remote_code"] = config.trust_remote_code
     model = build_unstored(load_model_config(source.base, **where), config)
+    if not listed:
+        options = {name: getattr(config, name) for name in ("pooling", "max_seq_length", "chat_template")}
+        return wrap_model(model, source, where, device="meta", **options)
 
     class Unstored(Transformer):
         """sentence-transformers' module around that model."""
@@ -93,36 +96,11 @@ def open_unstored(config: SimcseConfig | SupervisedConfig) -> SentenceTransforme
         def _load_model(self, *_: Any, **__: Any) -> PreTrainedModel:
             return model
 
-    if listed:
-        place = {
-            "revision": where["revision"],
-            "cache_folder": config.cache_dir,
-            "trust_remote_code": config.trust_remote_code,
-        }
-        module = Unstored.load(source.base, subfolder=listed[0]["path"], **place)
-        pool = Pooling.load(source.base, subfolder=listed[1]["path"], **place)
-        length = config.max_seq_length or module.max_seq_length
-    else:
-        kept = source.kept
-        named = kept.get("pooling", "mean")
-        options = {} if config.chat_template or kept.get("chat_template") else TEXT_ONLY
-        module = Unstored(source.tokenizer, processor_kwargs=where, config_kwargs=where, **options)
-        tokenizer = load_tokenizer(source.tokenizer, **where)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id(tokenizer))
-        fit_tokenizer(tokenizer, named)
-        module.processor = tokenizer
-        pool = Pooling(
-            module.get_embedding_dimension(), POOLING.get(named, named), include_prompt=named in ("cls", "bos_token")
-        )
-        length = config.max_seq_length or kept.get("max_seq_length")
-    if config.pooling:
-        fit_tokenizer(module.processor, config.pooling)
-        pool.pooling_mode = POOLING[config.pooling]
-    module.max_seq_length = limit_length(model, length)
-    return SentenceTransformer(modules=[module, pool], device="meta")
-
-
-def _read(name: str, file: str, where: dict[str, Any]) -> Any:
-    path = find_file(name, file, **where)
-    return read_json(path) if path else None
+    place = {"cache_folder": where.pop("cache_dir"), **where}
+    modules = [
+        kind.load(source.base, subfolder=one["path"], **place)
+        for kind, one in zip((Unstored, Pooling), listed, strict=True)
+    ]
+    encoder = SentenceTransformer(modules=modules, device="meta")
+    apply_flags(encoder, config.pooling, config.max_seq_length)
+    return encoder

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import gzip
 import json
 import os
@@ -17,6 +18,7 @@ from turncoder.cli import main
 from turncoder.config import SimcseConfig, SupervisedConfig, load_config
 from turncoder.data.pairs import open_pairs
 from turncoder.errors import UserError
+from turncoder.skeleton import open_unstored
 from turncoder.train.contrast_trainer import ContrastTrainer
 from turncoder.train.planning import lay_out_passes, plan_training
 
@@ -274,6 +276,25 @@ def test_a_hub_dataset_that_cannot_be_seen_is_said(supervised, simcse):
         assert plan.parameters
         assert "tokens" not in plan.steps
         assert any("nobody/nothing" in line for line in plan.unseen)
+
+
+@pytest.mark.parametrize("kind", ["model", "folder", "adapter"])
+@pytest.mark.parametrize("pooling", [None, "cls", "weighted_mean", "eos_token"])
+def test_the_skeleton_reads_as_the_encoder_does(supervised, stories, tmp_path, kind, pooling):
+    keys = {"pooling": pooling, "max_seq_length": 24}
+    if kind != "model":
+        save = "never" if kind == "adapter" else "always"
+        first = supervised(max_steps=1, per_device_train_batch_size=4, output_dir="first", save_merged=save)
+        keys["model_name_or_path"] = str(turncoder.train(first))
+    config = dataclasses.replace(supervised(), **keys)
+    skeleton = open_unstored(config)
+    encoder = turncoder.load_encoder(config.model_name_or_path, pooling=pooling, max_seq_length=24, device="cpu")
+    assert skeleton[1].get_config_dict() == encoder[1].get_config_dict()
+    assert skeleton.max_seq_length == encoder.max_seq_length == 24
+    texts = ["Lily had a red ball.", "a " * 40]
+    read, expected = skeleton.preprocess(texts, prompt="Say:\n"), encoder.preprocess(texts, prompt="Say:\n")
+    assert read.pop("prompt_length", None) == expected.pop("prompt_length", None)
+    assert all(torch.equal(read[name], expected[name]) for name in ("input_ids", "attention_mask"))
 
 
 def test_a_large_model_takes_no_memory_to_plan(shared, pairs, tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
-from sentence_transformers.models import Pooling, Transformer
+from sentence_transformers.models import Pooling
 from sentence_transformers.util import batch_to_device
 from torch import nn
 from transformers import PreTrainedModel, set_seed
@@ -24,7 +24,7 @@ from turncoder.data.batching import SetBatches
 from turncoder.data.pairs import Rows, hash_rows
 from turncoder.data.tokenizer import tokenizer_files
 from turncoder.encode import keep_freed_memory
-from turncoder.encoder import MAX_SEQ_LENGTH, TEXT_ONLY, limit_length, load_encoder
+from turncoder.encoder import MAX_SEQ_LENGTH, TEXT_ONLY, limit_length, load_encoder, take_pair
 from turncoder.errors import UserError
 from turncoder.evaluate.sentences import Sts, read_sts
 from turncoder.model.adapters import choose_targets, count_parameters
@@ -141,13 +141,8 @@ def _open(config: Config) -> SentenceTransformer:
         trust_remote_code=config.trust_remote_code,
         device="cpu" if not torch.accelerator.is_available() else None,
     )
-    modules = list(encoder)
-    if len(modules) != 2 or not isinstance(modules[0], Transformer) or not isinstance(modules[1], Pooling):
-        raise UserError(
-            f"model_name_or_path: {config.model_name_or_path} has other modules than a model and its pooling; name "
-            "their model"
-        )
-    modules[0].unpad_inputs = False  # rows go through by length, and the loss takes batches apart
+    module, _ = take_pair(encoder, config.model_name_or_path)
+    module.unpad_inputs = False  # rows go through by length, and the loss takes batches apart
     width = encoder.get_embedding_dimension() or 0
     if wide := [number for number in config.matryoshka_dims if number > width]:
         raise UserError(f"matryoshka_dims: {wide[0]} is more than the {width} dimensions of a vector")
