@@ -24,6 +24,7 @@ from turncoder.config import (
     TurnConfig,
 )
 from turncoder.errors import UserError
+from turncoder.keys import locate_model
 from turncoder.wordconfig import WordsConfig
 
 __all__ = ["main"]
@@ -89,16 +90,20 @@ def _train(config: MntpConfig | SimcseConfig | SupervisedConfig, words: list[str
     tokenizer_name = getattr(config, "tokenizer_name", None)
     teacher_name = getattr(config, "teacher_name_or_path", None)
     _look_for_hub(config.model_name_or_path, tokenizer_name, teacher_name, config.dataset_name, *config.adapters)
+    import turncoder
+    from turncoder.train.planning import plan_training
+
+    return _plan_or_do(config, console, plan_training, turncoder.train)
+
+
+def _plan_or_do(config: Any, console: Console, plan: Callable[[Any], Any], work: Callable[[Any], Path]) -> int:
+    """Show the plan of a work, or do it and print where the result is."""
     if config.dry_run:
         from turncoder.plan import show
-        from turncoder.train.planning import plan_training
 
-        show(plan_training(config), console)
-        return 0
-    import turncoder
-
-    run = turncoder.train(config)
-    console.print(f"{run}", highlight=False)
+        show(plan(config), console)
+    else:
+        console.print(f"{work(config)}", highlight=False)
     return 0
 
 
@@ -120,13 +125,8 @@ def _prepare(config: PrepareConfig, words: list[str], console: Console) -> int:
     from turncoder.train.text import choose_block_size, open_blocks
 
     name = resolve_model(config.model_name_or_path)
-    where: dict[str, Any] = {
-        "revision": config.model_revision,
-        "cache_dir": config.cache_dir,
-        "trust_remote_code": config.trust_remote_code,
-    }
-    tokenizer = load_tokenizer(config.tokenizer_name or name, **where)
-    block_size = choose_block_size(config, load_model_config(name, **where), tokenizer)
+    tokenizer = load_tokenizer(config.tokenizer_name or name, **locate_model(config))
+    block_size = choose_block_size(config, load_model_config(name, **locate_model(config)), tokenizer)
     folder = Path(config.output_dir) if config.output_dir else None
     train, held_out = open_blocks(config, tokenizer, block_size, folder)
     for split, blocks in (("train", train), ("validation", held_out)):
@@ -161,9 +161,7 @@ def _check(flags: Check, words: list[str], console: Console) -> int:
 
     model = load_causal_lm(
         words[0],
-        revision=flags.model_revision,
-        cache_dir=flags.cache_dir,
-        trust_remote_code=flags.trust_remote_code,
+        **locate_model(flags),
         dtype=flags.dtype,
         attn_implementation=flags.attn_implementation,
     )
@@ -186,16 +184,10 @@ def _check(flags: Check, words: list[str], console: Console) -> int:
 
 def _encode(config: EncodeConfig, words: list[str], console: Console) -> int:
     _look_for_hub(config.model_name_or_path, config.input_file, *config.adapters)
-    if config.dry_run:
-        from turncoder.estimate import plan_encode
-        from turncoder.plan import show
-
-        show(plan_encode(config), console)
-        return 0
+    from turncoder.estimate import plan_encode
     from turncoder.vectors import encode_file
 
-    console.print(f"{encode_file(config)}", highlight=False)
-    return 0
+    return _plan_or_do(config, console, plan_encode, encode_file)
 
 
 def _words(config: WordsConfig, words: list[str], console: Console) -> int:
@@ -232,30 +224,18 @@ def _words(config: WordsConfig, words: list[str], console: Console) -> int:
 
 def _mine(config: MineConfig, words: list[str], console: Console) -> int:
     _look_for_hub(config.model_name_or_path, config.pairs_file, config.corpus_file, *config.adapters)
-    if config.dry_run:
-        from turncoder.estimate import plan_mine
-        from turncoder.plan import show
-
-        show(plan_mine(config), console)
-        return 0
+    from turncoder.estimate import plan_mine
     from turncoder.mining import mine_file
 
-    console.print(f"{mine_file(config)}", highlight=False)
-    return 0
+    return _plan_or_do(config, console, plan_mine, mine_file)
 
 
 def _merge(config: MergeConfig, words: list[str], console: Console) -> int:
     _look_for_hub(config.model_name_or_path, *config.adapters)
-    if config.dry_run:
-        from turncoder.estimate import plan_merge
-        from turncoder.plan import show
-
-        show(plan_merge(config), console)
-        return 0
+    from turncoder.estimate import plan_merge
     from turncoder.merging import merge_to_folder
 
-    console.print(f"{merge_to_folder(config)}", highlight=False)
-    return 0
+    return _plan_or_do(config, console, plan_merge, merge_to_folder)
 
 
 def _info(flags: Info, words: list[str], console: Console) -> int:

@@ -295,10 +295,7 @@ class EncodeConfig(OpenKeys):
             One line that names the flag, the value and the remedy.
         """
         settings.set_types(self)
-        for name in ("max_seq_length", "batch_tokens", "shard_texts", "processes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} = {value} must be at least 1")
+        check_ranges(self, "max_seq_length", "batch_tokens", "shard_texts", "processes", least=1)
         if self.prompt is not None and self.prompt_name is not None:
             raise UserError(f"prompt = {self.prompt!r} and prompt_name = {self.prompt_name!r} are both set; keep one")
         if not self.output_dir:

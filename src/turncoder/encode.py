@@ -30,7 +30,7 @@ from turncoder.errors import UserError
 from turncoder.llm2vec import LLM2VecTransformer
 from turncoder.prompts import check_prompt
 
-__all__ = ["BatchEncoder", "Counts", "choose_batch_tokens", "encode_stream", "encode_texts"]
+__all__ = ["BatchEncoder", "Counts", "choose_batch_tokens", "encode_stream", "encode_texts", "open_sides"]
 
 logger = logging.getLogger("turncoder")
 
@@ -328,6 +328,31 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
+
+
+def open_sides(
+    encoder: SentenceTransformer,
+    query_prompt: str | None = None,
+    document_prompt: str | None = None,
+    batch_tokens: int | None = None,
+) -> tuple[BatchEncoder, BatchEncoder]:
+    """Give the two ways in which an encoder reads: queries and documents, each with its prompt.
+
+    Parameters
+    ----------
+    encoder
+        Of any kind.
+    query_prompt, document_prompt
+        Stand before the texts of their side; None for the one that the encoder keeps, and for its default without one.
+    batch_tokens
+        As for `BatchEncoder`.
+    """
+    given = {"query": query_prompt, "document": document_prompt}
+    prompts = {side: encoder.prompts.get(side) or None if text is None else text for side, text in given.items()}
+    query, document = (
+        BatchEncoder(encoder, prompt=prompts[side], batch_tokens=batch_tokens, normalize=True) for side in given
+    )
+    return query, document
 
 
 def encode_texts(encoder: SentenceTransformer, texts: Sequence[str], **options: Any) -> np.ndarray:

@@ -12,10 +12,10 @@ from typing import Any
 
 from turncoder.config import EncodeConfig, MergeConfig, MineConfig, to_toml
 from turncoder.data.files import names_file
-from turncoder.encode import count_token_bytes
+from turncoder.encode import count_token_bytes, open_sides
 from turncoder.encoder import open_encoder
 from turncoder.merging import check_output, name_settings, open_merged
-from turncoder.mining import look_at_mine, open_sides
+from turncoder.mining import look_at_mine
 from turncoder.plan import Plan
 from turncoder.preview import SAMPLES, cache_in
 from turncoder.samples import show_text

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from turncoder import settings
 from turncoder.errors import UserError
 
-__all__ = ["ContrastKeys", "CorpusKeys", "DataKeys", "OpenKeys", "TrainKeys", "check_ranges"]
+__all__ = ["ContrastKeys", "CorpusKeys", "DataKeys", "OpenKeys", "TrainKeys", "check_ranges", "locate_model"]
 
 
 def check_ranges(
@@ -38,6 +38,15 @@ def check_ranges(
             ]
             if wants:
                 raise UserError(f"{name} = {value} must be {' and '.join(wants)}")
+
+
+def locate_model(config: Any) -> dict[str, Any]:
+    """Give what transformers needs besides a name to find the model of a configuration."""
+    return {
+        "revision": config.model_revision,
+        "cache_dir": config.cache_dir,
+        "trust_remote_code": config.trust_remote_code,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
 from turncoder.config import MineConfig
@@ -27,12 +26,12 @@ from turncoder.data.files import names_file
 from turncoder.data.pairs import open_pairs
 from turncoder.data.rows import scan_rows
 from turncoder.data.saved import is_saved
-from turncoder.encode import BatchEncoder
+from turncoder.encode import BatchEncoder, open_sides
 from turncoder.encoder import open_encoder
 from turncoder.errors import UserError
 from turncoder.progress import open_bar
 
-__all__ = ["Candidates", "look_at_mine", "mine_file", "mine_rows", "open_sides"]
+__all__ = ["Candidates", "look_at_mine", "mine_file", "mine_rows"]
 
 logger = logging.getLogger("turncoder")
 
@@ -164,31 +163,6 @@ def _check_number(config: MineConfig, candidates: Candidates) -> None:
             f"num_negatives = {config.num_negatives} and range_min = {config.range_min}: an anchor has at most {most} "
             "candidates that are no positives of it; lower them, or add texts by --corpus_file"
         )
-
-
-def open_sides(
-    encoder: SentenceTransformer,
-    query_prompt: str | None = None,
-    document_prompt: str | None = None,
-    batch_tokens: int | None = None,
-) -> tuple[BatchEncoder, BatchEncoder]:
-    """Give the two ways in which an encoder reads: queries and documents, each with its prompt.
-
-    Parameters
-    ----------
-    encoder
-        Of any kind.
-    query_prompt, document_prompt
-        Stand before the texts of their side; None for the one that the encoder keeps, and for its default without one.
-    batch_tokens
-        As for `BatchEncoder`.
-    """
-    given = {"query": query_prompt, "document": document_prompt}
-    prompts = {side: encoder.prompts.get(side) or None if text is None else text for side, text in given.items()}
-    query, document = (
-        BatchEncoder(encoder, prompt=prompts[side], batch_tokens=batch_tokens, normalize=True) for side in given
-    )
-    return query, document
 
 
 def mine_rows(

@@ -28,6 +28,7 @@ from turncoder.data.tokenizer import load_tokenizer
 from turncoder.encoder import MAX_SEQ_LENGTH
 from turncoder.errors import UserError
 from turncoder.evaluate.sentences import read_sts
+from turncoder.keys import locate_model
 from turncoder.model.attention import make_bidirectional, settle_implementation
 from turncoder.model.backbone import load_backbone, load_model_config, resolve_model
 from turncoder.model.proof import build_small
@@ -178,7 +179,7 @@ def _open_all(config: TurnConfig, *, weigh_model: bool = True) -> _Opened:
     check_column(config.text_column, config.text, config.validation_text)
     corpus = _open_text(config, config.text)
     told, parameters, positions = _check_model(config, stages["mntp"], weigh_model=weigh_model)
-    tokenizer = load_tokenizer(stages["mntp"].tokenizer_name or config.model_name_or_path, **_where(config))
+    tokenizer = load_tokenizer(stages["mntp"].tokenizer_name or config.model_name_or_path, **locate_model(config))
     percent = min(stages[name].validation_split_percentage for name in ("mntp", "simcse"))
     held_out = list(_take_held_out(config, corpus, percent))
     length = stages["mntp"].max_seq_length or _choose_length(corpus, tokenizer, positions)
@@ -207,7 +208,7 @@ def _check_prompts(prompt: str | None, sets: list[Rows], trial: Trial, tokenizer
 
 def _check_model(config: TurnConfig, mntp: MntpConfig, *, weigh_model: bool) -> tuple[str, int, int]:
     """Prove that the decoder becomes bidirectional; give what was found, its parameters and its positions."""
-    name, where = resolve_model(config.model_name_or_path), _where(config)
+    name, where = resolve_model(config.model_name_or_path), locate_model(config)
     backbone: Any
     if weigh_model:
         backbone = load_backbone(name, dtype="bfloat16" if has_bf16() else None, **where)
@@ -239,14 +240,6 @@ def _choose_length(corpus: Corpus, tokenizer: Any, positions: int) -> int:
     times = 1.0 if whole else corpus.size / seen if corpus.size else (corpus.rows or math.inf) / len(texts)
     tokens = times * sum(map(len, tokenizer(texts, verbose=False)["input_ids"])) if texts else 0
     return min(positions, 512 if tokens >= 5e6 else 256 if tokens >= 1e6 else 128)
-
-
-def _where(config: TurnConfig) -> dict[str, Any]:
-    return {
-        "revision": config.model_revision,
-        "cache_dir": config.cache_dir,
-        "trust_remote_code": config.trust_remote_code,
-    }
 
 
 def _open_text(config: TurnConfig, name: str, key: str = "--text") -> Corpus:

@@ -24,7 +24,7 @@ from turncoder.data.packing import default_cache
 from turncoder.data.records import list_records, name_set, read_records
 from turncoder.data.saved import is_saved, open_dataset
 from turncoder.data.sentences import split_sentences
-from turncoder.data.store import Begin, Reader, store_rows
+from turncoder.data.store import Begin, Reader, hash_text, store_rows
 from turncoder.encode import clean
 from turncoder.errors import UserError
 
@@ -113,7 +113,7 @@ def open_texts(corpus: Corpus, *, split: bool = False, distinct: bool = True, sh
                 if not text:
                     counts["empty"] += 1
                     continue
-                number = _hash(text)
+                number = hash_text(text)
                 if distinct and number in seen:
                     counts["repeated"] += 1
                     continue
@@ -191,7 +191,7 @@ def hash_rows(rows: Rows) -> np.ndarray:
     for batch in rows.data.iter(HASHED_ROWS):
         count = len(batch[names[0]])
         for column, name in enumerate(names):
-            hash_NC[done : done + count, column] = [_hash(text) for text in batch[name]]
+            hash_NC[done : done + count, column] = [hash_text(text) for text in batch[name]]
         done += count
     return hash_NC
 
@@ -262,7 +262,3 @@ def _check_size(rows: Rows, where: str) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=8).digest(), "little")

@@ -12,6 +12,7 @@ import numpy as np
 
 from turncoder.data.corpus import Corpus, check_column, open_corpus
 from turncoder.data.files import names_file
+from turncoder.data.store import hash_text
 from turncoder.errors import UserError
 
 __all__ = ["Rows", "scan_rows"]
@@ -117,20 +118,16 @@ def scan_rows(
 
 def _check_ids(ids: Corpus, source: str, column: str) -> None:
     """Refuse ids that occur twice, holding eight bytes for each."""
-    hashes = array("Q", (_hash(one) for one in ids))
+    hashes = array("Q", (hash_text(one) for one in ids))
     ordered = np.sort(np.frombuffer(hashes, dtype=np.uint64))
     twice = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
     if twice:
         seen: dict[str, int] = {}
         for row, one in enumerate(ids, 1):
-            if _hash(one) in twice:
+            if hash_text(one) in twice:
                 if one in seen:
                     raise UserError(
                         f"{source}: the id {one!r} of column {column!r} stands in rows {seen[one]} and {row}; "
                         "make ids unique, or leave --id_column away"
                     )
                 seen[one] = row
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

@@ -1,5 +1,6 @@
 """Rows of strings on disk: written once, in one pass, and mapped into memory from there."""
 
+import hashlib
 import json
 import tempfile
 import zlib
@@ -11,12 +12,17 @@ from pathlib import Path
 from datasets import Dataset, Features, Value
 from datasets.arrow_writer import ArrowWriter
 
-__all__ = ["Begin", "Reader", "fill_folder", "is_held_out", "store_rows"]
+__all__ = ["Begin", "Reader", "fill_folder", "hash_text", "is_held_out", "store_rows"]
 
 SPLITS = ("train", "validation")
 
 Reader = Callable[[Counter[str]], Iterator[tuple[str, dict[str, str]]]]
 Begin = Callable[[], tuple[tuple[str, ...], Reader]]
+
+
+def hash_text(text: str) -> int:
+    """Hash a text to 64 bits."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def is_held_out(text: str, share: float) -> bool:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Pairs",
     "compare_ranks",
-    "forget_weights",
     "nearest",
     "rank_answers",
     "rank_encoded",
@@ -166,17 +165,6 @@ def score_tfidf(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
     for i in range(0, len(queries), BLOCK):
         (queries_QW[i : i + BLOCK] @ documents_NW.T).toarray(out=cosine_QN[i : i + BLOCK])
     return cosine_QN
-
-
-def forget_weights(encoder: "SentenceTransformer") -> "SentenceTransformer":
-    """Take the architecture of an encoder and leave its weights at their random initialisation."""
-    import torch
-
-    model = encoder.transformers_model
-    assert model is not None
-    torch.manual_seed(0)
-    model.load_state_dict(type(model)(model.config).state_dict())
-    return encoder
 
 
 def rank_encoded(

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from turncoder.config import MntpConfig
 from turncoder.data.masking import MaskedBlocks
 from turncoder.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_files
+from turncoder.keys import locate_model
 from turncoder.model.adapters import choose_targets, count_parameters, load_adapter
 from turncoder.model.attention import make_bidirectional, settle_implementation
 from turncoder.model.backbone import count_embeddings, load_causal_lm, resolve_model
@@ -73,7 +74,7 @@ def train(config: MntpConfig) -> Path:
 
 def _train(config: MntpConfig, run: Run) -> None:
     set_seed(config.seed)
-    name, where = resolve_model(config.model_name_or_path), _where(config)
+    name, where = resolve_model(config.model_name_or_path), locate_model(config)
     tokenizer = load_tokenizer(config.tokenizer_name or name, **where)
     causal_lm = load_causal_lm(name, dtype=config.dtype, attn_implementation=config.attn_implementation, **where)
     check_vocabulary(tokenizer, count_embeddings(causal_lm))
@@ -115,14 +116,6 @@ def _refuse_early(config: MntpConfig, backbone: PreTrainedModel, run: Run) -> No
     choose_targets(backbone, config.lora_target_modules)
     if config.bidirectional:
         settle_implementation(backbone, allow_partial=config.allow_partial)
-
-
-def _where(config: MntpConfig) -> dict[str, Any]:
-    return {
-        "revision": config.model_revision,
-        "cache_dir": config.cache_dir,
-        "trust_remote_code": config.trust_remote_code,
-    }
 
 
 def _prepare(config: MntpConfig, backbone: PreTrainedModel, head: Head) -> PreTrainedModel | PeftModel:

@@ -17,6 +17,7 @@ from turncoder.data.batching import SetBatches, budget_batches
 from turncoder.data.tokenizer import load_tokenizer
 from turncoder.errors import UserError
 from turncoder.evaluate.sentences import read_sts
+from turncoder.keys import locate_model
 from turncoder.model.backbone import load_model_config, resolve_model
 from turncoder.model.source import find_source
 from turncoder.plan import (
@@ -56,19 +57,14 @@ def plan_mntp(config: MntpConfig) -> Plan:
     """Plan an MNTP run; see `plan_training`."""
     plan = Plan(to_toml(config), files=list_files(config))
     name = resolve_model(config.model_name_or_path)
-    where: dict[str, Any] = {
-        "revision": config.model_revision,
-        "cache_dir": config.cache_dir,
-        "trust_remote_code": config.trust_remote_code,
-    }
     model_config, tokenizer, preview = None, None, None
     block_size = config.max_seq_length or 1024
     try:
-        model_config = load_model_config(name, **where)
+        model_config = load_model_config(name, **locate_model(config))
     except UserError as error:
         _note_unseen(plan, error, name, "parameters, memory, time and disk are not planned")
     try:
-        tokenizer = load_tokenizer(config.tokenizer_name or name, **where)
+        tokenizer = load_tokenizer(config.tokenizer_name or name, **locate_model(config))
     except UserError as error:
         _note_unseen(plan, error, config.tokenizer_name or name, "samples and epochs are not shown")
     if tokenizer is not None:

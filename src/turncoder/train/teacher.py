@@ -22,10 +22,9 @@ from turncoder.config import SimcseConfig, SupervisedConfig
 from turncoder.data.packing import default_cache
 from turncoder.data.pairs import Rows, hash_rows
 from turncoder.data.vectorfile import VectorFile, is_whole
-from turncoder.encode import SHARD_TEXTS, BatchEncoder
+from turncoder.encode import SHARD_TEXTS, BatchEncoder, open_sides
 from turncoder.encoder import load_encoder
 from turncoder.errors import UserError
-from turncoder.mining import open_sides
 from turncoder.progress import open_bar
 from turncoder.train.running import Run
 from turncoder.workers import digest_encoder
