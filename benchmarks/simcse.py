@@ -297,8 +297,8 @@ def build_turncoder(model: str, folder: str, sentences: list[str], batch: int, c
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainingArguments
 
+    from turncoder.budget import CPU_TOKENS, keep_freed_memory
     from turncoder.data.pairs import Rows
-    from turncoder.encode import CPU_TOKENS, keep_freed_memory
     from turncoder.model.adapters import attach_lora
     from turncoder.objectives.contrast import build_loss
     from turncoder.train.contrast_trainer import Collator, ContrastTrainer, SetRows

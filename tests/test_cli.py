@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import turncoder
-from turncoder import cli, settings
+from turncoder import cli, notices, settings
 from turncoder.cli import COMMANDS, main
 from turncoder.config import MntpConfig
 
@@ -132,7 +132,7 @@ def test_what_the_machine_does_to_a_run(command, monkeypatch, raised, code, part
 def test_a_cuda_device_that_is_out_of_memory_names_the_keys_to_lower():
     import torch
 
-    assert "max_seq_length" in str(cli._say(torch.OutOfMemoryError("CUDA out of memory")))
+    assert "max_seq_length" in str(notices.say_limit(torch.OutOfMemoryError("CUDA out of memory")))
 
 
 def test_a_defect_of_ours_is_not_hidden(monkeypatch):

@@ -14,10 +14,10 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, BertConfig, GPT2Config, LlamaConfig, MistralConfig, ModernBertConfig
 
 import turncoder
-from turncoder import encode as encoding
+from turncoder import budget as budgets
 from turncoder.data.batching import budget_batches
 from turncoder.data.tokenizer import train_tokenizer
-from turncoder.encode import BatchEncoder, choose_batch_tokens, encode_stream, encode_texts
+from turncoder.encode import BatchEncoder, encode_stream, encode_texts
 from turncoder.encoder import load_encoder
 from turncoder.errors import UserError
 from turncoder.prompts import check_prompt
@@ -182,11 +182,11 @@ def test_an_encoder_of_another_kind_is_encoded_too() -> None:
 
 def test_the_budget_follows_the_memory(make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = load_encoder(str(make_model(MODELS["llama"])))
-    assert choose_batch_tokens(encoder.transformers_model, encoder.max_seq_length) == encoding.CPU_TOKENS
-    monkeypatch.setattr(encoding, "free_memory", lambda device: 4_000_000)
-    assert 1 <= choose_batch_tokens(encoder.transformers_model, encoder.max_seq_length) < encoding.CPU_TOKENS
-    monkeypatch.setattr(encoding, "free_memory", lambda device: 10)
-    assert choose_batch_tokens(encoder.transformers_model, encoder.max_seq_length) == 1
+    assert budgets.choose_batch_tokens(encoder.transformers_model, encoder.max_seq_length) == budgets.CPU_TOKENS
+    monkeypatch.setattr(budgets, "free_memory", lambda device: 4_000_000)
+    assert 1 <= budgets.choose_batch_tokens(encoder.transformers_model, encoder.max_seq_length) < budgets.CPU_TOKENS
+    monkeypatch.setattr(budgets, "free_memory", lambda device: 10)
+    assert budgets.choose_batch_tokens(encoder.transformers_model, encoder.max_seq_length) == 1
 
 
 @given(st.lists(st.integers(0, 600), max_size=200), st.integers(1, 2000))
@@ -236,4 +236,4 @@ def test_a_gpu_gives_the_vectors_of_the_cpu(dtype: str, tmp_path: Path) -> None:
     cpu, gpu = (load_encoder(str(tmp_path), dtype=dtype, device=device) for device in ("cpu", "cuda"))
     expected, found = encode_texts(cpu, texts, normalize=True), encode_texts(gpu, texts, normalize=True)
     np.testing.assert_allclose(found, expected, atol=1e-5 if dtype == "float32" else 3e-2)
-    assert BatchEncoder(gpu).batch_tokens > encoding.CPU_TOKENS
+    assert BatchEncoder(gpu).batch_tokens > budgets.CPU_TOKENS

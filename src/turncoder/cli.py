@@ -1,10 +1,8 @@
 """The commands, each a few lines: parse, call, print. Nothing heavy is imported before a command needs it."""
 
-import errno
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +23,12 @@ from turncoder.config import (
 )
 from turncoder.errors import UserError
 from turncoder.keys import locate_model
+from turncoder.notices import listen, say_limit
 from turncoder.wordconfig import WordsConfig
 
 __all__ = ["main"]
 
 HUB_SECONDS = 5
-OUT_OF_MEMORY = (
-    "out of memory: lower per_device_train_batch_size (and raise gradient_accumulation_steps), max_seq_length or "
-    "vocabulary_budget_mb, or set gradient_checkpointing = true"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,7 +316,7 @@ def main(argv: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes, the first
     console, notices = Console(soft_wrap=True, quiet=not speaks), Console(stderr=True, soft_wrap=True, quiet=not speaks)
-    _listen(notices)
+    listen(notices)
     try:
         return _dispatch(words, console)
     except UserError as error:
@@ -333,7 +328,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        said = _say(error)
+        said = say_limit(error)
         if said is None:
             raise
         return _refuse(notices, said)
@@ -405,48 +400,6 @@ def _help(name: str, command: Command) -> None:
 def _refuse(console: Console, message: str) -> int:
     console.print(f"error: {' '.join(message.split())}", highlight=False, markup=False)
     return 2
-
-
-def _say(error: Exception) -> str | None:
-    """Say what the machine ran out of or forbids, or None for a defect of ours."""
-    text = str(error)
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in text
-        or "not enough memory" in text
-    ):
-        return OUT_OF_MEMORY
-    if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "No space left" in text:
-        where = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        return f"the disk is full{where}: free some space, or point --output elsewhere; the same command again resumes"
-    if isinstance(error, PermissionError):
-        return f"{error.filename} may not be read or written: {error.strerror}; choose another path"
-    return None
-
-
-class _Notices(logging.Handler):
-    """Log records as plain lines on stderr."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self.console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        mark = "note: " if record.levelno >= logging.WARNING else ""
-        self.console.print(f"{mark}{record.getMessage()}", highlight=False, markup=False)
-
-
-def _listen(console: Console) -> None:
-    """Show what the library reports, once, and keep the libraries below quiet and at home."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning)  # for the authors of libraries, not for users
-    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    log = logging.getLogger("turncoder")
-    log.handlers = [handler for handler in log.handlers if not isinstance(handler, _Notices)] + [_Notices(console)]
-    log.setLevel(logging.INFO)
-    log.propagate = False
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from turncoder.budget import count_token_bytes
 from turncoder.config import EncodeConfig, MergeConfig, MineConfig, to_toml
 from turncoder.data.files import names_file
-from turncoder.encode import count_token_bytes, open_sides
+from turncoder.encode import open_sides
 from turncoder.encoder import open_encoder
 from turncoder.merging import check_output, name_settings, open_merged
 from turncoder.mining import look_at_mine

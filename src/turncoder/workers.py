@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from turncoder.budget import free_memory
 from turncoder.config import EncodeConfig
 from turncoder.data.tokenizer import digest_tokenizer
-from turncoder.encode import BatchEncoder, Counts, free_memory
+from turncoder.encode import BatchEncoder, Counts
 from turncoder.encoder import open_encoder
 from turncoder.model.backbone import describe_model, digest_module
 

@@ -5,31 +5,24 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import torch
 from accelerate.utils import broadcast_object_list
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import batch_to_device
 
+from turncoder.budget import free_memory, pass_tokens
 from turncoder.data.batching import SetBatches
 from turncoder.data.pairs import Rows
-from turncoder.encode import CPU_TOKENS, free_memory
 from turncoder.model.adapters import count_parameters
 from turncoder.objectives.contrast import measure_activations
 from turncoder.train.contrast_trainer import Collator, SetRows
 from turncoder.train.running import Run
 
-__all__ = ["choose_cache", "pass_tokens"]
+__all__ = ["choose_cache"]
 
 logger = logging.getLogger("turncoder")
 
 MOST_MEMORY = 0.6  # of what is free, for activations
 LONGEST_BATCH = 1.25  # times the tokens of one that is looked at
-DEVICE_TOKENS = 1 << 15
-
-
-def pass_tokens(device: torch.device) -> int:
-    """Give the tokens that go through the model together: on a CPU those that its cache can hold."""
-    return CPU_TOKENS if device.type == "cpu" else DEVICE_TOKENS
 
 
 def choose_cache(encoder: SentenceTransformer, run: Run, sets: list[Rows], batches: SetBatches) -> int | None:

@@ -19,11 +19,11 @@ from sentence_transformers.util import batch_to_device
 from torch import nn
 from transformers import PreTrainedModel, set_seed
 
+from turncoder.budget import keep_freed_memory, pass_tokens
 from turncoder.config import SimcseConfig, SupervisedConfig
 from turncoder.data.batching import SetBatches
 from turncoder.data.pairs import Rows, hash_rows
 from turncoder.data.tokenizer import tokenizer_files
-from turncoder.encode import keep_freed_memory
 from turncoder.encoder import MAX_SEQ_LENGTH, TEXT_ONLY, limit_length, load_encoder, take_pair
 from turncoder.errors import UserError
 from turncoder.evaluate.sentences import Sts, read_sts
@@ -33,7 +33,7 @@ from turncoder.model.backbone import split_revision
 from turncoder.model.dropout import set_attention_dropout
 from turncoder.model.source import find_source
 from turncoder.objectives.contrast import ByLengthRankingLoss, build_loss
-from turncoder.train.cache import choose_cache, pass_tokens
+from turncoder.train.cache import choose_cache
 from turncoder.train.contrast_trainer import Collator, ContrastTrainer, HeldOut, SetRows
 from turncoder.train.course import lay_course
 from turncoder.train.rows import open_rows

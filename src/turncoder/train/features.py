@@ -24,9 +24,9 @@ from safetensors import SafetensorError, safe_open
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from turncoder.budget import choose_batch_tokens, keep_freed_memory
 from turncoder.data.alignment import Alignment
 from turncoder.data.batching import budget_batches
-from turncoder.encode import choose_batch_tokens, keep_freed_memory
 from turncoder.encoder import check_finite
 from turncoder.errors import UserError
 from turncoder.model.backbone import describe_model, digest_module

@@ -12,6 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
+from turncoder.budget import pass_tokens
 from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig, to_toml
 from turncoder.data.batching import SetBatches, budget_batches
 from turncoder.data.tokenizer import load_tokenizer
@@ -35,7 +36,6 @@ from turncoder.plan import (
 )
 from turncoder.preview import Preview, preview_corpus
 from turncoder.skeleton import build_unstored, open_unstored
-from turncoder.train.cache import pass_tokens
 from turncoder.train.glance import Glance, glance_at_rows
 from turncoder.train.text import choose_block_size
 
