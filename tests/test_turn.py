@@ -22,10 +22,11 @@ from turncoder import turn as module
 from turncoder.cli import main
 from turncoder.config import TurnConfig
 from turncoder.data.corpus import Corpus
+from turncoder.data.files import names_file
 from turncoder.data.store import is_held_out
 from turncoder.data.tokenizer import load_tokenizer
 from turncoder.evaluate.sentences import read_sts
-from turncoder.sizes import Sizes, configure_stages, derive_sizes, names_file
+from turncoder.sizes import Sizes, configure_stages, derive_sizes
 from turncoder.turn import tell_opening
 
 STEPS = ["--steps_mntp", "3", "--steps_simcse", "2", "--steps_supervised", "2", "--eval_documents", "60"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from functools import partial
@@ -13,24 +12,21 @@ import numpy as np
 from accelerate import PartialState
 from peft import PeftModel
 from sentence_transformers import SentenceTransformer
-from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from turncoder.data.alignment import Alignment
 from turncoder.data.tokenizer import pad_token_id
 from turncoder.evaluate.prediction import Head, Reader, predict
 from turncoder.model.adapters import choose_targets, count_parameters, merge_adapter
+from turncoder.train.course import lay_course
 from turncoder.train.features import LAST, Reading
-from turncoder.train.recording import RunCallback
 from turncoder.train.running import Run, training_arguments
-from turncoder.train.stage import choose_trainables, count_steps, fit, save_result
+from turncoder.train.stage import choose_trainables, fit, save_result, tell_parameters
 from turncoder.train.tagging import TaggedWindows, TaggingTrainer, WordModel, collate_windows, load_trained
-from turncoder.train.trainer import StopAfter
 from turncoder.train.wordtasks import READINGS, Found, Splits, Task, align_split, open_backbone, tell_layers
 from turncoder.wordconfig import WordsConfig
 
 __all__ = ["fine_tune", "open_checkpoint", "refuse_early"]
-
-logger = logging.getLogger("turncoder")
 
 
 def refuse_early(config: WordsConfig, run: Run, backbone: PreTrainedModel) -> None:
@@ -63,9 +59,7 @@ def fine_tune(
         layer=None if layer == LAST else layer,
         dropout=config.classifier_dropout,
     )
-    trainable, total = count_parameters(model)
-    run.update(parameters={"trainable": trainable, "total": total})
-    logger.info("trainable parameters: %s of %s (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
+    tell_parameters(run, *count_parameters(model))
 
     def take_heads() -> list[Head]:
         return [
@@ -159,29 +153,18 @@ def _build_trainer(
         "batch_size": per_step,
     }
     rows = len(TaggedWindows(**data, epochs=1))
-    steps, scheduled = count_steps(config, rows, processes)
-    record = RunCallback(
-        run, samples_per_epoch=rows, samples_per_step=per_step, save_total_limit=config.save_total_limit
-    )
-    callbacks: list[Any] = [record]
-    if scheduled > steps:
-        callbacks.append(StopAfter(steps))
-    if config.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
-    trainer = TaggingTrainer(
+    course = lay_course(config, run, rows)
+    return TaggingTrainer(
+        course=course,
         judge=judge,
         model=model,
         args=training_arguments(
-            config, run, steps=scheduled, steps_per_epoch=math.ceil(rows / per_step), **_settings(config)
+            config, run, steps=course.scheduled, steps_per_epoch=course.per_epoch, **_settings(config)
         ),
         data_collator=partial(collate_windows, pad_token_id=pad_token_id(encoder.tokenizer)),
-        train_dataset=TaggedWindows(**data, epochs=math.ceil(scheduled * per_step / rows)),
+        train_dataset=TaggedWindows(**data, epochs=math.ceil(course.scheduled * per_step / rows)),
         eval_dataset=splits.held_out.data,  # said to be there: the judge has it
-        callbacks=callbacks,
     )
-    trainer.record, trainer.steps = record, steps
-    record.tokens_seen = trainer.tokens_seen
-    return trainer
 
 
 def open_checkpoint(

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import PartialState
@@ -20,10 +20,9 @@ from turncoder.errors import UserError, first_line
 from turncoder.keys import TrainKeys
 from turncoder.model.adapters import attach_lora, merge_adapter
 from turncoder.model.conversion import is_converted
-from turncoder.train.contrast_trainer import ContrastTrainer
+from turncoder.train.course import Course
 from turncoder.train.recording import take_scores
 from turncoder.train.running import Run, checkpoint_step, open_run, write_atomically
-from turncoder.train.trainer import GatheredTrainer
 
 __all__ = [
     "check_data",
@@ -45,6 +44,22 @@ TOLD = (
 )  # fmt: skip
 """Keys that a model card shows."""
 MERGED_BYTES = 10 * 2**30  # save_merged=auto keeps merged models up to this size
+
+
+class StageTrainer(Protocol):
+    """What stages need of a trainer, which is one of transformers'."""
+
+    course: Course | None
+    state: Any
+    args: Any
+
+    def train(self, resume_from_checkpoint: str | None = None) -> Any:
+        """Train."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Evaluate."""
+
+    def _load_from_checkpoint(self, checkpoint: str, /) -> None: ...
 
 
 def perform(config: Any, stage: str, work: Callable[[Any, Run], None]) -> Path:
@@ -127,7 +142,7 @@ def tell_parameters(run: Run, trainable: int, total: int) -> None:
     logger.info("trainable parameters: %s of %s (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
 
 
-def fit(trainer: GatheredTrainer | ContrastTrainer, run: Run) -> None:
+def fit(trainer: StageTrainer, run: Run) -> None:
     """Train, or resume; a run that was cut off after its last step only gets its weights back."""
     course = trainer.course
     assert course is not None
@@ -143,14 +158,14 @@ def fit(trainer: GatheredTrainer | ContrastTrainer, run: Run) -> None:
     run.update(trained={"planned": course.steps, "steps": trainer.state.global_step})
 
 
-def _restore(trainer: GatheredTrainer | ContrastTrainer, checkpoint: Path) -> None:
+def _restore(trainer: StageTrainer, checkpoint: Path) -> None:
     """Take the weights that the training which wrote a checkpoint last ended with."""
     trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     trainer._load_from_checkpoint(best or str(checkpoint))
 
 
-def score_end(trainer: GatheredTrainer | ContrastTrainer) -> dict[str, float]:
+def score_end(trainer: StageTrainer) -> dict[str, float]:
     """Evaluate at the end, unless the last step has been evaluated with these very weights."""
     rows = [row for row in trainer.state.log_history if row["step"] == trainer.state.global_step and take_scores(row)]
     return take_scores(rows[-1] if rows and not trainer.args.load_best_model_at_end else trainer.evaluate())

@@ -17,14 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import PreTrainedModel, Trainer, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from turncoder.data.alignment import Alignment
 from turncoder.data.batching import EpochOrder
 from turncoder.data.labels import IGNORED, UNSEEN
-from turncoder.train.recording import RunCallback
+from turncoder.train.course import Course
 
 __all__ = ["TaggedWindows", "TaggingTrainer", "WordModel", "collate_windows", "load_trained"]
 
@@ -182,31 +181,21 @@ class TaggingTrainer(Trainer):
 
     Parameters
     ----------
+    course
+        Of the training; None for steps outside of a run.
     judge
         Scores the model as it is on the held-out words: ``score`` is what is chosen by.
     **kwargs
         As for `transformers.Trainer`.
     """
 
-    def __init__(self, *, judge: Callable[[], dict[str, float]], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, *, course: Course | None = None, judge: Callable[[], dict[str, float]], **kwargs: Any) -> None:
+        super().__init__(callbacks=course.callbacks if course else None, **kwargs)
+        self.course = course
         self.judge = judge
         self.model_accepts_loss_kwargs = True  # our loss is a sum over the words of the whole accumulation window
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)  # disable_tqdm = false, in LLM2Vec's files
-        self._tokens = torch.zeros((), dtype=torch.long)
-        self.record: RunCallback
-        self.steps: int
-
-    def tokens_seen(self) -> int:
-        """Count the tokens trained on since this process started, over all processes."""
-        return int(self._tokens) * self.args.world_size
-
-    def restore(self, checkpoint: Path) -> None:
-        """Take the weights that the training which wrote ``checkpoint`` last ended with."""
-        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
-        self._load_from_checkpoint(best or str(checkpoint))
 
     def compute_loss(
         self,
@@ -218,7 +207,8 @@ class TaggingTrainer(Trainer):
         """Sum the cross-entropy of all labels and divide by their true count over window and processes."""
         with self.accelerator.autocast():
             logits = model(**inputs)
-        self._tokens = self._tokens.to(inputs["attention_mask"].device) + inputs["attention_mask"].sum()
+        if self.course is not None:
+            self.course.record.count_tokens(inputs["attention_mask"])
         losses = [
             functional.cross_entropy(logits_WC.float(), labels_W, ignore_index=IGNORED, reduction="sum")
             for logits_WC, labels_W in zip(logits, inputs["labels"].unbind(1), strict=True)

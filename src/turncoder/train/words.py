@@ -19,8 +19,8 @@ from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel, set_seed
 
+from turncoder.budget import keep_freed_memory
 from turncoder.data.alignment import choose_bos
-from turncoder.encode import keep_freed_memory
 from turncoder.encoder import limit_length
 from turncoder.evaluate.prediction import Reader
 from turncoder.evaluate.scoring import gather_seeds, score_tagger, write_results
