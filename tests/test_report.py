@@ -5,6 +5,7 @@ import random
 import pytest
 from rich.console import Console
 
+from turncoder.cli import main
 from turncoder.errors import UserError
 from turncoder.evaluate.significance import bootstrap
 from turncoder.evaluate.words import read_predictions, score, summarise, tally, write_predictions
@@ -246,3 +247,22 @@ def test_names_and_numbers_are_whole_at_80_columns(tmp_path, stages):
         assert {f"{value:.3f}" for value in scores[stage].values() if value not in (403.4, 0.123, 0.345)} <= found
         assert stage != "mntp" or {"403.4", "12.3 %", "34.5 %"} <= found
         assert stage == "turn" or {"10,000", "123.5 M", "205.8 min"} <= found
+
+
+def test_scores_of_machamp_stand_in_the_same_table(tmp_path, capsys):
+    run = make_words_run(tmp_path / "ours", ("upos", "ner"))
+    for seed, accuracy in enumerate((0.9, 0.94)):
+        folder = tmp_path / "logs" / "ewt" / f"2026.01.0{seed + 1}_00.00.00"
+        folder.mkdir(parents=True)
+        scores = {"best_dev_upos_accuracy": accuracy, "best_dev_ner_span_f1": 0.8, "time_total": "0:01:05"}
+        (folder / "metrics.json").write_text(json.dumps(scores))
+    logs = str(tmp_path / "logs" / "ewt")
+    assert main(["report", str(run), "--machamp", logs]) == 0
+    text = capsys.readouterr().out
+    assert all(part in text for part in ("probe upos", "92.00 ±2.83", "80.00 ±0.00", "65.0 s"))
+    assert "configs" not in text and "paired" not in text
+    assert main(["report", "--machamp", logs, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["stage"] == "machamp"
+    assert main(["report"]) == 2
+    assert main(["report", "--machamp", str(tmp_path)]) == 2
+    assert "has no metrics.json" in capsys.readouterr().err

@@ -63,10 +63,12 @@ class Info:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Compare runs in one table; of two runs, also how their configs differ."""
+    """Compare runs in one table; of two, also how their configs differ and how sure a difference in labels is."""
 
     json: bool = False
     """Print the rows as JSON."""
+    machamp: tuple[str, ...] = ()
+    """LOGDIR of MaChAmp (logs/NAME or logs/NAME/DATE): its scores in the same table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,11 +243,12 @@ def _info(flags: Info, words: list[str], console: Console) -> int:
 
 
 def _report(flags: Report, words: list[str], console: Console) -> int:
-    from turncoder.report import read_runs, show
+    from turncoder.report import read_baseline, read_runs, show
 
-    if not words:
+    if not words and not flags.machamp:
         raise UserError("report needs at least one RUN: a run folder")
-    show(read_runs([Path(word) for word in words]), console, as_json=flags.json)
+    runs = read_runs([Path(word) for word in words]) + [read_baseline(Path(folder)) for folder in flags.machamp]
+    show(runs, console, as_json=flags.json)
     return 0
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from turncoder.config import differences
 from turncoder.errors import UserError
 
-__all__ = ["read_run", "read_runs", "show", "table"]
+__all__ = ["read_baseline", "read_run", "read_runs", "show", "table"]
 
 SCORES = {
     "loss": "loss",
@@ -97,6 +97,13 @@ def read_run(folder: Path) -> dict[str, Any]:
     }
 
 
+def read_baseline(folder: Path) -> dict[str, Any]:
+    """Read the scores of MaChAmp as those of a run; see `turncoder.machamp.read_machamp`."""
+    from turncoder.machamp import read_machamp
+
+    return {"name": str(folder), "stage": "machamp", "status": "done", "config": {}, "rows": read_machamp(folder)}
+
+
 def _read_tasks(path: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
     """Read what a run on words scored; nothing of one that is not done."""
     if not path.exists():
@@ -117,7 +124,8 @@ def _read_tasks(path: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is broken ({type(error).__name__}: {error}); run it again") from None
-    return [{**row, "seconds": None if number else record.get("wall_time_s")} for number, row in enumerate(rows)]
+    seconds = record.get("wall_time_s") or None  # of all tasks together
+    return [{**row, "seconds": None if number else seconds} for number, row in enumerate(rows)]
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -211,7 +219,7 @@ def show(runs: list[dict[str, Any]], console: Console, *, as_json: bool = False)
     for group in [runs] if _fits(runs, console) else [group for group in (others, labelled) if group]:
         for part in [group] if _fits(group, console) else [[run] for run in group]:
             console.print(table(part))
-    if len(runs) == 2:
+    if len(runs) == 2 and all(run["config"] for run in runs):
         lines = differences(runs[0]["config"], runs[1]["config"], ignore=frozenset({"output_dir"}))
         console.print("configs: " + ("the same" if not lines else ""), highlight=False)
         for line in lines:
