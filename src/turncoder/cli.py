@@ -195,9 +195,9 @@ def _words(config: WordsConfig, words: list[str], console: Console) -> int:
         console.print(f"{run_grid(config)}", highlight=False)
         return 0
     if config.export_machamp:
-        from turncoder.machamp import export_files
+        from turncoder.train.wordtasks import export_splits
 
-        console.print(f"{export_files(config)}", highlight=False)
+        console.print(f"{export_splits(config)}", highlight=False)
         return 0
     if config.evaluate:
         from turncoder.evaluate.scoring import evaluate_run, show

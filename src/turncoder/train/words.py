@@ -22,11 +22,13 @@ from transformers import PreTrainedModel, set_seed
 from turncoder.budget import keep_freed_memory
 from turncoder.data.alignment import choose_bos
 from turncoder.encoder import limit_length
+from turncoder.evaluate.classifier import export_classifier
 from turncoder.evaluate.prediction import Reader
 from turncoder.evaluate.scoring import gather_seeds, score_tagger, write_results
 from turncoder.evaluate.tagger import Tagger, load_tagger, save_tagger
 from turncoder.evaluate.words import summarise
 from turncoder.model.attention import inspect_attention
+from turncoder.plots import draw_layers
 from turncoder.train.finetuning import fine_tune, refuse_early
 from turncoder.train.probing import probe
 from turncoder.train.running import Run
@@ -137,7 +139,12 @@ def _finish(
     test = splits.test if splits.test is not None else splits.held_out
     if splits.test is None:
         logger.warning("no test_file: the scores are those of the words that were chosen on, and flatter")
-    results = score_tagger(load_tagger(run.folder, encoder=encoder), test, run.folder, compared=found.compared)
+    tagger = load_tagger(run.folder, encoder=encoder)
+    results = score_tagger(tagger, test, run.folder, compared=found.compared)
+    if config.train_mode != "probe" and (run.folder / "model").exists():
+        export_classifier(tagger, run.folder / "classifier")
+    if config.layer == "all":
+        _draw_layers(results, run.folder / "layers.png")
     for task in tasks:
         told = results["tasks"][task.name]
         told["chosen"] = found.chosen[task.name]
@@ -156,6 +163,19 @@ def _finish(
         "train_sentences": len(splits.train),
     }
     write_results(run, results)
+
+
+def _draw_layers(results: dict[str, Any], path: Path) -> None:
+    """Draw the scores by layer."""
+    last = len(next(iter(results["tasks"].values()))["layers"]) - 1
+    rows = [
+        {"name": task, "layer": last if layer == "last" else int(layer), "mean": at["mean"][told["metric"]],
+         "std": at["std"][told["metric"]]}
+        for task, told in results["tasks"].items()
+        for layer, at in told["layers"].items()
+    ]  # fmt: skip
+    metrics = {told["metric"].replace("_", " ") for told in results["tasks"].values()}
+    draw_layers(rows, path, score=" or ".join(sorted(metrics)))
 
 
 def _train_each(config: WordsConfig, run: Run) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from turncoder.encoder import load_encoder
 from turncoder.errors import UserError
 from turncoder.evaluate.tagger import Head, Reader
 from turncoder.evaluate.words import score, tally
+from turncoder.machamp import export_machamp
 from turncoder.train.features import LAST, Reading
 from turncoder.wordconfig import WordsConfig
 
@@ -34,6 +36,7 @@ __all__ = [
     "Task",
     "align_split",
     "choose_layers",
+    "export_splits",
     "open_backbone",
     "open_splits",
     "open_tasks",
@@ -128,6 +131,16 @@ def open_splits(config: WordsConfig) -> Splits:
         raise UserError(f"train_file: {train.where} leaves no words to train on, or none to choose on; give more")
     train = _draw(train, config.max_train_samples, config.seed)
     return Splits(train, _draw(held_out, config.max_eval_samples, config.seed), test)
+
+
+def export_splits(config: WordsConfig) -> str:
+    """Write the words of a run as MaChAmp reads them; give the commands that train and score it."""
+    splits = open_splits(config)
+    tasks = {task.name: task.column for task in open_tasks(config, splits)}
+    named = {"train": splits.train, "dev": splits.held_out, **({"test": splits.test} if splits.test else {})}
+    model = {"model": config.model_name_or_path} if config.model_name_or_path else {}
+    frozen = config.train_mode == "probe"
+    return export_machamp(tasks, named, Path(str(config.export_machamp)), **model, seed=config.seeds[0], frozen=frozen)
 
 
 def _hold_out(words: WordSet, share: float) -> tuple[WordSet, WordSet]:
