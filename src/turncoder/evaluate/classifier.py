@@ -1,6 +1,6 @@
 """A trained tagger as transformers' own token classifier, which ``pipeline("token-classification")`` opens.
 
-The classifier labels tokens, where the tagger labels words: for a word of one token they agree; of several, the pipeline
+The classifier labels tokens, where the tagger labels words. They agree on words of one token; of several, the pipeline
 averages probabilities (``aggregation_strategy="average"``) or takes the first (``"first"``).
 """
 
@@ -78,7 +78,7 @@ def _build(tagger: Tagger, head: Head) -> PreTrainedModel | str:
     config.id2label = dict(enumerate(head.labels))
     config.label2id = {name: number for number, name in enumerate(head.labels)}
     kind: Any = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING[type(config)]
-    model: PreTrainedModel = kind._from_config(config, attn_implementation=backbone.config._attn_implementation)
+    model: Any = kind._from_config(config, attn_implementation=backbone.config._attn_implementation)
     model = model.to(device=backbone.device, dtype=backbone.dtype).eval()
     classifier = next((getattr(model, name) for name in NAMES if hasattr(model, name)), None)
     if not isinstance(classifier, nn.Linear) or classifier.weight.shape != head.weight_CE.shape:

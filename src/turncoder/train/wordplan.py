@@ -126,8 +126,8 @@ def _add_work(
         learning = 6 * heads * count * readings * splits.train.num_words * config.num_train_epochs
         plan.seconds = (2 * total * tokens + learning) / (HALF * rate)
         plan.assumptions.append(
-            f"time: at half of the {rate / 1e12:.3g} TFLOP/s that a matrix product reaches now on {device}; states that "
-            "are in the cache already take none"
+            f"time: at half of the {rate / 1e12:.3g} TFLOP/s that a matrix product reaches now on {device}; states "
+            "that are in the cache already take none"
         )
         return
     rows = len(train.lengths)
@@ -143,7 +143,7 @@ def _add_work(
         plan.assumptions.append(f"steps: of each of {runs} runs, one a seed and learning rate")
     if config.early_stopping_patience is not None:
         plan.assumptions.append(
-            f"steps: all {math.ceil(config.num_train_epochs)} epochs; training stops earlier after "
+            f"steps: all {math.ceil(plan.steps['epochs'])} epochs; training stops earlier after "
             f"{config.early_stopping_patience} evaluations without a better score"
         )
 
