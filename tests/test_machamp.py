@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from turncoder.cli import main
 from turncoder.data.words import WordSet, open_words
 from turncoder.errors import UserError
 from turncoder.machamp import export_machamp, read_machamp
@@ -67,7 +68,7 @@ def test_a_treebank_as_machamp_reads_it(shared: Path, tmp_path: Path):
     train, predict = commands.split("\n")
     assert train == (
         f"python3 train.py --dataset_configs '{folder}/dataset.json' --parameters_config '{folder}/params.json' "
-        "--seed 8446 --name en_ewt-ud-dev"
+        "--name en_ewt-ud-dev --seed 8446"
     )
     assert predict.endswith(f"'{folder}/en_ewt-ud-dev.test.conll' logs/en_ewt-ud-dev/DATE/test.out")
 
@@ -142,6 +143,23 @@ def test_scores_become_rows(tmp_path: Path):
     single = read_machamp(tmp_path / "ewt" / "2024.01.01_10.00.00")
     assert [row["seeds"] for row in single] == [1] * 4
     assert single[1]["token_accuracy"] == 0.95 and single[1]["std"]["token_accuracy"] is None
+
+
+def test_the_command_line_exports(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name in ("train", "dev", "test"):
+        (tmp_path / f"{name}.conll").write_text("".join(f"{name}{n} N B-NP B-PER\n\n" for n in range(3)))
+    flags = [f"--{key}_file={tmp_path / name}.conll" for key, name in (("train", "train"), ("test", "test"))]
+    flags += [f"--validation_file={tmp_path / 'dev.conll'}", "--task=ner_tags", "--seeds", "3", "4"]
+    assert main(["words", *flags, f"--export_machamp={tmp_path / 'out'}", "--train_mode=full"]) == 0
+    printed = capsys.readouterr().out.split("\n")
+    assert [line.split()[1] for line in printed if line] == ["train.py", "train.py", "predict.py"]
+    assert [line.rsplit(" ", 1)[-1] for line in printed[:2]] == ["3", "4"]
+    for split in ("train", "dev", "test"):
+        sentences = read_as_machamp(tmp_path / "out" / f"train.{split}.conll")
+        assert sentences == [[[f"{split}{n}", "B-PER"]] for n in range(3)]
+    assert json.loads((tmp_path / "out" / "params.json").read_text())["encoder"]["update_weights_encoder"]
+    task = {"ner_tags": {"task_type": "seq_bio", "column_idx": 1}}
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["train"]["tasks"] == task
 
 
 @pytest.mark.parametrize(

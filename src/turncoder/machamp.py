@@ -7,19 +7,24 @@ import json
 import logging
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from turncoder.data.words import WordSet
 from turncoder.errors import UserError
 from turncoder.evaluate.words import summarise
 from turncoder.train.running import write_atomically
+from turncoder.train.wordtasks import open_splits, open_tasks
 
-__all__ = ["export_machamp", "read_machamp"]
+if TYPE_CHECKING:
+    from turncoder.wordconfig import WordsConfig
+
+__all__ = ["export_files", "export_machamp", "read_machamp"]
 
 logger = logging.getLogger("turncoder")
 
+ENCODER = "bert-base-multilingual-cased"
 UNLABELLED = "_"
 BREAKS = str.maketrans("\t\n\r", "   ")
 # MaChAmp's names of scores, and ours; precision and recall are of spans only beside span_f1
@@ -63,13 +68,28 @@ PARAMETERS: dict[str, Any] = {
 }
 
 
+def export_files(config: "WordsConfig") -> str:
+    """Write the words of a configuration into its folder ``export_machamp``; see `export_machamp`."""
+    splits = open_splits(config)
+    tasks = {task.name: task.column for task in open_tasks(config, splits)}
+    named = {"train": splits.train, "dev": splits.held_out, "test": splits.test}
+    return export_machamp(
+        tasks,
+        {name: words for name, words in named.items() if words is not None},
+        Path(str(config.export_machamp)),
+        model=config.model_name_or_path or ENCODER,
+        seeds=config.seeds,
+        frozen=config.train_mode == "probe",
+    )
+
+
 def export_machamp(
     tasks: Mapping[str, str],
     splits: Mapping[str, WordSet],
     folder: Path,
     *,
-    model: str = "bert-base-multilingual-cased",
-    seed: int = 8446,
+    model: str = ENCODER,
+    seeds: Sequence[int] = (8446,),
     frozen: bool = False,
 ) -> str:
     """Write words as MaChAmp reads them: columns (the word, then a label for each task), and its two configurations.
@@ -84,8 +104,8 @@ def export_machamp(
         Where ``NAME.train.conll`` and so on, ``dataset.json`` and ``params.json`` are written.
     model
         Hub id or folder of MaChAmp's encoder.
-    seed
-        Its seed; its other parameters are its own defaults.
+    seeds
+        It is trained once with each; its other parameters are its own defaults.
     frozen
         Train the heads alone.
 
@@ -117,12 +137,12 @@ def export_machamp(
         for place, (task, column) in enumerate(tasks.items(), 1)
     }
     encoder = {**PARAMETERS["encoder"], "update_weights_encoder": not frozen}
-    parameters = {"transformer_model": model, "random_seed": seed, **PARAMETERS, "encoder": encoder}
+    parameters = {"transformer_model": model, "random_seed": seeds[0], **PARAMETERS, "encoder": encoder}
     write_atomically(folder / "dataset.json", json.dumps({name: dataset}, indent=2) + "\n")
     write_atomically(folder / "params.json", json.dumps(parameters, indent=2) + "\n")
     given = [f"--dataset_configs {shlex.quote(str(folder / 'dataset.json'))}"]
-    given += [f"--parameters_config {shlex.quote(str(folder / 'params.json'))}", f"--seed {seed} --name {name}"]
-    commands = [f"python3 train.py {' '.join(given)}"]
+    given += [f"--parameters_config {shlex.quote(str(folder / 'params.json'))} --name {name}"]
+    commands = [f"python3 train.py {' '.join(given)} --seed {seed}" for seed in seeds]
     if "test" in paths:
         logs = f"logs/{name}/DATE"
         commands.append(f"python3 predict.py {logs}/model.pt {shlex.quote(str(paths['test']))} {logs}/test.out")
