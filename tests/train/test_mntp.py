@@ -239,7 +239,8 @@ def test_accumulation_does_not_change_the_result(stories: Path, stories_text: Pa
 def test_two_processes_equal_one(stories: Path, stories_text: Path, tmp_path: Path, ways: dict[str, object]) -> None:
     """Losses, scores, and, since the descent is plain, gradients: what is left of them is how far the weights moved."""
     one, two = tmp_path / "one", tmp_path / "two"
-    common = {**GRADIENT, "max_steps": 2, "learning_rate": 0.1, "do_eval": True, "max_eval_samples": 9, **ways}
+    more = {"max_steps": 2, "learning_rate": 0.1, "do_eval": True, "max_eval_samples": 9}
+    common = {**GRADIENT, **more, "save_strategy": "steps", "save_steps": 1, **ways}
     launch(command(stories, stories_text, one, per_device_train_batch_size=8, **common))
     launch_process([*BOTH, *command(stories, stories_text, two, per_device_train_batch_size=4, **common)])
     check_same_steps(one, two, stories / "model.safetensors")
