@@ -9,22 +9,17 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from turncoder.data.words import WordSet
 from turncoder.errors import UserError
 from turncoder.evaluate.words import summarise
 from turncoder.train.running import write_atomically
-from turncoder.train.wordtasks import open_splits, open_tasks
 
-if TYPE_CHECKING:
-    from turncoder.wordconfig import WordsConfig
-
-__all__ = ["export_files", "export_machamp", "read_machamp"]
+__all__ = ["export_machamp", "read_machamp"]
 
 logger = logging.getLogger("turncoder")
 
-ENCODER = "bert-base-multilingual-cased"
 UNLABELLED = "_"
 BREAKS = str.maketrans("\t\n\r", "   ")
 # MaChAmp's names of scores, and ours; precision and recall are of spans only beside span_f1
@@ -68,27 +63,12 @@ PARAMETERS: dict[str, Any] = {
 }
 
 
-def export_files(config: "WordsConfig") -> str:
-    """Write the words of a configuration into its folder ``export_machamp``; see `export_machamp`."""
-    splits = open_splits(config)
-    tasks = {task.name: task.column for task in open_tasks(config, splits)}
-    named = {"train": splits.train, "dev": splits.held_out, "test": splits.test}
-    return export_machamp(
-        tasks,
-        {name: words for name, words in named.items() if words is not None},
-        Path(str(config.export_machamp)),
-        model=config.model_name_or_path or ENCODER,
-        seeds=config.seeds,
-        frozen=config.train_mode == "probe",
-    )
-
-
 def export_machamp(
     tasks: Mapping[str, str],
     splits: Mapping[str, WordSet],
     folder: Path,
     *,
-    model: str = ENCODER,
+    model: str = "bert-base-multilingual-cased",
     seeds: Sequence[int] = (8446,),
     frozen: bool = False,
 ) -> str:

@@ -138,9 +138,9 @@ def export_splits(config: WordsConfig) -> str:
     splits = open_splits(config)
     tasks = {task.name: task.column for task in open_tasks(config, splits)}
     named = {"train": splits.train, "dev": splits.held_out, **({"test": splits.test} if splits.test else {})}
-    model = {"model": config.model_name_or_path} if config.model_name_or_path else {}
+    model: dict[str, Any] = {"model": config.model_name_or_path} if config.model_name_or_path else {}
     frozen = config.train_mode == "probe"
-    return export_machamp(tasks, named, Path(str(config.export_machamp)), **model, seed=config.seeds[0], frozen=frozen)
+    return export_machamp(tasks, named, Path(str(config.export_machamp)), **model, seeds=config.seeds, frozen=frozen)
 
 
 def _hold_out(words: WordSet, share: float) -> tuple[WordSet, WordSet]:
