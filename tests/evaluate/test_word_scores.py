@@ -13,6 +13,7 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 from seqeval.metrics.sequence_labeling import get_entities
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
+from turncoder.data.labels import IGNORED, UNSEEN, LabelSet, to_iob2
 from turncoder.errors import UserError
 from turncoder.evaluate.words import (
     Tally,
@@ -20,6 +21,7 @@ from turncoder.evaluate.words import (
     find_spans,
     read_predictions,
     score,
+    score_chunks,
     summarise,
     tally,
     write_confusion,
@@ -85,6 +87,33 @@ def test_scores_are_those_of_seqeval_and_scikit_learn(rows):
         assert scores[f"{average}_f1"] == pytest.approx(expected)
     assert scores["token_accuracy"] == pytest.approx(accuracy_score(*flat))
     assert scores["words_scored"] == len(flat[0])
+
+
+@given(st.lists(sentences(["", *IOB]), min_size=1, max_size=3), st.booleans())
+def test_chunks_of_many_predictions_at_once(runs, whole):
+    """Of one gold file, some predictions; those may break IOB2, as heads do, and some words have no label."""
+    gold = [to_iob2(tags, "iob2") for tags in unzip(runs[0])[0]]
+    labels = LabelSet(tuple(IOB) if whole else tuple(sorted({tag for tags in gold for tag in tags} | {"O"} - {""})))
+    labels = LabelSet(tuple(name for name in labels.names if name), "iob2")
+    rng = random.Random(str(gold))
+    guesses = [[[rng.choice(labels.names) for _ in tags] for tags in gold] for _ in range(4)]
+    guesses.append([[tag or "O" for tag in tags] for tags in gold])
+    gold_M = np.concatenate([labels.number(tags) for tags in gold])
+    guess_NM = np.stack([np.concatenate([labels.number(tags) for tags in guess]) for guess in guesses])
+    first_M = np.concatenate([np.arange(len(tags)) == 0 for tags in gold])
+    found = score_chunks(guess_NM, gold_M, labels.names, first_M)
+    for value, guess in zip(found, guesses, strict=True):
+        if any(tag for tags in gold for tag in tags):
+            assert value == pytest.approx(score(tally(gold, guess, spans=True))["span_f1"])
+        else:
+            assert value == 0
+
+
+def test_chunks_whose_label_training_did_not_have_are_missed_by_all():
+    names, first_M = ("O", "B-LOC", "I-LOC"), np.array([True, False, False, True])
+    gold_M, guess_NM = np.array([1, 2, UNSEEN, IGNORED]), np.array([[1, 2, 0, 1], [1, 0, 2, 0], [1, 2, 1, 0]])
+    # the last word is not scored; the third is outside every chunk that could be right
+    assert score_chunks(guess_NM, gold_M, names, first_M).tolist() == [1.0, 0.0, 2 / 3]
 
 
 def test_a_case_counted_by_hand():

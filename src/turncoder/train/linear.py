@@ -157,7 +157,7 @@ def fit_heads(
     per_epoch, steps = -(-len(rows_N) // recipe.batch_words), recipe.steps
     warmup = int(recipe.warmup if recipe.warmup >= 1 else recipe.warmup * steps)
     scheduler = get_scheduler(recipe.schedule, optimizer, warmup, steps)
-    best = _Best(seeds, rates)
+    best = _Best(seeds, rates, recipe.patience)
     for step in range(steps):
         place = step % per_epoch
         if place == 0:
@@ -181,34 +181,34 @@ def fit_heads(
             heads = _fold(weights, biases, mixes, mean_KD, scale_KD)
             guess_SRM = torch.cat(list(heads.guess(held_out, device)), dim=2).cpu().numpy()
             score_SR = torch.from_numpy(judge(guess_SRM.reshape(seeds * rates, -1))).float().view(seeds, rates)
-            waited = best.update(epoch, score_SR, heads)
+            over = best.update(epoch, score_SR, heads)
             report(epoch, -(-steps // per_epoch), float(best.score_SR.max()))
-            if recipe.patience is not None and waited >= recipe.patience:
+            if over:
                 break
     assert best.heads is not None
     return best.heads
 
 
 class _Best:
-    """The best epoch of each head so far."""
+    """The best epoch of each head; one whose patience is over stays as it is, so that none depends on the others."""
 
-    def __init__(self, seeds: int, rates: int) -> None:
-        self.score_SR = torch.full((seeds, rates), -1.0)
+    def __init__(self, seeds: int, rates: int, patience: int | None) -> None:
+        self.patience = math.inf if patience is None else patience
+        self.waited_SR = torch.zeros(seeds, rates)
+        self.score_SR = torch.full((seeds, rates), -math.inf)
         self.heads: Heads | None = None
-        self.waited = 0
 
-    def update(self, epoch: int, score_SR: torch.Tensor, heads: Heads) -> int:
-        """Keep what is better now; give how many epochs nothing was."""
-        better_SR = score_SR > self.score_SR
-        self.waited = 0 if bool(better_SR.any()) else self.waited + 1
+    def update(self, epoch: int, score_SR: torch.Tensor, heads: Heads) -> bool:
+        """Keep what is better now; tell whether no head has patience left."""
+        better_SR = (score_SR > self.score_SR) & (self.waited_SR < self.patience)
+        self.waited_SR = torch.where(better_SR, 0, self.waited_SR + 1)
         self.score_SR = torch.where(better_SR, score_SR, self.score_SR)
         now = replace(heads, score_SR=score_SR, epoch_SR=torch.full_like(heads.epoch_SR, epoch))
         if self.heads is None:
             self.heads = now
-            return 0
         for name, kept in vars(self.heads).items():
             kept[better_SR] = getattr(now, name)[better_SR]
-        return self.waited
+        return bool((self.waited_SR >= self.patience).all())
 
 
 def _measure(words: Words, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

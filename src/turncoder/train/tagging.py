@@ -64,8 +64,8 @@ class TaggedWindows(Dataset[dict[str, np.ndarray]]):
     ) -> None:
         self.alignment = alignment
         self.labels_MT = np.where(labels_MT == UNSEEN, IGNORED, labels_MT)
-        self.first_M = alignment.word_first - shift
-        self.last_M = alignment.word_last - shift if merge else self.first_M + 1
+        self.first_M = np.maximum(alignment.word_first - shift, 0)  # before the first token of a window is nothing
+        self.last_M = np.maximum(alignment.word_last - shift, 1) if merge else self.first_M + 1
         self.starts = np.concatenate([[0], alignment.window_ends[:-1]])
         windows = np.arange(len(self.starts))
         self.word_starts = np.searchsorted(alignment.word_window, windows, side="left")
