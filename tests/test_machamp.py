@@ -11,6 +11,7 @@ import pytest
 from turncoder.cli import main
 from turncoder.data.words import WordSet, open_words
 from turncoder.errors import UserError
+from turncoder.evaluate.words import score, tally
 from turncoder.machamp import export_machamp, read_machamp
 
 
@@ -160,6 +161,50 @@ def test_the_command_line_exports(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert json.loads((tmp_path / "out" / "params.json").read_text())["encoder"]["update_weights_encoder"]
     task = {"ner_tags": {"task_type": "seq_bio", "column_idx": 1}}
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["train"]["tasks"] == task
+
+
+def test_predictions_are_scored_as_ours(shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    data = shared / "data" / "uner_english_ewt"
+    splits = {
+        split: open_words(file=str(data / f"en_ewt-ud-{name}.iob2"))
+        for split, name in (("train", "dev"), ("dev", "test"))
+    }
+    splits["test"] = splits["train"]
+    column = next(column for column in splits["dev"].columns if splits["dev"].schemes[column])
+    exported, logs = tmp_path / "exported", tmp_path / "ewt"
+    export_machamp({"my_ner": column}, splits, exported)
+    name, dataset = next(iter(json.loads((exported / "dataset.json").read_text()).items()))
+    write_log(logs, 0.95, (0.8, 0.7, 0.75), "0:01:40")
+    (logs / "dataset-configs.json").write_text(json.dumps({name: dataset}))
+    (logs / "EWT.out.eval").unlink()
+    expected = {}
+    for words, output in (("dev", f"{name}.out"), ("test", "test.out")):
+        gold = list(splits[words].labels(column))
+        said = [
+            [tag if (3 * row + place) % 7 else "I-PER" for place, tag in enumerate(tags)]
+            for row, tags in enumerate(gold)
+        ]
+        forms = splits[words].forms()
+        lines = [
+            "".join(f"{form}\t{tag}\n" for form, tag in zip(*both, strict=True))
+            for both in zip(forms, said, strict=True)
+        ]
+        (logs / output).write_text("".join(line + "\n" for line in lines), encoding="utf8")
+        (logs / f"{output}.eval").write_text((logs / "test.out.eval").read_text())
+        expected[words] = score(tally(gold, said, spans=True))
+    rows = {row["model"]: row for row in read_machamp(logs)}
+    for words, shown in (("dev", "dev"), ("test", "test.out")):
+        row = rows[f"MaChAmp my_ner, {shown}"]
+        for metric in ("token_accuracy", "macro_f1", "span_precision", "span_recall", "span_f1"):
+            assert row[metric] == expected[words][metric] != 0.75
+    assert rows["MaChAmp my_ner, dev"]["seconds"] == 100 and rows["MaChAmp upos, dev"]["token_accuracy"] == 0.95
+    assert "not conlleval" not in caplog.text
+    with (logs / f"{name}.out").open("a", encoding="utf8") as file:
+        file.write("another\tO\n")
+    (exported / f"{name}.test.conll").unlink()
+    (exported / f"{name}.train.conll").write_text("gone\tO\n")
+    assert [row["span_f1"] for row in read_machamp(logs) if row["task"] == "my_ner"] == [0.75, 0.75]
+    assert len([one for one in caplog.messages if "span F1 of my_ner as MaChAmp counts it, not conlleval" in one]) == 2
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 
 from turncoder.data.words import WordSet
 from turncoder.errors import UserError
-from turncoder.evaluate.words import summarise
+from turncoder.evaluate.words import score, summarise, tally
 from turncoder.train.running import write_atomically
 
 __all__ = ["export_machamp", "read_machamp"]
@@ -164,6 +164,7 @@ def read_machamp(logdir: Path) -> list[dict[str, Any]]:
         Rows for a report, one for each task on the development words in the best epoch, and on each file that
         ``predict.py`` scored (``FILE.eval`` in the folder): ``model`` (which says the words), ``task``, ``seeds``, mean
         scores under our names, in [0, 1], and in ``std`` their standard deviations; ``seconds`` of a run's training.
+        Where the exported files are still in their place the predictions beside the scores are scored as ours are.
 
     Raises
     ------
@@ -195,21 +196,59 @@ def _read_run(folder: Path) -> Iterator[tuple[str, str, dict[str, float]]]:
             dev.setdefault(match[1], {})[match[2]] = value
     if not dev:
         raise UserError(f"machamp: {folder / 'metrics.json'} has no best_dev_TASK_METRIC; was there a dev_data_path?")
-    for task, scores in dev.items():
-        yield "dev", task, _rename(scores) | _read_time(metrics)
     known = folder / "dataset-configs.json"
-    again = {f"{name}.out.eval" for name in _read_json(known)} if known.exists() else set()
+    datasets = _read_json(known) if known.exists() else {}
+    outputs = {f"{name}.out": "dev" for name in datasets}
+    dataset = next(iter(datasets.values())) if len(datasets) == 1 else {}
+    counted = _count_again(folder / next(iter(outputs), ""), dataset)
+    for task, scores in dev.items():
+        yield "dev", task, (counted.get(task) or _rename(scores, folder, task)) | _read_time(metrics)
     for path in sorted(folder.glob("*.eval")):
-        if path.name in again:  # the development words once more
+        if path.stem in outputs:  # the development words once more
             continue
+        counted = _count_again(path.with_suffix(""), dataset)
         for task, parts in _read_json(path).items():
             if isinstance(parts, dict):
-                inner = [part for part in parts.values() if isinstance(part, dict)]
-                yield path.name.removesuffix(".eval"), task, _rename({k: v for part in inner for k, v in part.items()})
+                scores = {k: v for part in parts.values() if isinstance(part, dict) for k, v in part.items()}
+                yield path.stem, task, counted.get(task) or _rename(scores, path, task)
 
 
-def _rename(scores: Mapping[str, Any]) -> dict[str, float]:
+def _count_again(path: Path, dataset: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Score predictions as ours are, by the exported file that holds their words; none where there is no such file."""
+    exported = Path(dataset.get("train_data_path", ""))
+    if not (path.is_file() and exported.is_file()):
+        return {}
+    said, place = _read_columns(path), dataset["word_idx"]
+    for gold_path in sorted(exported.parent.glob("*.conll")):
+        gold = _read_columns(gold_path)
+        if [[(len(row), row[place]) for row in rows] for rows in gold] == [
+            [(len(row), row[place]) for row in rows] for rows in said
+        ]:
+            break
+    else:
+        return {}
+    found = {}
+    for task, told in dataset["tasks"].items():
+        right, guess = ([[row[told["column_idx"]] for row in rows] for rows in side] for side in (gold, said))
+        labelled = [["" if tag == UNLABELLED else tag for tag in tags] for tags in right]
+        scores = score(tally(labelled, guess, told["task_type"] == "seq_bio"))
+        found[task] = {name: scores[name] for name in SCORES.values() if name in scores}
+    return found
+
+
+def _read_columns(path: Path) -> list[list[list[str]]]:
+    """Read sentences as rows of columns."""
+    blocks = path.read_text(encoding="utf8").split("\n\n")
+    return [[line.split("\t") for line in block.strip("\n").split("\n")] for block in blocks if block.strip("\n")]
+
+
+def _rename(scores: Mapping[str, Any], place: Path, task: str) -> dict[str, float]:
+    """Take MaChAmp's own scores."""
     spans = "span_f1" in scores
+    if spans:
+        logger.warning(
+            "%s: span F1 of %s as MaChAmp counts it, not conlleval; the exported words are gone", place, task
+        )
     return {
         ours: float(scores[theirs])
         for theirs, ours in SCORES.items()
