@@ -56,7 +56,7 @@ CONLLU = """# text = Vámonos al mar, ¿no?
 3\ta\ta\tADP\tP\t_\t5\tcase\t_\t_
 4\tel\tel\tDET\tD\tDefinite=Def\t5\tdet\t_\t_
 5\tmar\tmar\tNOUN\tN\tNumber=Sing\t1\tobl\t_\tCorrectSpaceAfter=Yes|SpaceAfter=No
-6\t,\t,\tPUNCT\tF\t_\t7\tpunct\t_\t_
+6\t,\t,\tPUNCT\tF\t_\t7\tpunct\t_\tCorrectSpaceAfter=No
 6.1\tsí\tsí\tADV\tR\t_\t_\t_\t_\t_
 7\t¿\t¿\tPUNCT\tF\t_\t1\tpunct\t_\tSpaceAfter=No
 8-9\tno?\t_\t_\t_\t_\t_\t_\t_\t_
@@ -155,6 +155,9 @@ def test_columns_may_have_names(tmp_path: Path):
     read = open_words(file=write(tmp_path / "a.tsv", content))
     assert read.columns == ("case", "punct")
     assert list(read.labels("case")) == [["Title", "lower"]]
+    for names in ("FORM TEXT", "FORM A A"):
+        with pytest.raises(UserError, match=rf"global.columns: {names[5:9].split()[0]} is taken; give each column"):
+            open_words(file=write(tmp_path / "b.tsv", f"# global.columns = {names}\nhi\t1\t2\n"))
     with pytest.raises(UserError, match=r"global.columns = ID CASE does not fit; it names the 2 columns of the first"):
         open_words(file=write(tmp_path / "b.tsv", "# global.columns = ID CASE\n1\thi\n"))
 
@@ -289,6 +292,44 @@ def test_what_is_wrong_is_named(name: str, content: str | bytes, message: str, t
     assert not cache.exists() or not list(cache.iterdir())
 
 
+PIECES = [
+    "\t",
+    " ",
+    "\n",
+    "\n\n",
+    "#",
+    "# text = a b",
+    "a",
+    "1",
+    "2",
+    "1-2",
+    "1.1",
+    "_",
+    "B-X",
+    "I-X",
+    "-DOCSTART-",
+    "\r\n",
+]
+PIECES += ["\x85", "\ufeff", "1\ta\ta\tN\tN\tA=b\t0\troot\t_\tSpaceAfter=No\n", "# global.columns = FORM A\n", "a\tO\n"]
+PIECES += ['{"tokens": ', '["a", "b"]', ', "tags": ', '["B-X", null]', "}\n", "[1]", '"text"', "{}"]
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pieces=st.lists(st.sampled_from(PIECES)), name=st.sampled_from(["a.conll", "a.conllu", "a.iob2", "a.jsonl"]))
+def test_any_file_is_read_or_refused(pieces: list[str], name: str, tmp_path: Path):
+    """No traceback, and what is read fits together."""
+    path = write(tmp_path / name, "".join(pieces))
+    try:
+        read = open_words(file=path)
+    except UserError as error:
+        assert path in str(error) and "\n" not in str(error)
+        return
+    assert sum(map(len, read.forms())) == read.num_words > 0
+    for row in read.data:
+        assert {len(row[name]) for name in ("words", "starts", "ends", *read.columns)} == {len(row["words"])}
+        assert all(0 <= start <= end <= len(row["text"]) for start, end in zip(row["starts"], row["ends"], strict=True))
+
+
 def test_what_is_not_there_is_named_by_its_key(tmp_path: Path):
     with pytest.raises(UserError, match=r"test_file: /no/file: no such file"):
         open_words(file="/no/file", key="test_file")
@@ -334,7 +375,7 @@ def test_records(ending: str, tmp_path: Path):
 
 
 def test_records_may_have_a_text_and_words_without_labels(tmp_path: Path):
-    record = {"text": "Oh, a\u00e9!", "tokens": ["Oh", ",", "aé", "!"], "tags": ["O", None, "B-X", "O"]}
+    record = {"text": "Oh, aé!", "tokens": ["Oh", ",", "aé", "!"], "tags": ["O", None, "B-X", "O"], "words": 4 * [""]}
     read = open_words(file=write(tmp_path / "a.jsonl", json.dumps(record)))
     assert read.data["text"][0] == "Oh, aé!" and take_spans(read)[0] == record["tokens"]
     assert list(read.labels("tags")) == [["O", "", "B-X", "O"]]

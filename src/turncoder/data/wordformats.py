@@ -12,8 +12,9 @@ from turncoder.data.labels import TagSight
 from turncoder.data.records import decode, split_lines
 from turncoder.errors import UserError
 
-__all__ = ["Layout", "Sentence", "find_layout", "name_columns", "read_sentences"]
+__all__ = ["OURS", "Layout", "Sentence", "find_layout", "name_columns", "read_sentences"]
 
+OURS = ("text", "starts", "ends", "words")  # columns of what is read, which no labels may have
 DOCSTART = "-DOCSTART-"
 CONLLU_WIDTH = 10
 NUMBERED_WIDTH = 3
@@ -166,13 +167,15 @@ def _counts(ids: Iterator[str]) -> bool:
 
 
 def _name_layout(path: Path, tabs: bool, width: int, names: list[str]) -> Layout:
+    labels = [name for name in names if name not in ("form", "id")]
+    if taken := [name for name in labels if name in OURS or labels.count(name) > 1]:
+        raise UserError(f"{path}: global.columns: {taken[0].upper()} is taken; give each column of labels its own name")
     if len(names) != width or "form" not in names:
         raise UserError(
             f"{path}: global.columns = {' '.join(names).upper()} does not fit; it names the {width} columns of the "
             "first line, and FORM is the word"
         )
-    labels = tuple(place for place, name in enumerate(names) if name not in ("form", "id"))
-    return Layout("columns", tabs, width, names.index("form"), labels, tuple(names[place] for place in labels))
+    return Layout("columns", tabs, width, names.index("form"), tuple(map(names.index, labels)), tuple(labels))
 
 
 def name_columns(sights: Sequence[TagSight], numbered: Sequence[str]) -> tuple[str, ...]:

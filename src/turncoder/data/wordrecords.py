@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from turncoder.data.wordformats import Sentence
+from turncoder.data.wordformats import OURS, Sentence
 from turncoder.encode import clean
 from turncoder.errors import UserError
 
@@ -107,7 +107,8 @@ def open_word_records(records: Records, where: str, classes: Mapping[str, list[s
             raise UserError(f"{place}: no list of words; {', '.join(WORDS)} are looked for, and it has {_list(record)}")
         if not record[words]:
             continue
-        names = tuple(name for name in record if name not in (words, *NO_LABELS) and _is_column(record, name, words))
+        others = [name for name in record if name not in (words, *OURS, *NO_LABELS)]
+        names = tuple(name for name in others if _is_column(record, name, words))
         if not names:
             raise UserError(f"{place}: no list of labels as long as {words!r}; it has {_list(record)}")
         for name in names:
