@@ -219,7 +219,7 @@ def _match(
     sentence_M = np.repeat(np.arange(len(encodings)), batch.words_S)
     low_M = np.searchsorted(end_K, sentence_M * STRIDE + batch.start_M, side="right")
     high_M = np.searchsorted(start_K, sentence_M * STRIDE + batch.end_M, side="left")
-    has_M = high_M > low_M
+    has_M = (high_M > low_M) & (batch.end_M > batch.start_M)
     place_K = np.append(place_K, -1)
     before_M = np.maximum(place_K[high_M - 1], begin_S[sentence_M])  # the token before, or the first of the sentence
     first_M = np.where(has_M, place_K[low_M], before_M)
