@@ -42,7 +42,7 @@ Key = tuple[Reading, int]
 
 FORMAT = 1
 LAST = -1
-SHARD_BYTES = 256 << 20
+SHARD_BYTES = 128 << 20
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 
 
@@ -239,6 +239,7 @@ class _Pass:
                     noticed = now
                     logger.info("features: %.0f %% of the tokens, %s", 100 * done / self.length_N.sum(), speed)
             yield shard
+            shard.clear()  # before the next one takes as much
 
     @torch.inference_mode()
     def run(self, windows: np.ndarray) -> tuple[np.ndarray, dict[Key, torch.Tensor]]:
