@@ -38,7 +38,7 @@ SHARES = (0.01, 0.1, 0.3, 1.0)  # of the sentences
 
 
 def measure_alignment(rounds: int) -> dict:
-    """Medians for each tokenizer, and whether 254,000 words take less than 10 s."""
+    """Take medians for each tokenizer; the slowest one counts."""
     rows = []
     for tokenizer in TOKENIZERS:
         runs = [run("align", str(tokenizer)) for _ in range(rounds)]
@@ -51,7 +51,7 @@ def measure_alignment(rounds: int) -> dict:
 
 
 def measure_memory(rounds: int) -> dict:
-    """The peak for ever more words."""
+    """Measure the peak for ever more words."""
     rows = [run("features", str(share)) for share in SHARES]
     for row in rows:
         row["above_the_first_mb"] = round(row["peak_mb"] - rows[0]["peak_mb"])
