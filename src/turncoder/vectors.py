@@ -27,13 +27,14 @@ from turncoder.errors import UserError
 from turncoder.progress import NOTICE_SECONDS, open_bar
 from turncoder.workers import Workers
 
-__all__ = ["describe_job", "encode_file", "look_at_job", "name_shards"]
+__all__ = ["describe_job", "encode_file", "lock_output", "look_at_job", "look_at_output", "name_shards"]
 
 logger = logging.getLogger("turncoder")
 
 FORMAT = 1
 METRICS = "metrics.jsonl"
 PLACES = ACTIONS | {
+    "alignment", "layer", "merge_subwords", "words",
     "batch_tokens", "cache_dir", "dataset_config_name", "input_file", "model_name_or_path", "model_revision",
     "output_dir", "processes", "split",
 }  # fmt: skip
@@ -73,7 +74,7 @@ def encode_file(config: EncodeConfig) -> Path:
         if facts["notice"]:
             logger.info("%s", facts["notice"])
         logger.info("batches of up to %s tokens", f"{facts['batch_tokens']:,}")
-        stack.enter_context(_lock(out))
+        stack.enter_context(lock_output(out))
         encode_shards = _encode_to_folder if out.suffix not in (".npy", ".parquet") else _encode_to_file
         counts = encode_shards(out, now, texts, workers, spec)
     _say(out, texts, counts)
@@ -84,7 +85,7 @@ def look_at_job(config: EncodeConfig) -> tuple[Path, Rows, dict[str, Any]]:
     """Return where to, the texts, read once, and the manifest of a job that is taken up; raises UserError."""
     out = Path(str(config.output_dir))
     check_flags(config.pooling, config.dtype, config.device, config.max_seq_length)
-    manifest = _look_at(out, config)
+    manifest = look_at_output(out, config)
     texts = scan_rows(
         str(config.input_file),
         text_column=config.text_column,
@@ -132,7 +133,7 @@ def _choose_shard(rows: int, processes: int) -> int:
     return min(SHARD_TEXTS, max(512, -(-rows // (4 * processes))))
 
 
-def _look_at(out: Path, config: EncodeConfig) -> dict[str, Any] | None:
+def look_at_output(out: Path, config: EncodeConfig) -> dict[str, Any] | None:
     """Look at what is there already: nothing, the shards of a job that is taken up, or something else."""
     suffix = out.suffix.lower()
     if suffix in FILES or suffix != out.suffix:
@@ -159,7 +160,7 @@ def _look_at(out: Path, config: EncodeConfig) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _lock(out: Path) -> Iterator[None]:
+def lock_output(out: Path) -> Iterator[None]:
     """Keep a second job out of a folder; what is killed leaves no lock behind."""
     path = out.with_name(f".{out.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -257,7 +258,7 @@ def _encode_to_folder(
     with progress.bar:
         for number, ids, vectors, counted in _results(missing, workers, spec):
             with VectorFile(names[number], len(vectors), vectors.shape[1]) as file:
-                file.append(ids, vectors)
+                file.append(ids and {"id": ids}, vectors)
             _log(out / METRICS, number, counted)
             counts.add(counted)
             progress.advance(len(vectors))
@@ -290,7 +291,7 @@ def _encode_to_file(
     try:
         with progress.bar, VectorFile(out, source.count, manifest["dimension"]) as file:
             for _, ids, vectors, counted in _results(work, workers, spec):
-                file.append(ids, vectors)
+                file.append(ids and {"id": ids}, vectors)
                 counts.add(counted)
                 progress.advance(len(vectors))
     except KeyboardInterrupt:

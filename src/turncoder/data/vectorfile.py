@@ -31,14 +31,16 @@ class VectorFile:
     Parameters
     ----------
     path
-        ``.npy`` (float32), or ``.parquet`` with the columns ``embedding`` and, given ids, ``id``.
+        ``.npy`` (float32), or ``.parquet``.
     rows, dimension
-        How many vectors there will be, and how wide they are.
+        How many vectors there will be (None: as many as come, in ``.parquet``), and how wide they are.
+    column
+        Where in ``.parquet`` the vectors are, after what stands beside them.
     """
 
-    def __init__(self, path: Path, rows: int, dimension: int) -> None:
+    def __init__(self, path: Path, rows: int | None, dimension: int, *, column: str = "embedding") -> None:
         self.path, self.partial = path, path.with_name(f"{path.name}.{os.getpid()}.partial")
-        self.rows, self.dimension, self.written = rows, dimension, 0
+        self.rows, self.dimension, self.column, self.written = rows, dimension, column, 0
         self.stream: IO[bytes] = self.partial.open("wb")
         self.writer: Any = None
 
@@ -48,8 +50,8 @@ class VectorFile:
             np.lib.format.write_array_header_1_0(self.stream, shape)
         return self
 
-    def append(self, ids: list[str] | None, vectors: np.ndarray) -> None:
-        """Append vectors float32 [N, D]."""
+    def append(self, columns: dict[str, Any] | None, vectors: np.ndarray) -> None:
+        """Append vectors float32 [N, D], and in ``.parquet`` what stands beside them, N of each."""
         self.written += len(vectors)
         if self.path.suffix == ".npy":
             self.stream.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
@@ -58,10 +60,7 @@ class VectorFile:
         import pyarrow.parquet as pq
 
         embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self.dimension)
-        columns = (
-            {"embedding": embedding} if ids is None else {"id": pa.array(ids, pa.string()), "embedding": embedding}
-        )
-        table = pa.table(columns)
+        table = pa.table({**(columns or {}), self.column: embedding})
         if self.writer is None:
             self.writer = pq.ParquetWriter(self.stream, table.schema)
         self.writer.write_table(table)
@@ -74,7 +73,7 @@ class VectorFile:
                 self.stream.flush()
                 os.fsync(self.stream.fileno())
             self.stream.close()
-            if kind is None and self.written != self.rows:
+            if kind is None and self.rows not in (None, self.written):
                 raise UserError(
                     f"{self.path}: {self.written} texts came where {self.rows} were counted before; the input changed "
                     "meanwhile: begin again"
