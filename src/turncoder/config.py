@@ -251,12 +251,16 @@ class PrepareConfig(CorpusKeys):
     """Keys of a training config that say nothing here, its run folder among them."""
 
 
+OF_TEXTS = ("pooling", "prompt", "prompt_name", "chat_template", "llm2vec", "id_column", "processes")
+OF_WORDS = ("layer", "alignment", "merge_subwords")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig(OpenKeys):
     """Vectors for files of texts: OUT.npy, OUT.parquet, or a folder of shards that an interrupted job goes on with."""
 
     input_file: str | None = None
-    """INPUT: a file of texts, a folder of those, a saved data set, or a hub id."""
+    """INPUT: a file of texts, a folder of those, a saved data set, or a hub id; for --words also a file of words."""
     dataset_config_name: str | None = None
     """Configuration of the hub data set."""
     split: str | None = None
@@ -273,6 +277,14 @@ class EncodeConfig(OpenKeys):
     """One of the prompts that the encoder keeps."""
     normalize: bool = False
     """Give vectors the length 1."""
+    words: bool = False
+    """One vector per word, with its characters, to OUT.parquet."""
+    layer: int = -1
+    """Of --words: which states; 0 is the embeddings, -1 the last."""
+    alignment: Literal["same_token", "previous_token"] = "same_token"
+    """Of --words: a word's own tokens, or those before them, which predict it in LLM2Vec's models."""
+    merge_subwords: bool = True
+    """Of --words: the mean of the tokens of a word; off: the first of them."""
     batch_tokens: int | None = None
     """Tokens of a batch, padding included; default: found from the free memory."""
     shard_texts: int | None = None
@@ -309,6 +321,20 @@ class EncodeConfig(OpenKeys):
             )
         if self.id_column and Path(self.output_dir).suffix == ".npy":
             raise UserError("id_column: an .npy file holds vectors only; give --output OUT.parquet or a folder")
+        self._check_words()
+
+    def _check_words(self) -> None:
+        """Refuse what goes with texts only, or with words only."""
+        default = {field.name: field.default for field in fields(EncodeConfig)}
+        names = OF_TEXTS if self.words else OF_WORDS
+        set_ = [name for name in names if getattr(self, name) != default[name]]
+        if set_:
+            remedy = (
+                "it says how a text becomes one vector; leave it away" if self.words else "it goes with --words only"
+            )
+            raise UserError(f"{set_[0]} = {getattr(self, set_[0])!r}: {remedy}")
+        if self.words and Path(str(self.output_dir)).suffix != ".parquet":
+            raise UserError(f"--output {self.output_dir}: vectors of words go into one file; give OUT.parquet")
 
 
 @dataclass(frozen=True, kw_only=True)

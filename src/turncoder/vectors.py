@@ -43,7 +43,7 @@ FILES = (".npz", ".pt", ".csv", ".tsv", ".json", ".jsonl", ".txt", ".h5", ".safe
 
 
 def encode_file(config: EncodeConfig) -> Path:
-    """Encode the texts of a file, a folder or a hub data set: one vector per row, in their order.
+    """Encode the texts of a file, a folder or a hub data set: one vector per row, in their order, or one per word.
 
     Parameters
     ----------
@@ -60,6 +60,10 @@ def encode_file(config: EncodeConfig) -> Path:
     UserError
         Something is wrong with the model, the texts or the output; nothing was written then.
     """
+    if config.words:
+        from turncoder.wordvectors import encode_words
+
+        return encode_words(config)
     out, texts, manifest = look_at_job(config)
     spec = {
         "config": config,
@@ -258,7 +262,7 @@ def _encode_to_folder(
     with progress.bar:
         for number, ids, vectors, counted in _results(missing, workers, spec):
             with VectorFile(names[number], len(vectors), vectors.shape[1]) as file:
-                file.append(ids and {"id": ids}, vectors)
+                file.append(None if ids is None else {"id": ids}, vectors)
             _log(out / METRICS, number, counted)
             counts.add(counted)
             progress.advance(len(vectors))
@@ -291,7 +295,7 @@ def _encode_to_file(
     try:
         with progress.bar, VectorFile(out, source.count, manifest["dimension"]) as file:
             for _, ids, vectors, counted in _results(work, workers, spec):
-                file.append(ids and {"id": ids}, vectors)
+                file.append(None if ids is None else {"id": ids}, vectors)
                 counts.add(counted)
                 progress.advance(len(vectors))
     except KeyboardInterrupt:

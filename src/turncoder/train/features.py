@@ -151,7 +151,8 @@ def read_states(
     Yields
     ------
     dict
-        For each (reading, layer) the states [M, D] of some words, which follow those before.
+        For each (reading, layer) the states [M, D] of some words, which follow those before; it is emptied when the
+        next is asked for.
     """
     keys = [(reading, layer) for reading in readings for layer in layers]
     with open_bar() as bar:
