@@ -18,9 +18,10 @@ from turncoder.encoder import open_encoder
 from turncoder.merging import check_output, name_settings, open_merged
 from turncoder.mining import look_at_mine
 from turncoder.plan import Plan
-from turncoder.preview import SAMPLES, cache_in
+from turncoder.preview import SAMPLES, cache_in, read_tokens
 from turncoder.samples import show_text
 from turncoder.vectors import METRICS, describe_job, look_at_job, name_shards
+from turncoder.wordvectors import open_word_reader, open_word_source
 from turncoder.workers import count_gpus, digest_encoder, open_batches
 
 __all__ = ["plan_encode", "plan_merge", "plan_mine"]
@@ -29,6 +30,7 @@ MERGED_FILES = ("model.safetensors", "config.json", "tokenizer files", "README.m
                 "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json",
                 "turncoder.json")  # fmt: skip
 TIMED = 256  # texts
+SHOWN_WORDS = 12
 
 logger = logging.getLogger("turncoder")
 
@@ -41,6 +43,9 @@ def plan_encode(config: EncodeConfig) -> Plan:
     UserError
         Whatever `turncoder.vectors.encode_file` would refuse before it begins.
     """
+    if config.words:
+        with tempfile.TemporaryDirectory() as folder, cache_in(Path(folder)):
+            return _plan_words(config)
     plan = Plan(to_toml(config), legend="texts as the model would see them: [what is pooled]")
     if not names_file(str(config.input_file)):
         logger.warning("INPUT: %s is fetched into the cache of `datasets`, to be counted", config.input_file)
@@ -77,6 +82,39 @@ def plan_encode(config: EncodeConfig) -> Plan:
         if kept:
             there = sum(name.exists() for name in names)
             plan.assumptions.append(f"the job is taken up: {there} of {len(names)} shards are there, and counted too")
+    return plan
+
+
+def _plan_words(config: EncodeConfig) -> Plan:
+    """Plan vectors of words, from the first texts."""
+    plan = Plan(to_toml(config), legend="words and their tokens, as the model would read them")
+    out, source = open_word_source(config)
+    reader = open_word_reader(config)
+    tokenizer = reader.encoder.tokenizer
+    data = next(source.shards(TIMED))
+    for row in range(min(SAMPLES, len(data))):
+        one = data.select([row])
+        found = reader.align(one)
+        read = [
+            read_tokens(found.tokens[begin + first : begin + last].tolist(), tokenizer)
+            for begin, first, last in zip(
+                (found.window_ends - found.lengths)[found.word_window], found.word_first, found.word_last, strict=True
+            )
+        ]
+        pairs = [f"{word} [{tokens}]" for word, tokens in zip(one["words"][0], read, strict=True)]
+        plan.samples.append(" ".join(pairs[:SHOWN_WORDS]) + " ..." * (len(pairs) > SHOWN_WORDS))
+    _add_model(plan, reader.encoder)
+    start = time.perf_counter()
+    alignment = reader.align(data)
+    width = max((vectors.shape[1] for vectors in reader.read(alignment)), default=0)
+    seconds = time.perf_counter() - start
+    share = source.count / len(data)
+    words, tokens = (round(alignment.counts[name] * share) for name in ("words", "tokens"))
+    plan.steps = {"texts": source.count, "words": words, "tokens": tokens}
+    plan.seconds = seconds * share
+    plan.disk = {"vectors": 4 * words * width}
+    plan.assumptions.append(f"words, tokens and time: from the first {len(data)} texts, read now")
+    plan.files = [str(out)]
     return plan
 
 
