@@ -435,6 +435,7 @@ def test_universal_dependencies_of_the_hub(script: bool, tmp_path: Path):
         "xpos": ["PRP", "VBP", None, "."],
         "feats": ["Number=Sing|Person=1", "Tense=Past", None, None],
         "head": ["0", "1", "1", "1"],
+        "deprel": ["nsubj", "root", "advmod", "punct"],
     }
     if script:
         record = {name: value if name == "text" else [*value[:1], "_", *value[1:]] for name, value in record.items()}
@@ -443,8 +444,9 @@ def test_universal_dependencies_of_the_hub(script: bool, tmp_path: Path):
     read = open_words(file=write(tmp_path / "a.jsonl", json.dumps(record)))
     assert read.words(0) == take_spans(read)[0] == ["I", "do", "n't", "."]
     assert read.data["text"][0] == "I don't."
-    assert read.columns == ("upos", "xpos", "feats", "feats:Number", "feats:Person", "feats:Tense")
+    assert read.columns == ("upos", "xpos", "feats", "deprel", "feats:Number", "feats:Person", "feats:Tense")
     assert list(read.labels("upos")) == [["PRON", "AUX", "PART", "PUNCT"]]
+    assert list(read.labels("deprel")) == [["nsubj", "root", "advmod", "punct"]]
     assert list(read.labels("xpos")) == [["PRP", "VBP", "", "."]]
     assert list(read.labels("feats:Tense")) == [["", "Past", "", ""]]
     assert list(read.labels("feats")) == [["Number=Sing|Person=1", "Tense=Past", "_", "_"]]

@@ -4,26 +4,20 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache, partial
-from itertools import chain, islice
-from operator import ne
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-from datasets import Dataset, Features, List, Value
-from datasets.arrow_writer import ArrowWriter
+from datasets import Dataset
 
-from turncoder.data.labels import Scheme, TagSight, to_iob2
+from turncoder.data.labels import Scheme
 from turncoder.data.packing import default_cache
 from turncoder.data.records import read_records
 from turncoder.data.saved import is_saved, open_dataset
-from turncoder.data.store import fill_folder
-from turncoder.data.wordformats import MIXED, Sentence, find_layout, name_columns, read_sentences
+from turncoder.data.wordformats import Sentence, find_layout, read_sentences
 from turncoder.data.wordrecords import find_class_names, iterate_rows, open_word_records
+from turncoder.data.wordtable import BATCH_SENTENCES, DATA, FACTS, FEATURE, TOLD, Begin, write_words
 from turncoder.errors import UserError
 
 __all__ = ["WordSet", "find_column", "open_words"]
@@ -31,15 +25,7 @@ __all__ = ["WordSet", "find_column", "open_words"]
 logger = logging.getLogger("turncoder")
 
 FORMAT = 2
-BATCH_SENTENCES = 1000
-FACTS = "facts.json"
-DATA = "words.arrow"
 RECORD_ENDINGS = (".jsonl", ".json", ".parquet")
-MENDED = "tags I- that begin a span, read as B-"
-OTHER_TEXT = "sentences whose text is not made of their words, which are joined instead"
-EMPTY = "words without a character"
-TOLD = (MIXED, MENDED, OTHER_TEXT, EMPTY)
-FEATURE = "feats:"
 SAME = ({"ner", "ner_tags"}, {"pos", "pos_tags"}, {"chunk", "chunk_tags"}, {"upos", "upos_tags"}, {"xpos", "xpos_tags"})
 
 
@@ -111,14 +97,13 @@ class Source:
     digest
         Of the content, and of how it is read.
     begin
-        Gives the names of the columns of labels, whether they are more than numbers, and what reads the sentences and
-        counts what it skips.
+        Starts reading it; see :func:`turncoder.data.wordtable.write_words`.
     """
 
     name: str
     where: str
     digest: str
-    begin: Callable[[], tuple[tuple[str, ...], bool, Callable[[Counter[str]], Iterator[Sentence]]]]
+    begin: Begin
 
 
 def open_words(
@@ -161,7 +146,7 @@ def open_words(
     fingerprint = hashlib.sha256(f"{FORMAT} {source.digest}".encode()).hexdigest()
     home = default_cache() / "words" / fingerprint[:32]
     if not (home / FACTS).exists():
-        _write(home, source)
+        write_words(home, source.begin, source.where)
     facts = json.loads((home / FACTS).read_text())
     schemes: dict[str, Scheme | None] = facts["schemes"]
     stored = Dataset.from_file(str(home / DATA))
@@ -211,85 +196,6 @@ def _report(words: WordSet) -> None:
             logger.warning("%s: %s: %s", words.where, what, f"{words.counts[what]:,}")
 
 
-def _write(home: Path, source: Source) -> None:
-    """Read twice: for the columns and their schemes, and for the sentences."""
-    names, named, read = source.begin()
-    sights = [TagSight() for _ in names]
-    features: set[str] = set()
-    for sentence in read(Counter()):
-        for name, sight, tags in zip(names, sights, sentence.labels, strict=True):
-            sight.see(tags)
-            if name == "feats":
-                features.update(tags)
-    if not any(sight.labelled for sight in sights):
-        raise UserError(f"{source.where}: no words with labels in it")
-    names = names if named else name_columns(sights, names)
-    feature_names = sorted({name for feats in features for name in _parse_feats(feats)})
-    schemes = {
-        name: sight.scheme
-        for name, sight in zip(names, sights, strict=True)
-        if sight.labelled and (name != "feats" or feature_names)
-    }
-    counts: Counter[str] = Counter()
-    with fill_folder(home, FACTS) as folder:
-        columns = [*schemes, *(FEATURE + name for name in feature_names)]
-        strings = dict.fromkeys([*columns, "words"], List(Value("string")))
-        spans = dict.fromkeys(["starts", "ends"], List(Value("int32")))
-        writer = ArrowWriter(features=Features({"text": Value("string"), **spans, **strings}), path=str(folder / DATA))
-        try:
-            sentences = read(counts)
-            while batch := list(islice(sentences, BATCH_SENTENCES)):
-                writer.write_table(_tabulate(batch, names, schemes, feature_names, counts))
-            writer.finalize()
-        finally:
-            writer.close()
-        facts = {"schemes": dict.fromkeys(columns) | schemes, "counts": +counts}
-        (folder / FACTS).write_text(json.dumps(facts))
-
-
-def _tabulate(
-    batch: list[Sentence],
-    names: tuple[str, ...],
-    schemes: dict[str, Scheme | None],
-    features: list[str],
-    counts: Counter[str],
-) -> pa.Table:
-    """Put sentences into a table whose columns are those of a :class:`WordSet`; count them."""
-    texts, starts, ends, own = zip(*(sentence.place() for sentence in batch), strict=True)
-    lengths = [len(sentence.words) for sentence in batch]
-    offsets = pa.array(np.cumsum([0, *lengths]), pa.int32())
-
-    def nest(values: Iterable[Any], kind: pa.DataType) -> pa.Array:
-        flat = values if isinstance(values, pa.Array) else pa.array(chain.from_iterable(values), kind)
-        return pa.ListArray.from_arrays(offsets, flat)
-
-    columns = {
-        "text": pa.array(texts, pa.string()),
-        "starts": nest(starts, pa.int32()),
-        "ends": nest(ends, pa.int32()),
-    }
-    for place, name in enumerate(names):
-        if name not in schemes:
-            continue
-        tags = [sentence.labels[place] for sentence in batch]
-        normal = [to_iob2(one, schemes[name]) for one in tags]
-        if schemes[name] == "iob2":
-            counts[MENDED] += sum(map(ne, chain.from_iterable(tags), chain.from_iterable(normal)))
-        columns[name] = nest(normal, pa.string())
-        if name == "feats":
-            found = pa.array(chain.from_iterable(tags), pa.string()).dictionary_encode()
-            values = [_parse_feats(feats) for feats in found.dictionary.to_pylist()]
-            for feature in features:
-                each = pa.array([value.get(feature, "") for value in values], pa.string())
-                columns[FEATURE + feature] = nest(each.take(found.indices), pa.string())
-    columns["words"] = nest((sentence.words for sentence in batch), pa.string())
-    counts["sentences"] += len(batch)
-    counts["words"] += sum(lengths)
-    counts[OTHER_TEXT] += own.count(False)
-    counts[EMPTY] += sum(sentence.words.count("") for sentence in batch)
-    return pa.table(columns)
-
-
 def find_column(words: WordSet, task: str, key: str = "task") -> str:
     """Find the column of labels that a task is about.
 
@@ -319,10 +225,3 @@ def find_column(words: WordSet, task: str, key: str = "task") -> str:
         logger.warning("%s = %r: %r, the only column of labels of %s, is taken", key, task, *words.columns, words.name)
         return words.columns[0]
     raise UserError(f"{key} = {task!r}: no such column of labels in {words.where}; it has {', '.join(words.columns)}")
-
-
-@cache
-def _parse_feats(feats: str) -> dict[str, str]:
-    """Take the features of a CoNLL-U field apart."""
-    pairs = (one.partition("=") for one in feats.split("|") if "=" in one)
-    return {name: value for name, _, value in pairs}
