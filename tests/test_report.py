@@ -8,7 +8,8 @@ from rich.console import Console
 from turncoder.cli import main
 from turncoder.errors import UserError
 from turncoder.evaluate.significance import bootstrap
-from turncoder.evaluate.words import read_predictions, score, summarise, tally, write_predictions
+from turncoder.evaluate.wordfiles import read_predictions, write_predictions
+from turncoder.evaluate.words import score, summarise, tally
 from turncoder.report import read_run, read_runs, show
 
 

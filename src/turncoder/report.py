@@ -240,7 +240,7 @@ def _fits(runs: list[dict[str, Any]], console: Console) -> bool:
 def _compare_tasks(first: dict[str, Any], second: dict[str, Any]) -> Iterator[str]:
     """Say for each task of two runs on words how sure the difference is, where both labelled the same sentences."""
     from turncoder.evaluate.significance import Metric, bootstrap
-    from turncoder.evaluate.words import read_predictions
+    from turncoder.evaluate.wordfiles import read_predictions
 
     for row, other_row in product(first["rows"], second["rows"]):
         paths = _find_predictions(first, row), _find_predictions(second, other_row)

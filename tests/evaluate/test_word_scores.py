@@ -15,18 +15,8 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from turncoder.data.labels import IGNORED, UNSEEN, LabelSet, to_iob2
 from turncoder.errors import UserError
-from turncoder.evaluate.words import (
-    Tally,
-    find_confusions,
-    find_spans,
-    read_predictions,
-    score,
-    score_chunks,
-    summarise,
-    tally,
-    write_confusion,
-    write_predictions,
-)
+from turncoder.evaluate.wordfiles import find_confusions, read_predictions, write_confusion, write_predictions
+from turncoder.evaluate.words import Tally, find_spans, score, score_chunks, summarise, tally
 
 IOB = ["O", *(f"{prefix}-{kind}" for prefix in "BI" for kind in ("PER", "LOC", "A-B"))]
 BIOES = [*IOB, *(f"{prefix}-{kind}" for prefix in "ES" for kind in ("PER", "LOC"))]

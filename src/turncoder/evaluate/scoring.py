@@ -17,7 +17,8 @@ from turncoder.data.words import WordSet, find_column, open_words
 from turncoder.errors import UserError
 from turncoder.evaluate.prediction import Head, predict
 from turncoder.evaluate.tagger import Tagger, load_tagger
-from turncoder.evaluate.words import summarise, tally, write_confusion, write_predictions
+from turncoder.evaluate.wordfiles import write_confusion, write_predictions
+from turncoder.evaluate.words import summarise, tally
 from turncoder.model.source import read_json
 from turncoder.train.running import MARKER, Run, complete_checkpoints, write_atomically
 from turncoder.train.wordtasks import Task
