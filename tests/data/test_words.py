@@ -341,6 +341,12 @@ def test_what_is_not_there_is_named_by_its_key(tmp_path: Path):
         open_words(file="a", dataset_name="b")
 
 
+def test_words_that_a_treebank_withholds_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    row = "{0}\t_\t_\tNOUN" + 6 * "\t_" + "\n"
+    open_words(file=write(tmp_path / "a.conllu", row.format(1) + row.format(2) + "\n" + CONLLU))
+    assert "sentences whose words are all '_'" in caplog.text and caplog.text.strip().endswith(": 1")
+
+
 def test_iob1_is_read_as_iob2(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     read = open_words(file=write(tmp_path / "a.conll", "a I-PER\nb B-PER\nc O\nd I-LOC\ne I-LOC\nf I-PER\n"))
     assert read.schemes == {"ner": "iob1"}

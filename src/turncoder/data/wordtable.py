@@ -27,7 +27,8 @@ DATA = "words.arrow"
 MENDED = "tags I- that begin a span, read as B-"
 OTHER_TEXT = "sentences whose text is not made of their words, which are joined instead"
 EMPTY = "words without a character"
-TOLD = (MIXED, MENDED, OTHER_TEXT, EMPTY)
+WITHHELD = "sentences whose words are all '_', as in treebanks that are to be merged with their texts first"
+TOLD = (MIXED, MENDED, OTHER_TEXT, EMPTY, WITHHELD)
 FEATURE = "feats:"
 
 Begin = Callable[[], tuple[tuple[str, ...], bool, Callable[[Counter[str]], Iterator[Sentence]]]]
@@ -126,6 +127,7 @@ def _tabulate(
     counts["words"] += sum(lengths)
     counts[OTHER_TEXT] += own.count(False)
     counts[EMPTY] += sum(sentence.words.count("") for sentence in batch)
+    counts[WITHHELD] += sum(set(sentence.words) == {"_"} for sentence in batch)
     return pa.table(columns)
 
 
