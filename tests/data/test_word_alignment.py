@@ -234,6 +234,28 @@ def test_bos_stands_in_front_where_the_tokenizer_puts_nothing(tokenizers: dict):
         assert align_words(tokenizer, data, limit=64, bos=None).tokens.tolist() == bare
 
 
+def test_limits_and_alphabets_that_a_tokenizer_was_saved_with(tokenizers: dict):
+    data = make_data([split_words("я лампа за реки")])
+    backend = Tokenizer(models.BPE())  # no token for what it has not seen
+    trainer = trainers.BpeTrainer(special_tokens=["<s>", "</s>"], show_progress=False)
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.train_from_iterator([data[0]["text"]] * 3, trainer=trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    backend.enable_truncation(4)
+    backend.enable_padding(length=30)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    alignment = align_words(tokenizer, data, limit=64, bos=choose_bos(tokenizer))
+    ids = alignment.tokens.tolist()
+    assert ids[0] == 0 and ids[-1] == 1 and ids.count(0) == ids.count(1) == 1
+    read = [read_window(alignment, word) for word in range(4)]
+    assert ["".join(tokenizer.convert_ids_to_tokens(ids[first:last])) for ids, first, last in read] == [
+        "я", "лампа", "за", "реки",
+    ]  # fmt: skip
+    assert alignment.word_last[-1] == len(ids) - 1
+
+
 def test_no_bos_no_words_and_no_rows(tokenizers: dict):
     tokenizer = tokenizers["phrases"]
     data = make_data([("the lamp", []), split_words("the lamp")])

@@ -140,7 +140,10 @@ def _find_frame(tokenizer: "PreTrainedTokenizerBase", limit: int, bos: int | Non
             f"model_name_or_path: its tokenizer, a {type(tokenizer).__name__}, does not say which characters a token "
             "covers; give a model with a tokenizer.json"
         )
-    probe = tokenizer("a", return_special_tokens_mask=True, verbose=False)
+    probes = (
+        tokenizer(text, return_special_tokens_mask=True, verbose=False) for text in chain("a", tokenizer.get_vocab())
+    )  # some alphabets lack a letter
+    probe = next(probe for probe in probes if 0 in probe["special_tokens_mask"])
     ids, ordinary = probe["input_ids"], np.flatnonzero(~np.array(probe["special_tokens_mask"], dtype=bool))
     head, tail = ids[: ordinary[0]], ids[ordinary[-1] + 1 :]
     if not head and bos is not None:
