@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel, AutoTokenizer
 
@@ -116,6 +116,7 @@ def test_a_file_of_words_brings_its_own(shared, tmp_path, command) -> None:
     assert rows[-1][0] == len(texts) - 1 and np.isfinite(vectors).all()
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.one_of(st.characters(), st.sampled_from(" ab.'\u0301\u200d😀🏽")), max_size=30), max_size=4))
 def test_words_are_all_of_a_text_but_white_space(texts: list[str]) -> None:
     data = split_words(texts)

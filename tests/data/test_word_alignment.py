@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from datasets import Dataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -107,6 +107,7 @@ def sentences(draw: st.DrawFn) -> tuple[str, list[tuple[int, int]]]:
 
 
 @pytest.mark.parametrize("kind", [*REAL, *MADE])
+@settings(deadline=None)
 @given(batch=st.lists(sentences(), min_size=1, max_size=4))
 def test_words_have_the_tokens_that_they_overlap_with(tokenizers: dict, kind: str, batch: list):
     tokenizer = tokenizers[kind]
@@ -140,6 +141,7 @@ def test_words_have_the_tokens_that_they_overlap_with(tokenizers: dict, kind: st
 
 
 @pytest.mark.parametrize("kind", [*REAL, *MADE])
+@settings(deadline=None)
 @given(batch=st.lists(sentences(), min_size=1, max_size=3), limit=st.integers(3, 14))
 def test_windows_hold_every_word_once_with_its_own_tokens(tokenizers: dict, kind: str, batch: list, limit: int):
     tokenizer = tokenizers[kind]
@@ -159,6 +161,7 @@ def test_windows_hold_every_word_once_with_its_own_tokens(tokenizers: dict, kind
     assert cut.counts["cut_sentences"] == len(set(whole.word_window[whole.lengths[whole.word_window] > limit]))
 
 
+@settings(deadline=None)
 @given(st.data(), st.integers(1, 30), st.integers(1, 60))
 def test_a_word_is_read_where_it_has_most_context(data: st.DataObject, room: int, more: int):
     length = room + more
