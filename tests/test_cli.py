@@ -1,11 +1,13 @@
 import errno
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 import turncoder
 from turncoder import cli, notices, settings
@@ -139,6 +141,15 @@ def test_a_defect_of_ours_is_not_hidden(monkeypatch):
     monkeypatch.setattr(type(turncoder.train), "__call__", lambda self, config: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["mntp", "--model_name_or_path", ".", "--train_file", "t.txt"])
+
+
+def test_a_note_is_given_once_and_progress_every_time(capsys):
+    notices.listen(Console(stderr=True))
+    logger = logging.getLogger("turncoder")
+    for _ in range(2):
+        logger.warning("no column %r", "text")
+        logger.info("texts: 2 rows")
+    assert capsys.readouterr().err.splitlines() == ["note: no column 'text'", "texts: 2 rows", "texts: 2 rows"]
 
 
 def test_info(command):

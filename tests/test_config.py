@@ -24,6 +24,7 @@ from turncoder.config import (
 from turncoder.errors import UserError
 
 MINIMAL = ["--model_name_or_path", "m", "--train_file", "t.txt"]
+STAGES = {"mntp": MntpConfig, "simcse": SimcseConfig, "supervised": SupervisedConfig}
 
 
 def load(*flags, path=None):
@@ -318,12 +319,15 @@ def test_training_argument_names_are_those_of_transformers():
         ("supervised", ["--simcse_dropout", "0.1"], ["--simcse_dropout"]),
         ("supervised", ["--multi_dataset_batch_sampler", "mixed"], ["'mixed'", "round_robin"]),
         ("supervised", ["--distillation_weight", "0"], ["distillation_weight = 0", "above 0"]),
+        ("supervised", ["--distillation_weight", "2"], ["distillation_weight = 2", "--teacher_name_or_path"]),
         ("supervised", ["--validation_split_percentage", "100"], ["validation_split_percentage", "below 100"]),
+        ("supervised", ["--validation_split_percentage", "-1"], ["validation_split_percentage", "at least 0"]),
+        ("mntp", ["--validation_split_percentage", "0"], ["validation_split_percentage", "above 0"]),
     ],
 )
-def test_wrong_keys_of_contrastive_stages(stage, words, parts):
+def test_wrong_keys_of_stages(stage, words, parts):
     with pytest.raises(UserError) as caught:
-        load_config({"simcse": SimcseConfig, "supervised": SupervisedConfig}[stage], None, [*MINIMAL, *words])
+        load_config(STAGES[stage], None, [*MINIMAL, *words])
     assert "\n" not in str(caught.value)
     assert all(part in str(caught.value) for part in parts), caught.value
 

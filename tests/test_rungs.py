@@ -13,7 +13,17 @@ from turncoder import load_encoder
 from turncoder.data.pairs import Rows
 from turncoder.evaluate.retrieval import nearest, rank_encoded
 from turncoder.evaluate.sentences import Sts, score_sts
-from turncoder.rungs import COLUMNS, Rung, Trial, build_table, choose_sentences, explain, open_trial, score_rung
+from turncoder.rungs import (
+    COLUMNS,
+    Rung,
+    Trial,
+    build_table,
+    choose_sentences,
+    explain,
+    open_trial,
+    score_rung,
+    score_words,
+)
 
 PROMPTS = {"query": "Find:\n", "document": "Text:\n"}
 
@@ -61,3 +71,14 @@ def test_a_table_of_all_scores_is_whole_at_80_columns_and_each_is_explained() ->
     told = " ".join(explain(rows, None)).lower()
     for heading in COLUMNS.values():
         assert heading in text and heading.lower() in told
+
+
+def test_few_documents_are_said_and_words_are_scored_on_pairs_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    anchors = ["a red cat sleeps", "the dog runs far", "rain falls on roofs"]
+    table = {"anchor": anchors, "positive": [text.upper() for text in anchors], "negative_1": ["x", "y", "z"]}
+    rest = " It went on and on and on until the very end of the long day."
+    trial = open_trial(["The first one stands here." + rest], None, [Rows("p", Dataset.from_dict(table))], 30)
+    assert "1 of 1 held-out documents" in caplog.text and "--validation_text" in caplog.text
+    assert score_words(trial) == [
+        {"name": name, "pairs_mrr@10": 1.0, "triplets": 1.0} for name in ("BM25 (words)", "TF-IDF (words)")
+    ]

@@ -182,6 +182,7 @@ def test_killed_turn_goes_on_where_it_was(
     [
         (["--words", "x.conllu"], "word-level tasks"),
         (["--steps_supervised", "3"], "--pairs"),
+        (["--eval_documents", "4"], "eval_documents = 4 must be at least 10"),
         (["--sts", "gone.tsv"], "gone.tsv"),
         (["--pairs", "gone.jsonl"], "--pairs: gone.jsonl"),
         (["--pairs", "gone"], "--pairs: 'gone'"),
@@ -206,6 +207,13 @@ def test_wrong_input_says_what_and_writes_nothing(
     said = launch([*command, *flags, *more], code=2)
     assert message in said and "Traceback" not in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_text_too_short_to_hold_any_out_is_refused_by_the_flags_of_turn(stories: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("Hello.\n")
+    command = ["turn", str(stories), "--text", str(tmp_path / "text.txt"), "--output", str(tmp_path / "out")]
+    said = launch(command, code=2)
+    assert "--text: of " in said and "--validation_text" in said and not (tmp_path / "out").exists()
 
 
 def test_dry_run_plans_every_stage_without_weights_and_writes_nothing(

@@ -161,6 +161,10 @@ class SupervisedConfig(ContrastKeys):
         """Check values; see `ContrastKeys`."""
         super().__post_init__()
         check_ranges(self, "distillation_weight", above=0)
+        if self.distillation_weight != 1 and not self.teacher_name_or_path:
+            raise UserError(
+                f"distillation_weight = {self.distillation_weight:g} weighs a teacher: give --teacher_name_or_path"
+            )
         if len(self.columns) == 1:
             raise UserError(f"columns = {list(self.columns)} must name at least two: anchor and positive")
 
@@ -227,7 +231,8 @@ class TurnConfig:
     def __post_init__(self) -> None:
         """Check what can be checked without opening anything; raises UserError."""
         settings.set_types(self)
-        check_ranges(self, "steps_mntp", "steps_simcse", "steps_supervised", "eval_documents", least=1)
+        check_ranges(self, "steps_mntp", "steps_simcse", "steps_supervised", least=1)
+        check_ranges(self, "eval_documents", least=10)  # fewer show nothing
         check_ranges(self, "max_seq_length", least=8)
         if self.words:
             raise UserError(f"words = {self.words!r}: word-level tasks are not built in yet; leave the flag away")

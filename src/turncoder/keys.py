@@ -70,7 +70,7 @@ class DataKeys:
     validation_file: str | None = None
     """Held-out data, same shapes; without it a share of the data is held out."""
     validation_split_percentage: float = 5
-    """Share held out when no validation set is given, in percent."""
+    """Share held out when no validation set is given, in percent; of sentences and pairs it may be 0."""
     as_llm2vec: bool = False
     """Do it LLM2Vec's way in everything that docs/migrate.md lists."""
 
@@ -93,7 +93,7 @@ class DataKeys:
             raise UserError("no corpus: give train_file (a file or folder of text) or dataset_name (a hub id)")
         if self.dataset_config_name and not self.dataset_name:
             raise UserError(f"dataset_config_name = {self.dataset_config_name!r} needs dataset_name")
-        check_ranges(self, "validation_split_percentage", above=0, below=100)
+        check_ranges(self, "validation_split_percentage", least=0, below=100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +116,7 @@ class CorpusKeys(DataKeys):
     def __post_init__(self) -> None:
         """Check values; see `DataKeys`."""
         super().__post_init__()
+        check_ranges(self, "validation_split_percentage", above=0)
         check_ranges(self, "max_seq_length", least=2)
         check_ranges(self, "preprocessing_num_workers", least=1)
 

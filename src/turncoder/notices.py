@@ -34,15 +34,20 @@ def say_limit(error: Exception) -> str | None:
 
 
 class Notices(logging.Handler):
-    """Log records as plain lines on stderr."""
+    """Log records as plain lines on stderr; a note that was given already, by another stage say, is not repeated."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
         self.console = console
+        self.noted: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        mark = "note: " if record.levelno >= logging.WARNING else ""
-        self.console.print(f"{mark}{record.getMessage()}", highlight=False, markup=False)
+        text, is_note = record.getMessage(), record.levelno >= logging.WARNING
+        if is_note and text in self.noted:
+            return
+        if is_note:
+            self.noted.add(text)
+        self.console.print(f"{'note: ' if is_note else ''}{text}", highlight=False, markup=False)
 
 
 def listen(console: Console) -> None:

@@ -5,6 +5,7 @@ scored sentence pairs and on held-out triplets where there are any. Word counts 
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,14 @@ from turncoder.evaluate.retrieval import (
     score_tfidf,
     split_pairs,
 )
-from turncoder.evaluate.sentences import Sts, encode_columns, score_columns, score_sts, score_sts_words
+from turncoder.evaluate.sentences import (
+    Sts,
+    encode_columns,
+    score_columns,
+    score_columns_words,
+    score_sts,
+    score_sts_words,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,6 +51,8 @@ __all__ = [
     "score_words",
     "write_page",
 ]
+
+logger = logging.getLogger("turncoder")
 
 FEWEST = 10
 COLUMNS = {
@@ -100,7 +110,7 @@ def open_trial(
     Raises
     ------
     UserError
-        Fewer than ten can be cut, and there is nothing else to measure.
+        Fewer than ten can be cut, and there is nothing else to measure; where there is, a notice says so.
     """
     documents = split_pairs(texts, limit=limit)
     if len(documents.queries) < FEWEST and sts is None and not pairs:
@@ -108,6 +118,13 @@ def open_trial(
             f"--text: only {len(documents.queries)} of {len(texts)} held-out documents have a first sentence of 4 to "
             f"40 words and a rest of 12 or more, which rungs are measured on; {remedy}"
         )
+    if len(documents.queries) < FEWEST:
+        logger.warning(
+            "%d of %d held-out documents have a first sentence of 4 to 40 words and a rest of 12 or more: too few to "
+            "measure whether the one finds the other (%d are needed; --validation_text gives more)",
+            len(documents.queries), len(texts), FEWEST,
+        )  # fmt: skip
+        documents = Pairs([], [])
     return Trial(documents, sts, [rows for rows in pairs if len(rows)])
 
 
@@ -129,11 +146,12 @@ def score_words(trial: Trial) -> list[dict[str, Any]]:
     sts = score_sts_words(trial.sts) if trial.sts is not None else {}
     for name, key, score in (("BM25 (words)", "bm25", score_bm25), ("TF-IDF (words)", "tfidf", score_tfidf)):
         row: dict[str, Any] = {"name": name}
-        if len(trial.documents.queries) >= FEWEST:
+        if trial.documents.queries:
             rank_Q = rank_answers(score(trial.documents.queries, trial.documents.documents))
             row |= {**score_ranks(rank_Q), "ranks": rank_Q.tolist()}
         if key in sts:
             row["sts"] = sts[key]
+        row |= _average([score_columns_words(one.data[:], score) for one in trial.pairs])
         rows.append(row)
     return rows
 
@@ -148,7 +166,7 @@ def score_rung(rung: Rung, trial: Trial, sentences: int = 4) -> dict[str, Any]:
     default = encoder.prompts.get(encoder.default_prompt_name or "")
     query, document = (encoder.prompts.get(side) or default or None for side in ("query", "document"))
     documents = trial.documents
-    if len(documents.queries) >= FEWEST:
+    if documents.queries:
         rank_Q = rank_encoded(encoder, documents, query_prompt=query, document_prompt=document)
         row |= {**score_ranks(rank_Q), "ranks": rank_Q.tolist()}
         chosen = choose_sentences(documents.queries, sentences)
@@ -164,10 +182,14 @@ def score_rung(rung: Rung, trial: Trial, sentences: int = 4) -> dict[str, Any]:
         found.append(score_columns(encode_columns(encoder, rows.data[:], prompts)))
         shown = show_text(encoder, rows.data["anchor"][0], prompts["anchor"])
         row.setdefault("rendered", {})[rows.name] = shown
-    for key, name in (("pairs_mrr@10", "mrr@10"), ("triplets", "triplet_accuracy")):
-        if scores := [one[name] for one in found if name in one]:
-            row[key] = float(np.mean(scores))
-    return row
+    return row | _average(found)
+
+
+def _average(found: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Give the means over sets of pairs; a set without negatives has no triplets."""
+    keys = {"pairs_mrr@10": "mrr@10", "triplets": "triplet_accuracy"}
+    scores = {key: [one[name] for one in found if name in one] for key, name in keys.items()}
+    return {key: float(np.mean(values)) for key, values in scores.items() if values}
 
 
 def choose_sentences(queries: Sequence[str], count: int) -> list[int]:

@@ -182,6 +182,11 @@ def _open_all(config: TurnConfig, *, weigh_model: bool = True) -> _Opened:
     tokenizer = load_tokenizer(stages["mntp"].tokenizer_name or config.model_name_or_path, **locate_model(config))
     percent = min(stages[name].validation_split_percentage for name in ("mntp", "simcse"))
     held_out = list(_take_held_out(config, corpus, percent))
+    if not (held_out or config.validation_text):
+        raise UserError(
+            f"--text: of {config.text} no document is held out to measure on, for it has few or no different ones; "
+            "bring more text, one document a row, or give --validation_text"
+        )
     length = stages["mntp"].max_seq_length or _choose_length(corpus, tokenizer, positions)
     shortened = {"max_seq_length": length}
     stages = configure_stages(config, Sizes(shortened, {**shortened, "split_sentences": True}, shortened))
@@ -329,7 +334,8 @@ def _report(
     config: TurnConfig, rows: list[dict[str, Any]], trial: Trial, folder: Path, seconds: dict[str, float], length: int
 ) -> None:
     """Write the table and what it means to ``report.md`` and ``results.json``."""
-    title = f"What each step gave ({len(trial.documents.queries):,} documents)"
+    documents = len(trial.documents.queries)
+    title = "What each step gave" + (f" ({documents:,} documents)" if documents else "")
     lines = [*explain(rows, CONTROL), f"Every model reads {length:,} tokens of a text at most, as the final one does."]
     results = {"title": title, "max_seq_length": length, "rows": rows, "lines": lines, "seconds": seconds}
     write_atomically(

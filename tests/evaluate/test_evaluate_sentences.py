@@ -21,6 +21,7 @@ from turncoder.evaluate.sentences import (
     measure_uniformity,
     read_sts,
     score_columns,
+    score_columns_words,
     score_sts,
     score_sts_words,
 )
@@ -116,6 +117,10 @@ def test_triplets_are_those_of_sentence_transformers(encoder, shared: Path):
     assert score_columns(vectors)["triplet_accuracy"] == pytest.approx(expected, abs=1 / 150)
     assert score_columns({**vectors, "negative_1": vectors["positive"]})["triplet_accuracy"] == 0
     assert score_columns({**vectors, "positive": vectors["anchor"]})["triplet_accuracy"] == 1
+    numbers = {text: row for name in texts for text, row in zip(texts[name], vectors[name], strict=True)}
+    assert score_columns_words(texts, lambda *two: np.inner(*([numbers[text] for text in one] for one in two))) == (
+        pytest.approx(score_columns(vectors), abs=1 / 150)
+    )
     prompted = encode_columns(encoder, texts, {"positive": "It is said:\n"}, batch_tokens=512)
     same = {name: bool(np.allclose(vectors[name], prompted[name])) for name in vectors}
     assert same == {"anchor": True, "positive": False, "negative_1": True}

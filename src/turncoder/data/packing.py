@@ -92,10 +92,7 @@ def prepare_blocks(
     if corpus.prepared is not None:
         home, manifest = corpus.prepared, _check_prepared(corpus.prepared, tokenizer, keep_empty)
         if validation is None and validation_percentage and not manifest["splits"]["validation"][1]:
-            raise UserError(
-                f"{corpus.name} was prepared without validation text; give a validation_file, "
-                "or set validation_split_percentage to 0 with do_eval false"
-            )
+            raise UserError(f"{corpus.name} was prepared without validation text; give a validation_file")
     else:
         home, manifest = _prepare(
             corpus, validation, tokenizer, folder, validation_percentage, workers, keep_empty, as_llm2vec

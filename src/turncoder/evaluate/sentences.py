@@ -4,7 +4,7 @@ Shapes: N sentences or pairs, B a block of them, D width.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from turncoder.data.records import read_records
 from turncoder.errors import UserError
-from turncoder.evaluate.retrieval import rank_vectors, scan_bm25, score_ranks, weigh_words
+from turncoder.evaluate.retrieval import rank_answers, rank_vectors, scan_bm25, score_ranks, weigh_words
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -25,6 +25,7 @@ __all__ = [
     "measure_uniformity",
     "read_sts",
     "score_columns",
+    "score_columns_words",
     "score_sts",
     "score_sts_words",
 ]
@@ -200,6 +201,21 @@ def score_columns(vectors: Mapping[str, np.ndarray]) -> dict[str, float]:
     if "negative_1" in vectors:
         nearer_N = np.sum(anchors_ND * vectors["positive"], 1) > np.sum(anchors_ND * vectors["negative_1"], 1)
         scores["triplet_accuracy"] = float(nearer_N.mean())
+    return scores
+
+
+def score_columns_words(
+    columns: Mapping[str, Sequence[str]], score: Callable[[Sequence[str], Sequence[str]], np.ndarray]
+) -> dict[str, float]:
+    """Score words alone as `score_columns` scores vectors: with `score_bm25` or `score_tfidf` of retrieval."""
+    others = [name for name in columns if name != "anchor"]
+    score_NM = score(columns["anchor"], [text for name in others for text in columns[name]])
+    found = score_ranks(rank_answers(score_NM))
+    scores = {name: found[name] for name in ("mrr@10", "recall@1")}
+    if "negative_1" in others:
+        rows_N = np.arange(len(score_NM))
+        negative_N = score_NM[rows_N, len(rows_N) * others.index("negative_1") + rows_N]
+        scores["triplet_accuracy"] = float(np.mean(score_NM[rows_N, rows_N] > negative_N))
     return scores
 
 
