@@ -11,7 +11,29 @@ import pytest
 
 from turncoder.cli import main
 
-PAGES = sorted((Path(__file__).resolve().parents[1] / "docs" / "how-to").glob("*.md"))
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGES = [*sorted((DOCS / "how-to").glob("*.md")), DOCS / "tutorials" / "word-level.md"]
+GRID = """train_file = "train.conllu"
+validation_file = "dev.conllu"
+test_file = "test.conllu"
+
+[tasks.upos]
+task = "upos"
+
+[tasks.number]
+task = "Number"
+
+[regimes.probe]
+train_mode = "probe"
+seeds = [1, 2]
+
+[models.causal]
+model_name_or_path = "stories260k"
+bidirectional = false
+
+[models.mntp]
+model_name_or_path = "mine"
+"""
 BLOCK = re.compile(r"```(console|python)\n(.*?)```", re.DOTALL)
 
 
@@ -30,6 +52,15 @@ def place(stories: Path, stories_text: Path, shared: Path, tmp_path: Path, monke
     ):
         rows = (shared / "data" / source).read_text(encoding="utf8").split("\n")[:count]
         Path(name).write_text("\n".join(rows) + "\n", encoding="utf8")
+    for ending, folder, files in (
+        ("conllu", "ud_english_ewt", ("train", "dev", "test")),
+        ("iob2", "uner_english_ewt", ("train.prerelease", "dev", "test")),
+    ):
+        for split, count in zip(files, (1000, 300, 300), strict=True):
+            whole = (shared / "data" / folder / f"en_ewt-ud-{split}.{ending}").read_text(encoding="utf8")
+            some = "\n\n".join(whole.split("\n\n")[:count])
+            Path(f"{split.partition('.')[0]}.{ending}").write_text(some + "\n\n", encoding="utf8")
+    Path("grid.toml").write_text(GRID, encoding="utf8")
     words = "mntp --model_name_or_path stories260k --train_file stories.txt --max_seq_length 64 --max_steps 20"
     assert main([*words.split(), "--learning_rate", "1e-3", "--output", "mine", "--max_eval_samples", "8"]) == 0
     return tmp_path
