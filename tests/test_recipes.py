@@ -5,6 +5,7 @@ import pytest
 
 from turncoder.cli import main
 from turncoder.config import MntpConfig, differences, load_config, to_dict
+from turncoder.grid import open_grid
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 PAIRS = {
@@ -66,3 +67,13 @@ def test_the_custom_corpus_recipe(stories, tmp_path, monkeypatch):
     recipe = next(path for path in RECIPES if path.stem == "custom-corpus")
     assert main(["mntp", str(recipe), *map(str, words), "--output", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "model" / "modules.json").exists()
+
+
+def test_the_grid_of_words():
+    path = Path(__file__).parents[1] / "recipes" / "words" / "grid.toml"
+    _, cells = open_grid(path, "runs/words")
+    assert len(cells) == 14 * 5 * 3
+    assert {cell.config.train_mode for cell in cells} == {"probe", "lora", "full"}
+    stacks = {cell.model: cell.config.adapters for cell in cells}
+    assert [len(stacks[f"mistral-{kind}"]) for kind in ("uni", "bi", "bi-mntp", "bi-mntp-simcse")] == [0, 0, 1, 2]
+    assert "command   turncoder words --grid recipes/words/grid.toml" in path.read_text(encoding="utf-8")
