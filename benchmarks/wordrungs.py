@@ -1,7 +1,7 @@
 """What each rung is worth to words: part of speech and names, from the frozen states and fully trained.
 
     python benchmarks/rungs.py --part en --seeds 1 --folder rungs     # decoder, control, MNTP, SimCSE: an hour
-    python benchmarks/wordrungs.py --rungs rungs/en-1                 # writes benchmarks/results/wordrungs.json and .png
+    python benchmarks/wordrungs.py --rungs rungs/en-1                # writes results/wordrungs.json and .png
 
 The decoder is the quickstart's (1.3 M parameters, Wikipedia paragraphs), causal and with attention made bidirectional,
 then after MNTP and after SimCSE; the control has trained causally on as many tokens as MNTP. Probes learn from all

@@ -7,7 +7,6 @@ What a run keeps in ``tagger/``: ``tagger.json`` says which model is read at whi
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,11 +25,11 @@ from turncoder.evaluate.prediction import Head, Reader, predict
 from turncoder.evaluate.words import find_spans
 from turncoder.model.source import read_json
 from turncoder.wordconfig import WordsConfig
+from turncoder.wordvectors import split_words
 
-__all__ = ["Tagged", "Tagger", "load_tagger", "save_tagger", "split_words"]
+__all__ = ["Tagged", "Tagger", "load_tagger", "save_tagger"]
 
 FORMAT = 1
-WORD = re.compile(r"\w+(?:[-'\u2019.]\w+)*|[^\w\s]")
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,8 @@ class Tagger:
         Parameters
         ----------
         texts
-            Strings, which are cut into words here (runs of letters and digits, and every other sign by itself); or
-            lists of words, which are joined by spaces.
+            Strings, which are cut into words at Unicode's word boundaries; or lists of words, which are joined by
+            spaces.
 
         Returns
         -------
@@ -124,15 +123,14 @@ class Tagger:
         """
         if isinstance(texts, str) or not all(isinstance(text, str | list | tuple) for text in texts):
             raise UserError("texts must be a list of strings, or of lists of words")
-        rows = [_lay_out(text) for text in texts]
-        columns = ("text", "starts", "ends")
-        data = Dataset.from_dict({name: [row[place] for row in rows] for place, name in enumerate(columns)})
+        data = _lay_out(texts)
         heads = [head for head in self.heads if head.seed == self.best[head.task]]
-        known = [number for number, (_, starts, _) in enumerate(rows) if starts]
+        known = [number for number, starts in enumerate(data["starts"]) if starts]
         found = predict(self.encoder, self.reader, data.select(known), heads) if known else [[] for _ in heads]
         place = {number: position for position, number in enumerate(known)}
         tagged = []
-        for number, (text, starts, ends) in enumerate(rows):
+        for number, row in enumerate(data):
+            text, starts, ends = row["text"], row["starts"], row["ends"]
             places = list(zip(starts, ends, strict=True))
             tags = {
                 head.task: tags[place[number]] if number in place else []
@@ -146,21 +144,21 @@ class Tagger:
                 for task, scheme in self.schemes.items()
                 if scheme is not None
             }
-            tagged.append(Tagged(text, [text[start:end] for start, end in places], places, tags, spans))
+            tagged.append(Tagged(text, row["words"], places, tags, spans))
         return tagged
 
 
-def split_words(text: str) -> list[tuple[int, int]]:
-    """Cut a text into words: the characters [start, end) of runs of letters and digits, and of every other sign."""
-    return [match.span() for match in WORD.finditer(text)]
-
-
-def _lay_out(text: str | Sequence[str]) -> tuple[str, list[int], list[int]]:
-    if isinstance(text, str):
-        places = split_words(text)
-        return text, [start for start, _ in places], [end for _, end in places]
-    ends = np.cumsum([len(word) + 1 for word in text]) - 1
-    return " ".join(text), [int(end) - len(word) for word, end in zip(text, ends, strict=True)], ends.tolist()
+def _lay_out(texts: Sequence[str] | Sequence[Sequence[str]]) -> Dataset:
+    """Give texts with the places of their words; a list of words is joined by spaces."""
+    rows: list[dict[str, Any]] = []
+    for text in texts:
+        if isinstance(text, str):
+            rows += split_words([text]).to_list()
+            continue
+        ends = np.cumsum([len(word) + 1 for word in text]) - 1
+        starts = [int(end) - len(word) for word, end in zip(text, ends, strict=True)]
+        rows.append({"text": " ".join(text), "starts": starts, "ends": ends.tolist(), "words": list(text)})
+    return Dataset.from_list(rows)
 
 
 def save_tagger(folder: Path, tagger: Tagger, model: dict[str, Any]) -> None:

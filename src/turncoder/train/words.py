@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ def train(config: WordsConfig) -> Path:
 
 
 def _train(config: WordsConfig, run: Run) -> None:
+    started = time.perf_counter()
     set_seed(config.seeds[0])
     if not torch.accelerator.is_available():
         keep_freed_memory()
@@ -109,6 +111,7 @@ def _train(config: WordsConfig, run: Run) -> None:
     )
     if config.train_mode == "probe":
         found = probe(config, run, encoder, reader, layers, tasks, splits)
+        run.update(wall_time_s=round(time.perf_counter() - started, 2))
     else:
         found = fine_tune(config, run, encoder, reader, layers[0], tasks, splits)
     if PartialState().is_main_process:
