@@ -184,12 +184,14 @@ def _from_dataset(name: str, split: str, data: Dataset) -> Source:
 
 def _report(words: WordSet) -> None:
     """Tell what was read, and what was not as it should be."""
+    columns = [column for column in words.columns if not column.startswith(FEATURE)]
+    features = len(words.columns) - len(columns)
     logger.info(
         "%s: %s sentences, %s words, labels: %s",
         words.name,
         f"{len(words):,}",
         f"{words.num_words:,}",
-        ", ".join(words.columns),
+        ", ".join([*columns, *([f"{features} features by name"] if features else [])]),
     )
     for what in TOLD:
         if words.counts.get(what):

@@ -122,11 +122,11 @@ def open_splits(config: WordsConfig) -> Splits:
         train, held_out, test = (open_words(**hub, split=name, key="dataset_name") for name in names)
     else:
         train = open_words(file=config.train_file, key="train_file")
-        test = open_words(file=config.test_file, key="test_file") if config.test_file else None
         if config.validation_file:
             held_out = open_words(file=config.validation_file, key="validation_file")
         else:
             train, held_out = _hold_out(train, config.validation_split_percentage)
+        test = open_words(file=config.test_file, key="test_file") if config.test_file else None
     if not (train.num_words and held_out.num_words):
         raise UserError(f"train_file: {train.where} leaves no words to train on, or none to choose on; give more")
     train = _draw(train, config.max_train_samples, config.seed)
@@ -180,10 +180,7 @@ def _check_column(words: WordSet, column: str, labels: LabelSet) -> None:
         raise UserError(f"{words.where} has no labels {column}; it has {', '.join(words.columns)}")
     if unseen := labels.unseen(words, column):
         told = ", ".join(f"{name} ({count})" for name, count in unseen.most_common(5))
-        logger.warning(
-            "%s: %s labels of %s are not in the training words and count as wrong: %s",
-            words.where, len(unseen), column, told,
-        )  # fmt: skip
+        logger.warning("%s: labels of %s that training does not have count as wrong: %s", words.name, column, told)
 
 
 def open_backbone(config: WordsConfig) -> SentenceTransformer:
