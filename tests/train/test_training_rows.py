@@ -109,6 +109,20 @@ def test_a_file_has_the_prompts_of_its_sets_and_others_the_flags(
     assert sets["fever"].prompts == {"anchor": "Q:\n"}
 
 
+def test_a_set_without_a_prompt_among_those_of_the_mixture_is_said(
+    folder: Path, encoder: SentenceTransformer, caplog: pytest.LogCaptureFixture
+):
+    open_all(encoder, folder)
+    assert "E5" not in caplog.text
+    write(folder / "mine.jsonl")
+    assert open_all(encoder, folder)["mine"].prompts == {}
+    assert "mine: no set of the E5 mixture" in caplog.text
+
+
+def test_no_held_out_rows_where_none_are_asked_for(encoder: SentenceTransformer, folder: Path):
+    assert len(open_all(encoder, folder / "nq.jsonl", validation_split_percentage=0)["nq"]) == 12
+
+
 def test_a_single_file_has_no_prompts_of_itself(encoder: SentenceTransformer, tmp_path: Path):
     assert open_all(encoder, write(tmp_path / "nq.jsonl"))["nq"].prompts == {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +19,8 @@ from turncoder.errors import UserError
 from turncoder.prompts import check_prompt
 
 __all__ = ["open_rows"]
+
+logger = logging.getLogger("turncoder")
 
 CHECKED_TEXTS = 64  # that a prompt is tried on
 MOST_HELD_OUT = 2000  # rows that are evaluated on: what more would tell is not worth its time
@@ -87,6 +90,13 @@ def _prompt_sets(config: SupervisedConfig, pairs: list[tuple[Rows, Rows]]) -> li
             f"prompts_file: {config.prompts_file} has prompts for {absent[0]!r}; the sets are {', '.join(named)}"
         )
     known = {} if config.query_prompt or config.document_prompt or table or len(pairs) == 1 else _read_e5()
+    bare = sorted(named - known.keys())
+    if 0 < len(bare) < len(named) and known:
+        logger.warning(
+            "%s: no set of the E5 mixture, and without a prompt; the others have its instructions (a prompts_file says "
+            "the prompts of all)",
+            ", ".join(bare),
+        )
     given = {"query": config.query_prompt, "document": config.document_prompt}
     result = []
     for two in pairs:
