@@ -10,12 +10,16 @@ from turncoder import settings
 from turncoder.errors import UserError
 from turncoder.keys import TrainKeys, check_ranges
 
-__all__ = ["Alignment", "WordsConfig"]
+__all__ = ["PROBE_SCHEDULES", "Alignment", "WordsConfig"]
 
 Alignment = Literal["auto", "same_token", "previous_token"]
 
 LEARNING_RATES = {"probe": (1e-3, 3e-3, 1e-2, 3e-2), "lora": (3e-4,), "full": (3e-5,)}
 PROBE_SEEDS = 5
+PROBE_SCHEDULES = (
+    "linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt",
+)  # fmt: skip
+"""Those of transformers that need nothing but the steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +159,9 @@ class WordsConfig(TrainKeys):
         if self.layer not in ("all", "mix") and not self.layer.removeprefix("-").isdigit():
             raise UserError(f"layer = {self.layer!r} is no layer; give -1, a number from 0 on, all, or mix")
         if self.train_mode == "probe":
+            if self.lr_scheduler_type not in PROBE_SCHEDULES:
+                said = f"lr_scheduler_type = {self.lr_scheduler_type!r} is no schedule of probes"
+                raise UserError(f"{said}; give {', '.join(PROBE_SCHEDULES[:-1])} or {PROBE_SCHEDULES[-1]}")
             return
         if self.alignment == "auto":
             raise UserError(

@@ -26,7 +26,8 @@ GRADIENT = {
 
 def write_words(stage: str, flags: dict[str, object]) -> list[str]:
     """Write a command's flags."""
-    words = [f"--{key}={value}" for key, value in flags.items() if not isinstance(value, bool)]
+    words = [f"--{key}={value}" for key, value in flags.items() if not isinstance(value, bool | list)]
+    words += [str(word) for key, value in flags.items() if isinstance(value, list) for word in (f"--{key}", *value)]
     words += [f"--{key}" if value else f"--no-{key}" for key, value in flags.items() if isinstance(value, bool)]
     return [stage, *words]
 

@@ -10,6 +10,7 @@ from transformers import get_scheduler
 
 from turncoder.data.labels import IGNORED, UNSEEN
 from turncoder.train.linear import Heads, Recipe, Words, apply_head, fit_heads
+from turncoder.wordconfig import PROBE_SCHEDULES
 
 CPU = torch.device("cpu")
 CLASSES = 5
@@ -236,6 +237,13 @@ def test_a_head_whose_patience_is_over_stays_as_it_is():
     train = make(256)
     heads = fit(train, judge=judge, seeds=(1,), patience=2, steps=20)
     assert heads.epoch_SR.tolist() == [[1, 5]] and heads.score_SR.tolist() == [[0.5, 0.5]]
+
+
+@pytest.mark.parametrize("schedule", PROBE_SCHEDULES)
+def test_every_schedule_of_probes_is_one_of_transformers(schedule):
+    train = make(100)
+    heads = fit(train, schedule=schedule, steps=30)
+    assert float(heads.score_SR.max()) > 0.8
 
 
 def test_a_single_class():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,10 +25,11 @@ from turncoder.train.running import MARKER, Run, complete_checkpoints, write_ato
 from turncoder.train.wordtasks import Task
 from turncoder.wordconfig import WordsConfig
 
-__all__ = ["evaluate_run", "gather_seeds", "read_results", "score_tagger", "show", "write_results"]
+__all__ = ["copy_tables", "evaluate_run", "gather_seeds", "read_results", "score_tagger", "show", "write_results"]
 
 logger = logging.getLogger("turncoder")
 
+TABLES = ("predictions.tsv", "confusion.csv", "confusion.png")
 SHOWN = ("token_accuracy", "macro_f1", "weighted_f1", "span_precision", "span_recall", "span_f1")
 
 
@@ -78,8 +80,7 @@ def score_tagger(
         task = Task(name, column, labels)
         scores = {seed: task.score(gold, guess) for seed, guess in own.items()}
         best = tagger.best[name]
-        place = folder if len(tagger.schemes) == 1 else folder / name.replace("/", "_")
-        place.mkdir(parents=True, exist_ok=True)
+        place = _choose_place(folder, name, len(tagger.schemes))
         write_predictions(place / "predictions.tsv", forms, gold, own[best])
         counted = tally(gold, own[best], spans=scheme is not None, known=labels.names)
         told: dict[str, Any] = {
@@ -150,6 +151,7 @@ def evaluate_run(config: WordsConfig) -> dict[str, Any]:
             best = {name: told["best_seed"] for name, told in read_results(run)["tasks"].items()}
             results = next(iter(found.values()))
             results["tasks"] = {name: gather_seeds(name, found, best[name]) for name in best}
+            copy_tables({int(seed): folder / name for seed, name in seeds.items()}, best, folder)
         results["run"] = config.evaluate
         if out is not None:
             write_atomically(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
@@ -168,6 +170,21 @@ def gather_seeds(name: str, found: dict[int, dict[str, Any]], best: int) -> dict
     if all("dev" in row for row in rows.values()):
         told["dev"] = summarise([row["dev"] for row in rows.values()])
     return told
+
+
+def copy_tables(folders: dict[int, Path], best: dict[str, int], target: Path) -> None:
+    """Copy predictions and confusions of each task from the folder of its best seed."""
+    for name, seed in best.items():
+        source, place = (_choose_place(folder, name, len(best)) for folder in (folders[seed], target))
+        for table in TABLES:
+            shutil.copyfile(source / table, place / table)
+
+
+def _choose_place(folder: Path, task: str, tasks: int) -> Path:
+    """Choose, and make, the folder for the predictions of a task: of one the folder itself."""
+    place = folder if tasks == 1 else folder / task.replace("/", "_")
+    place.mkdir(parents=True, exist_ok=True)
+    return place
 
 
 def open_test(config: WordsConfig) -> WordSet:

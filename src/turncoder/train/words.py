@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from turncoder.data.alignment import choose_bos
 from turncoder.encoder import limit_length
 from turncoder.evaluate.classifier import export_classifier
 from turncoder.evaluate.prediction import Reader
-from turncoder.evaluate.scoring import gather_seeds, score_tagger, write_results
+from turncoder.evaluate.scoring import copy_tables, gather_seeds, score_tagger, write_results
 from turncoder.evaluate.tagger import Tagger, load_tagger, save_tagger
 from turncoder.evaluate.words import summarise
 from turncoder.model.attention import inspect_attention
@@ -49,8 +48,6 @@ from turncoder.wordconfig import WordsConfig
 __all__ = ["train"]
 
 logger = logging.getLogger("turncoder")
-
-SHOWN = ("predictions.tsv", "confusion.csv", "confusion.png")
 
 
 def train(config: WordsConfig) -> Path:
@@ -207,16 +204,12 @@ def _train_each(config: WordsConfig, run: Run) -> None:
     logger.info("learning_rate %g is best on the validation words (%.4f)", rate, value(rate))
     results = dict(found[rate][config.seeds[0]])
     results["rates"] = {f"{one:g}": value(one) for one in config.learning_rate}
-    first, best_seed = next(iter(results["tasks"])), {}
+    best_seed = {}
     for name, told in results["tasks"].items():
         best_seed[name] = max(
             config.seeds, key=lambda seed: found[rate][seed]["tasks"][name]["seeds"][str(seed)]["dev"][told["metric"]]
         )
     results["tasks"] = {name: gather_seeds(name, found[rate], best_seed[name]) for name in results["tasks"]}
     results["runs"] = {str(seed): folders[rate, seed].name for seed in config.seeds}
-    best = folders[rate, best_seed[first]]
-    for path in [path for pattern in SHOWN for path in best.rglob(pattern) if "checkpoints" not in path.parts]:
-        place = run.folder / path.relative_to(best)
-        place.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, place)
+    copy_tables({seed: folders[rate, seed] for seed in config.seeds}, best_seed, run.folder)
     write_results(run, results)

@@ -1,0 +1,228 @@
+"""What is wrong with the input of ``words`` is one line; what is odd about it is a notice, and every word is scored."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import launch, write_words
+from tagging_models import command, make_decoder, write_columns
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+Say = Callable[..., str]
+GOOD = [[("the", "DET"), ("cat", "NOUN"), ("sleeps", "VERB")], [("the", "DET"), ("dog", "NOUN"), (".", "PUNCT")]] * 6
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TURNCODER_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture
+def say(tiny: Callable[[str], Path]) -> Say:
+    """Run a way, on files of this test."""
+
+    def run(code: int = 0, model: str | Path = "llama", **changes: Any) -> str:
+        for name in ("train", "dev", "test"):
+            if not Path(name).exists():
+                write_columns(Path(name), GOOD)
+        where = tiny(str(model)) if model in ("llama", "bert") else model
+        files = {"validation_file": "dev", "test_file": "test", "seeds": 1, "learning_rate": 1e-2, "task": "pos"}
+        said = launch(command(where, Path("train"), Path("run"), **{**files, **changes}), code)
+        if code:
+            errors = [line for line in said.splitlines() if line.startswith("error: ")]
+            assert len(errors) == 1 and said.splitlines()[-1] == errors[0] and "Traceback" not in said
+            assert not Path("run").exists() or changes.get("output_dir")
+            return errors[0]
+        return said
+
+    return run
+
+
+def read_results() -> dict[str, Any]:
+    return next(iter(json.loads(Path("run/results.json").read_text(encoding="utf8"))["tasks"].values()))
+
+
+def predicted() -> list[list[str]]:
+    lines = Path("run/predictions.tsv").read_text(encoding="utf8").split("\n")
+    return [line.split("\t") for line in lines if line]
+
+
+def test_a_column_that_is_not_there(say: Say, treebank: Path) -> None:
+    files = {f"{key}_file": treebank / "dev.conllu" for key in ("train", "validation", "test")}
+    error = say(2, **{**files, "task": "nerr"})
+    assert "task = 'nerr'" in error and "upos, xpos" in error and "feats:Number" in error and "dev.conllu" in error
+    error = say(2, **{**files, "test_file": treebank / "test.iob2", "task": "upos"})
+    assert "test.iob2" in error and "upos" in error
+
+
+def test_tags_that_differ_between_files(say: Say) -> None:
+    odd = [[("the", "DET"), ("cat", "NOMEN"), ("sleeps", "X")], [("cat", "NOMEN"), (".", "PUNCT")]]
+    write_columns(Path("test"), odd)
+    said = say()
+    assert "note: test: 2 labels of " in said and "NOMEN (2), X (1)" in said
+    told = read_results()
+    assert told["unseen_labels"] == {"NOMEN": 2, "X": 1} and told["words_scored"] == 5
+    assert told["mean"]["token_accuracy"] <= 2 / 5
+    assert told["per_class"]["NOMEN"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 2}
+    write_columns(Path("dev"), odd)
+    say(train_mode="full", overwrite=True)
+    assert read_results()["unseen_labels"] == {"NOMEN": 2, "X": 1}
+
+
+@pytest.mark.parametrize("name", ["train", "dev", "test"])
+@pytest.mark.parametrize("content", ["", "\n\n\n"])
+def test_an_empty_file(name: str, content: str, say: Say) -> None:
+    Path(name).write_text(content)
+    assert name in say(2)
+
+
+def test_a_file_whose_words_have_no_label_of_the_task(say: Say) -> None:
+    """A feature that no word of the test file has."""
+    columns = "# global.columns = FORM UPOS NER\n"
+    for name, label in (("train", "B-LOC"), ("dev", "B-LOC"), ("test", "")):
+        rows = "the\tDET\tO\ncat\tNOUN\tO\nRome\tPROPN\tB-LOC\n\n" if label else "the\tDET\t\ncat\tNOUN\t\n\n"
+        Path(name).write_text(columns + rows * 4)
+    error = say(2, task="ner")
+    assert "test" in error and "ner" in error.lower()
+
+
+@pytest.mark.parametrize(("mode", "model"), [("probe", "llama"), ("lora", "llama"), ("full", "bert")])
+def test_a_sentence_of_5000_words(mode: str, model: str, say: Say) -> None:
+    long = [(f"word{number}" if number % 3 else "a", "NOUN" if number % 3 else "DET") for number in range(5000)]
+    write_columns(Path("test"), [GOOD[0], long, GOOD[1]])
+    write_columns(Path("train"), [*GOOD, long[:300]])
+    said = say(model=model, train_mode=mode, num_train_epochs=1)
+    assert "longer than max_seq_length and go through in windows" in said
+    told = read_results()
+    assert told["words_scored"] == told["words_in_file"] == 5006 == len(predicted())
+    assert [row[0] for row in predicted()] == [word for word, _ in [*GOOD[0], *long, *GOOD[1]]]
+
+
+@pytest.mark.parametrize(("mode", "model"), [("probe", "llama"), ("probe", "bert"), ("full", "llama")])
+def test_words_that_are_hard_to_read(mode: str, model: str, say: Say) -> None:
+    """Without a subword, of control characters, a lone accent, emoji, right to left, very long."""
+    odd = ["\u200b", "\x01", "\u0301", "🙂", "👩‍👩‍👧‍👦", "שלום", "مرحبا", "\ufeff", "x" * 3000, "नमस्ते", "\u00ad"]
+    sentences = [[(word, "X") for word in odd], *[[(word, "X")] for word in odd], [("the", "DET"), (odd[0], "X")]]
+    write_columns(Path("train"), GOOD + sentences)
+    write_columns(Path("test"), sentences)
+    say(model=model, train_mode=mode, num_train_epochs=1)
+    told = read_results()
+    assert told["words_scored"] == told["words_in_file"] == sum(map(len, sentences))
+    assert [row[0] for row in predicted()] == [word for sentence in sentences for word, _ in sentence]
+    say(model=model, train_mode=mode, num_train_epochs=1, alignment="previous_token", overwrite=True)
+    assert read_results()["words_scored"] == sum(map(len, sentences))
+
+
+def test_without_a_validation_file_some_sentences_are_held_out_by_their_hash(say: Say) -> None:
+    sentences = [[(f"w{number}", "A"), ("b", "B")] for number in range(200)]
+    write_columns(Path("train"), sentences)
+    said = say(validation_file=None, test_file=None)
+    assert "20 % of" not in said and "by a hash of their text" in said
+    assert "no test_file: the scores are those of the words that were chosen on" in said
+    held = {tuple(row[0] for row in rows) for rows in zip(predicted()[::2], predicted()[1::2], strict=True)}
+    assert 8 <= len(held) <= 35
+    told = read_results()
+    assert told["words_scored"] == told["words_in_file"] == 2 * len(held)
+    results = json.loads(Path("run/results.json").read_text())
+    assert results["test_is_validation"] and results["train_sentences"] == 200 - len(held)
+    write_columns(Path("train"), [*sentences[::-1], [("new", "A"), ("b", "B")]])  # others stay where they were
+    say(validation_file=None, test_file=None, overwrite=True)
+    again = {tuple(row[0] for row in rows) for rows in zip(predicted()[::2], predicted()[1::2], strict=True)}
+    assert again - {("new", "b")} == held
+
+
+def test_too_few_words_to_hold_some_out(say: Say) -> None:
+    write_columns(Path("train"), GOOD[:1])
+    assert "none to choose on" in say(2, validation_file=None, test_file=None)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "parts"),
+    [
+        ({"layer": 9}, ["layer = 9", "0 (its embeddings) to 2"]),
+        ({"layer": "-2"}, ["layer = -2"]),
+        ({"layer": "top"}, ["layer = 'top'", "all, or mix"]),
+        ({"layer": "mix", "train_mode": "lora"}, ["layer = 'mix'", "probe"]),
+        ({"alignment": "auto", "train_mode": "full"}, ["alignment = 'auto'", "same_token"]),
+        ({"alignment": "next_token"}, ["alignment", "previous_token"]),
+        ({"adapters": ["gone"]}, ["gone"]),
+        ({"train_mode": "lora", "lora_target_modules": ["q_projj"]}, ["lora_target_modules", "q_projj"]),
+        ({"train_mode": "lora", "lr_scheduler_type": "zigzag"}, ["zigzag"]),
+        ({"lr_scheduler_type": "zigzag"}, ["lr_scheduler_type", "zigzag"]),
+        ({"task": ["pos", "pos"]}, ["task"]),
+        ({"seeds": [1, 1]}, ["seeds"]),
+        ({"max_seq_length": 8, "model": "bert", "train_file": "gone"}, ["train_file", "gone", "no such file"]),
+        ({"max_seq_length": 2}, ["max_seq_length = 2", "8"]),
+        ({"num_train_epochs": 0}, ["num_train_epochs"]),
+        ({"output_dir": None}, ["--output is missing"]),
+        ({"model": "gone"}, ["gone"]),
+        ({"train_mode": "frozen"}, ["train_mode", "probe"]),
+        ({"seeds": [1, 2], "train_mode": "full", "layer": 9}, ["layer = 9"]),
+    ],
+    ids=str,
+)
+def test_wrong_keys(wrong: dict[str, Any], parts: list[str], say: Say) -> None:
+    error = say(2, **wrong)
+    assert all(part in error for part in parts), error
+
+
+def test_an_adapter_of_another_model(say: Say, stories: Path, tmp_path: Path) -> None:
+    other = make_decoder(tmp_path / "other", stories, hidden_size=48, num_attention_heads=4)
+    say(model=other, train_mode="lora", output_dir="lora")
+    assert "adapter" in say(2, adapters=[tmp_path / "lora" / "adapter"])
+
+
+def test_a_model_with_an_encoder_and_a_decoder(say: Say, stories: Path, tmp_path: Path) -> None:
+    size = {"vocab_size": 512, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}
+    from transformers import T5ForConditionalGeneration
+
+    T5ForConditionalGeneration(T5Config(**size)).save_pretrained(tmp_path / "t5")
+    PreTrainedTokenizerFast.from_pretrained(stories).save_pretrained(tmp_path / "t5")
+    assert "t5" in say(2, model=tmp_path / "t5")
+    assert T5EncoderModel.from_pretrained(tmp_path / "t5") is not None
+
+
+def test_another_tokenizer_is_another_set_of_features(say: Say, shared: Path, stories: Path, tmp_path: Path) -> None:
+    """Of the same weights: nothing of what the first tokenizer gave is used."""
+    model = make_decoder(tmp_path / "model", stories)
+    write_columns(Path("dev"), GOOD[:2])
+    say(model=model)
+    features = set((tmp_path / "cache" / "features").iterdir())
+    say(model=model, overwrite=True)
+    assert set((tmp_path / "cache" / "features").iterdir()) == features
+    first = read_results()["dev"]
+    other = PreTrainedTokenizerFast.from_pretrained(shared / "models" / "babyllama-char105-hf")
+    other.save_pretrained(model)
+    say(model=model, overwrite=True)
+    assert len(features) == 2 and len(set((tmp_path / "cache" / "features").iterdir()) - features) == 2
+    again = read_results()["dev"]
+    say(model=model, overwrite=True)
+    assert read_results()["dev"] == again != first
+
+
+def test_what_cannot_be_evaluated(say: Say) -> None:
+    def refuse(run: str, test: str = "test", **others: Any) -> str:
+        said = launch(write_words("words", {"evaluate": run, "test_file": test, **others}), code=2)
+        assert said.count("error: ") == 1 and "Traceback" not in said
+        return said
+
+    say(train_mode="lora")
+    assert "gone" in refuse("gone")
+    assert "gone" in refuse("run", "gone")
+    assert "7" in refuse("run/7")
+    Path("other").mkdir()
+    Path("other/classifier.pt").write_bytes(pickle.dumps({}))
+    assert "classifier.pt" in (said := refuse("other")) and "train again" in said
+    assert "tagger/tagger.json" in refuse("cache")
+    Path("empty").write_text("")
+    assert "empty" in refuse("run", "empty")
+    assert "holds something already" in refuse("run", output_dir="run")
+    Path("words.jsonl").write_text('{"tokens": ["a"], "x": ["N"], "y": ["M"]}\n')
+    assert "x, y" in refuse("run", "words.jsonl")
+    (Path("run/tagger/tagger.json")).write_text((Path("run/tagger/tagger.json")).read_text()[:50])
+    refuse("run")
