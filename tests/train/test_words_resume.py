@@ -146,17 +146,19 @@ def test_a_run_that_is_killed_resumes_exactly(mode: str, write: Callable[..., li
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_the_best_step_is_kept_also_after_a_kill(mode: str, write: Callable[..., list[str]], tmp_path: Path) -> None:
-    """A learning rate that ruins what was learnt, late: the best evaluation is not the last."""
+    """Chosen on words that are all nouns, the best step is one of the first: those before it finds other kinds."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    flags = {**LONG, "early_stopping_patience": 9, "eval_steps": 5, "lr_scheduler_type": "constant_with_warmup"}
-    flags |= {"warmup_steps": 60, "learning_rate": 0.3 if mode == "full" else 3.0, "num_train_epochs": 8}
+    nouns = "a house of cards and some more nouns like those that dogs bury in the garden".split()
+    rows = "".join(f"{word}\tNOUN\n" for word in nouns)
+    (tmp_path / "dev").write_text(f"# global.columns = FORM UPOS\n{rows}\n")
+    flags = {**LONG, "early_stopping_patience": 99, "eval_steps": 5, "task": "upos", "num_train_epochs": 8}
+    flags |= {"validation_file": tmp_path / "dev", "learning_rate": 1e-2 if mode == "full" else 1e-1}
     launch_process([*PROCESS, *write(whole, train_mode=mode, **flags)])
     scores = {row["step"]: row["eval_score"] for row in metrics(whole) if "eval_score" in row}
     best = max(scores, key=lambda step: scores[step])
-    assert best < max(scores)
-    dev = read_results(whole)["tasks"]
-    kept = sum(dev[task]["seeds"]["42"]["dev"]["token_accuracy"] for task in ("upos", "xpos")) / 2
-    assert kept == pytest.approx(scores[best], abs=0.01)  # an adapter is merged before it scores
+    assert 0 < scores[max(scores)] < scores[best]
+    kept = read_results(whole)["tasks"]["upos"]["seeds"]["42"]["dev"]["token_accuracy"]
+    assert kept == scores[best]
     kill_after_checkpoint([*PROCESS, *write(cut, train_mode=mode, **flags)], cut, best + 5)
     launch_process([*PROCESS, *write(cut, train_mode=mode, **flags)])
     check_same_run(whole, cut)

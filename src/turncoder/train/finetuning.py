@@ -128,7 +128,8 @@ def _settings(config: WordsConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {"learning_rate": config.learning_rate[0], "seed": config.seeds[0]}
     if config.early_stopping_patience is not None or config.save_strategy == "best":
         settings |= {"metric_for_best_model": "eval_score", "greater_is_better": True}
-    return {**settings, "ddp_find_unused_parameters": False}
+    # Layers above the one that is read, a pooler, and experts that no token went to have no gradient
+    return {**settings, "ddp_find_unused_parameters": True}
 
 
 def _build_trainer(

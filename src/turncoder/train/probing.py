@@ -50,6 +50,7 @@ def probe(
     readings = READINGS if config.alignment == "auto" else (cast(Reading, config.alignment),)
     train, held_out = (_compute(encoder, reader, words, layers, readings) for words in (splits.train, splits.held_out))
     run.settle()
+    run.rewind(0)  # heads that a kill cut off are trained anew
     groups = [tuple(layers)] if config.layer == "mix" else [(layer,) for layer in layers]
     found = Found(reader)
     for task in tasks:

@@ -179,7 +179,7 @@ def _draw_layers(results: dict[str, Any], path: Path) -> None:
 
 
 def _train_each(config: WordsConfig, run: Run) -> None:
-    """Train every seed and learning rate in a run of its own, and choose the rate by the validation words."""
+    """Train every seed and learning rate in a run of its own."""
     found: dict[float, dict[int, dict[str, Any]]] = {}
     folders: dict[tuple[float, int], Path] = {}
     for rate in config.learning_rate:
@@ -189,8 +189,18 @@ def _train_each(config: WordsConfig, run: Run) -> None:
             train(one)
             folders[rate, seed] = folder
             found.setdefault(rate, {})[seed] = json.loads((folder / "results.json").read_text(encoding="utf8"))
-    if not PartialState().is_main_process:
-        return
+    if PartialState().is_main_process:
+        _put_together(config, run, found, folders)
+    PartialState().wait_for_everyone()
+
+
+def _put_together(
+    config: WordsConfig,
+    run: Run,
+    found: dict[float, dict[int, dict[str, Any]]],
+    folders: dict[tuple[float, int], Path],
+) -> None:
+    """Choose the learning rate, and write what the seeds found with it."""
 
     def value(rate: float) -> float:
         dev = [
