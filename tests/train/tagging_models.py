@@ -1,10 +1,11 @@
 """Tiny models with tokenizers of their own, and parts of real treebanks, for runs of ``words``."""
 
+from collections import Counter
 from pathlib import Path
 
 import torch
 from launching import write_words
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoModel,
     BertConfig,
@@ -41,14 +42,18 @@ def write_columns(target: Path, sentences: list[list[tuple[str, ...]]]) -> Path:
     return target
 
 
-def train_wordpiece(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer as BERT's, with [CLS] and [SEP] around a text."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+def make_wordpiece(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Make a tokenizer like BERT's, with [CLS] and [SEP] around a text: frequent words, and letters for the others."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = Counter(word for text in texts for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(text))
+    letters = sorted({letter for word in words for letter in word})
+    often = [word for word, count in sorted(words.items(), key=lambda one: (-one[1], one[0])) if len(word) > 1]
+    pieces = [*special, *letters, *(f"##{letter}" for letter in letters), *often[:200]]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=400, special_tokens=special))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -58,7 +63,8 @@ def train_wordpiece(texts: list[str]) -> PreTrainedTokenizerFast:
 
 def make_encoder(kind: str, folder: Path, texts: list[str]) -> Path:
     """Write a random BERT, DeBERTa or ModernBERT."""
-    tokenizer = train_wordpiece(texts)
+    torch.manual_seed(0)
+    tokenizer = make_wordpiece(texts)
     size = {**SIZES, "vocab_size": len(tokenizer), "max_position_embeddings": 64, "pad_token_id": 0}
     configs: dict[str, PreTrainedConfig] = {
         "bert": BertConfig(**size),
@@ -75,13 +81,13 @@ def make_encoder(kind: str, folder: Path, texts: list[str]) -> Path:
 
 def make_decoder(folder: Path, stories: Path, **changes: int) -> Path:
     """Write a random Llama with the tokenizer of the stories' model."""
+    torch.manual_seed(0)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(stories)
     size = {**SIZES, "vocab_size": 512, "max_position_embeddings": 256, "num_key_value_heads": 2}
     return save(AutoModel.from_config(LlamaConfig(**{**size, **changes})), tokenizer, folder)
 
 
 def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
-    torch.manual_seed(0)
     redraw_weights(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -148,8 +148,7 @@ def test_a_run_that_is_killed_resumes_exactly(mode: str, write: Callable[..., li
 def test_the_best_step_is_kept_also_after_a_kill(mode: str, write: Callable[..., list[str]], tmp_path: Path) -> None:
     """Chosen on words that are all nouns, the best step is one of the first: those before it finds other kinds."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    nouns = "a house of cards and some more nouns like those that dogs bury in the garden".split()
-    rows = "".join(f"{word}\tNOUN\n" for word in nouns)
+    rows = "".join(f"{word}\tNOUN\n" for word in ("a", "house", "of", "cards", "that", "dogs", "bury", "in", "gardens"))
     (tmp_path / "dev").write_text(f"# global.columns = FORM UPOS\n{rows}\n")
     flags = {**LONG, "early_stopping_patience": 99, "eval_steps": 5, "task": "upos", "num_train_epochs": 8}
     flags |= {"validation_file": tmp_path / "dev", "learning_rate": 1e-2 if mode == "full" else 1e-1}
