@@ -66,10 +66,11 @@ def make_encoder(kind: str, folder: Path, texts: list[str]) -> Path:
     torch.manual_seed(0)
     tokenizer = make_wordpiece(texts)
     size = {**SIZES, "vocab_size": len(tokenizer), "max_position_embeddings": 64, "pad_token_id": 0}
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     configs: dict[str, PreTrainedConfig] = {
-        "bert": BertConfig(**size),
+        "bert": BertConfig(**size, **still),
         "deberta": DebertaV2Config(
-            **size, relative_attention=True, position_buckets=16, pos_att_type=["p2c", "c2p"], type_vocab_size=0
+            **size, **still, relative_attention=True, position_buckets=16, pos_att_type=["p2c", "c2p"], type_vocab_size=0
         ),
         "modernbert": ModernBertConfig(
             **size, global_attn_every_n_layers=2, local_attention=8, cls_token_id=2, sep_token_id=3, bos_token_id=2,
