@@ -70,7 +70,8 @@ def make_encoder(kind: str, folder: Path, texts: list[str]) -> Path:
     configs: dict[str, PreTrainedConfig] = {
         "bert": BertConfig(**size, **still),
         "deberta": DebertaV2Config(
-            **size, **still, relative_attention=True, position_buckets=16, pos_att_type=["p2c", "c2p"], type_vocab_size=0
+            **size, **still, relative_attention=True, position_buckets=16, pos_att_type=["p2c", "c2p"],
+            type_vocab_size=0,
         ),
         "modernbert": ModernBertConfig(
             **size, global_attn_every_n_layers=2, local_attention=8, cls_token_id=2, sep_token_id=3, bos_token_id=2,
