@@ -10,6 +10,8 @@ with their offsets.
 
 ``memory``: the states of the stories' model, every layer and both readings, for ever more words of EWT: the peak of a
 process above that on a few sentences, and how much lies on disk.
+
+``probe``: a whole run of a probe against LLM2Vec's way; see probes.py.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from machine import RESULTS, write_results
+from probes import measure_probe
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SPLITS = [SHARED / f"data/ud_english_ewt/en_ewt-ud-{split}.conllu" for split in ("train", "dev", "test")]
@@ -129,7 +132,11 @@ def run(worker: str, argument: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-PARTS: dict[str, Callable[[int], dict]] = {"alignment": measure_alignment, "memory": measure_memory}
+PARTS: dict[str, Callable[[int], dict]] = {
+    "alignment": measure_alignment,
+    "memory": measure_memory,
+    "probe": measure_probe,
+}
 
 
 def main() -> None:

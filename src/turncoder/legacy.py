@@ -3,6 +3,7 @@
 `translate` walks the tables. ``docs/migrate.md`` shows them in prose; a test holds the two together.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = [
     "RENAMED",
     "Difference",
     "tell_differences",
+    "tell_silence",
     "translate",
 ]
 
@@ -373,6 +375,16 @@ def tell_differences(stage: str) -> str:
     return f"done otherwise than LLM2Vec: {', '.join(told)}; --as-llm2vec switches these back, docs/migrate.md says why"
 
 
+def tell_silence(stage: str, keys: Collection[str]) -> str | None:
+    """Say that a file of word tasks leaves open what trains, as those do whose script decided it."""
+    if stage not in WORDS or not {"train_mode", "evaluate"}.isdisjoint(keys):
+        return None
+    return (
+        "the file does not say which weights train (its script did, whatever the file is called): a probe on the "
+        "frozen model is trained; --train_mode full trains every weight, --train_mode lora an adapter"
+    )
+
+
 SIGNS = frozenset(
     {*RENAMED, *IGNORED, "stop_after_n_steps", "mask_token_type", "dataset_file_path", "retroactive_labels"}
 ) - {
@@ -452,12 +464,14 @@ def _translate_words(raw: dict[str, Any], origin: str, notices: list[str]) -> No
         )
     if "full_fine_tune" in raw:
         full = str(raw.pop("full_fine_tune")).lower() == "true"
-        if full and raw.setdefault("train_mode", "full") != "full":
+        if raw.setdefault("train_mode", "full" if full else "probe") != "full" and full:
             raise UserError(
                 f"{origin}full_fine_tune and train_mode = {raw['train_mode']!r} contradict; keep train_mode"
             )
         if full:
-            notices.append(f"{origin}full_fine_tune is called train_mode = full now")
+            rate = raw.get("learning_rate")
+            kept = f"; learning_rate = {rate}, for all of them, is kept: 3e-5 is the default here" if rate else ""
+            notices.append(f"{origin}full_fine_tune is called train_mode = full now: every weight trains{kept}")
 
 
 def is_llm2vec(raw: dict[str, Any]) -> bool:

@@ -45,11 +45,7 @@ def load(cls: type[Config], path: Path | None, flags: dict[str, Any]) -> Config:
         if isinstance(entry.value, dict) and name in from_file and isinstance(from_file[name].value, dict):
             entries[name] = Entry({**from_file[name].value, **entry.value}, entry.said)
     if path is not None and path.suffix == ".json" and legacy.is_llm2vec(table):
-        for name, value in getattr(cls, "LLM2VEC_DEFAULTS", {}).items():
-            if name != "loss_scale" or "temperature" not in entries:
-                entries.setdefault(name, Entry(value, name))
-        if "as_llm2vec" not in entries:
-            logger.warning("%s", legacy.tell_differences(getattr(cls, "STAGE", "mntp")))
+        _mean_as_llm2vec(cls, path, entries)
     hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     training: dict[str, Any] = {}
@@ -64,6 +60,18 @@ def load(cls: type[Config], path: Path | None, flags: dict[str, Any]) -> Config:
         if f.default is MISSING and f.default_factory is MISSING and f.name not in values:
             raise UserError(f"{f.name} is missing: give --{f.name}, or the key in a config file")
     return cls(**values)
+
+
+def _mean_as_llm2vec(cls: type, path: Path, entries: dict[str, Entry]) -> None:
+    """Fill in what a file of LLM2Vec means where it says nothing, and tell what is done otherwise."""
+    stage = getattr(cls, "STAGE", "mntp")
+    if silence := legacy.tell_silence(stage, entries):
+        logger.warning("%s: %s", path, silence)
+    for name, value in getattr(cls, "LLM2VEC_DEFAULTS", {}).items():
+        if name != "loss_scale" or "temperature" not in entries:
+            entries.setdefault(name, Entry(value, name))
+    if "as_llm2vec" not in entries:
+        logger.warning("%s", legacy.tell_differences(stage))
 
 
 def _displace(from_file: dict[str, Entry], from_flags: dict[str, Entry]) -> dict[str, Entry]:

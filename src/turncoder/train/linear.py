@@ -19,6 +19,7 @@ from transformers import get_scheduler
 __all__ = ["Heads", "Recipe", "Words", "apply_head", "fit_heads"]
 
 CHUNK = 4096  # words that are read at a time where all are
+STEPS = 1 << 16  # the shares that dropout can have
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,20 @@ class Words:
 
     def read(self, rows: torch.Tensor, device: torch.device) -> torch.Tensor:
         """Read the states of some words, float32 [rows, K, D]."""
-        return torch.stack([states_MD[rows] for states_MD in self.states_KMD], dim=1).to(device, torch.float32)
+        return _put_together([states_MD.index_select(0, rows) for states_MD in self.states_KMD], device)
 
     def chunks(self, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Give all words, some thousand at a time: states [rows, K, D] and labels [rows]."""
         for start in range(0, len(self.labels_M), CHUNK):
             piece = [states_MD[start : start + CHUNK] for states_MD in self.states_KMD]
             labels = self.labels_M[start : start + CHUNK].to(device)
-            yield torch.stack(piece, dim=1).to(device, torch.float32), labels
+            yield _put_together(piece, device), labels
+
+
+def _put_together(states_KMD: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Put layers side by side, float32 [M, K, D]; one layer alone is not copied."""
+    states_MKD = states_KMD[0][:, None] if len(states_KMD) == 1 else torch.stack([*states_KMD], dim=1)
+    return states_MKD.to(device, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,9 @@ def fit_heads(
     layers, width = mean_KD.shape
     seeds, rates = len(recipe.seeds), len(recipe.learning_rates)
     draws = [torch.Generator().manual_seed(seed) for seed in recipe.seeds]
+    noises = [np.random.SFC64(seed) for seed in recipe.seeds]
+    dropped = min(round(recipe.dropout * STEPS), STEPS - 1)
+    factor_KD = 1 / (scale_KD * (1 - dropped / STEPS))
     bound = 1 / math.sqrt(width)
     first_SDC = torch.stack([torch.empty(width, classes).uniform_(-bound, bound, generator=draw) for draw in draws])
     weights = [first_SDC.clone().to(device).requires_grad_() for _ in range(rates)]
@@ -163,15 +173,13 @@ def fit_heads(
         if place == 0:
             order_SN = torch.stack([rows_N[torch.randperm(len(rows_N), generator=draw)] for draw in draws])
         rows_SB = order_SN[:, place * recipe.batch_words : (place + 1) * recipe.batch_words]
-        states_SBKD = train.read(rows_SB.flatten(), device).unflatten(0, rows_SB.shape).sub_(mean_KD).div_(scale_KD)
-        if recipe.dropout:
-            kept = torch.stack([torch.rand(states_SBKD.shape[1:], generator=draw) for draw in draws]) >= recipe.dropout
-            states_SBKD = states_SBKD * (kept.to(device) / (1 - recipe.dropout))
-        labels_SB = train.labels_M[rows_SB].to(device)
-        loss = states_SBKD.new_zeros(())
-        for logits_SBC in _run(states_SBKD, weights, biases, mixes):
-            # The sum over heads is one loss: no head has a part in another's gradient
-            loss = loss + functional.cross_entropy(logits_SBC.flatten(0, 1), labels_SB.flatten(), reduction="sum")
+        states_SBKD = train.read(rows_SB.flatten(), device).unflatten(0, rows_SB.shape).sub_(mean_KD).mul_(factor_KD)
+        if dropped:
+            states_SBKD.masked_fill_(_draw_mask(noises, states_SBKD.shape, dropped).to(device), 0)
+        labels_SBR = train.labels_M[rows_SB].to(device)[..., None].expand(-1, -1, rates)
+        logits_SBRC = _run(states_SBKD, weights, biases, mixes)
+        # The sum over heads is one loss: no head has a part in another's gradient
+        loss = functional.cross_entropy(logits_SBRC.flatten(0, 2), labels_SBR.flatten(), reduction="sum")
         (loss / rows_SB.shape[1]).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -225,22 +233,29 @@ def _measure(words: Words, device: torch.device) -> tuple[torch.Tensor, torch.Te
     return mean_KD.float(), torch.where(scale_KD > 1e-6, scale_KD, torch.ones_like(scale_KD)).float()
 
 
+def _draw_mask(noises: Sequence[np.random.SFC64], shape: torch.Size, dropped: int) -> torch.Tensor:
+    """Draw what is dropped out for each seed, ``dropped`` of 65,536: 16 bits each, as random floats take longer."""
+    count = math.prod(shape[1:])
+    drawn_SN = np.stack([noise.random_raw(-(-count // 4)).view(np.uint16)[:count] for noise in noises])
+    return torch.from_numpy(drawn_SN < dropped).view(shape)
+
+
 def _run(
     states_SBKD: torch.Tensor,
     weights: Sequence[torch.Tensor],
     biases: Sequence[torch.Tensor],
     mixes: Sequence[torch.Tensor],
-) -> list[torch.Tensor]:
-    """Give the logits [S, B, C] of each learning rate."""
+) -> torch.Tensor:
+    """Give the logits [S, B, R, C]."""
     if states_SBKD.shape[2] == 1:
         weight_SDE = torch.cat(list(weights), dim=2)
         logits_SBE = torch.baddbmm(torch.cat(list(biases), dim=2), states_SBKD.squeeze(2), weight_SDE)
-        return list(logits_SBE.split(weights[0].shape[2], dim=2))
+        return logits_SBE.unflatten(2, (len(weights), -1))
     found = []
     for weight_SDC, bias_S1C, mix_SK in zip(weights, biases, mixes, strict=True):
         states_SBD = torch.einsum("sk,sbkd->sbd", mix_SK.softmax(dim=1), states_SBKD)
         found.append(torch.baddbmm(bias_S1C, states_SBD, weight_SDC))
-    return found
+    return torch.stack(found, dim=2)
 
 
 @torch.no_grad()
