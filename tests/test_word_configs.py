@@ -211,3 +211,10 @@ def test_two_steps_and_their_test(
         assert again["words_scored"] == told["words_in_file"]
         if not name or results["train_mode"] == "probe":
             assert again["mean"] == told["mean"]
+        assert "is not read" not in capsys.readouterr().err
+    words_other = ["--evaluate", str(run), "--output", str(out / "other"), "--dataset_name", str(words)]
+    assert main(["words", str(test_file), *words_other]) == 0
+    named = json.loads(test_file.read_text())["model_name_or_path"]
+    assert f"model_name_or_path = {named!r} is not read: the run was trained on {str(model)!r}" in (
+        capsys.readouterr().err.replace("\n", " ")
+    )

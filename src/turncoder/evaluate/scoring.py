@@ -138,6 +138,7 @@ def evaluate_run(config: WordsConfig) -> dict[str, Any]:
         raise UserError(f"--output {out} holds something already; name another folder, or use --overwrite")
     words = open_test(config)
     run = Path(str(config.evaluate))
+    _tell_model(config, run)
     seeds = read_results(run).get("runs", {}) if (run / "results.json").exists() else {}
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -156,6 +157,20 @@ def evaluate_run(config: WordsConfig) -> dict[str, Any]:
         if out is not None:
             write_atomically(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     return results
+
+
+def _tell_model(config: WordsConfig, run: Path) -> None:
+    """Say so where a file of LLM2Vec names another model than the run has: the run's own is read."""
+    record = next((place / "run.json" for place in (run, *run.parents[:2]) if (place / "run.json").exists()), None)
+    trained = read_json(record)["config"] if record is not None else {}
+    for name, given in (("model_name_or_path", config.model_name_or_path), ("adapters", list(config.adapters))):
+        if record is not None and given and given != trained.get(name):
+            logger.warning(
+                "%s = %r is not read: the run was trained on %r, and is scored with that",
+                name,
+                given,
+                trained.get(name),
+            )
 
 
 def gather_seeds(name: str, found: dict[int, dict[str, Any]], best: int) -> dict[str, Any]:
