@@ -196,7 +196,9 @@ class TurnConfig:
     sts: str | None = None
     """Scored sentence pairs (sentence1, sentence2, score) that every rung is measured on."""
     words: str | None = None
-    """Tagged words that every rung is measured on."""
+    """Tagged words whose labels are read from every rung: a file, or a folder of files NAME-train, -dev, -test."""
+    words_task: tuple[str, ...] = ()
+    """Columns of labels; default: the first of xpos, upos, ner, pos, chunk that there is, or the only one."""
     output_dir: str | None = None
     """Folder for everything (--output). The same command again goes on where it stopped."""
     steps_mntp: int | None = None
@@ -234,8 +236,8 @@ class TurnConfig:
         check_ranges(self, "steps_mntp", "steps_simcse", "steps_supervised", least=1)
         check_ranges(self, "eval_documents", least=10)  # fewer show nothing
         check_ranges(self, "max_seq_length", least=8)
-        if self.words:
-            raise UserError(f"words = {self.words!r}: word-level tasks are not built in yet; leave the flag away")
+        if self.words_task and not self.words:
+            raise UserError(f"words_task = {list(self.words_task)} needs tagged words: --words FILE")
         if self.steps_supervised and not self.pairs:
             raise UserError(f"steps_supervised = {self.steps_supervised} needs pairs to train on: --pairs FILE")
 

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLUMNS",
+    "PROBED",
+    "USUAL_TAG",
     "Rung",
     "Trial",
     "build_table",
@@ -65,6 +67,10 @@ COLUMNS = {
     "pairs_mrr@10": "pairs",
 }
 """The scores and their headings, short enough for a table of all of them to be whole at 80 columns."""
+PROBED = "words/"
+"""What the keys of scores on labels of words begin with; the column of labels follows."""
+PROBE_SCORES = {"token_accuracy": "the share of right labels", "span_f1": "F1 over chunks (conlleval's)"}
+USUAL_TAG = "usual tag (words)"
 
 
 @dataclass(frozen=True)
@@ -79,14 +85,17 @@ class Rung:
         What `turncoder.load_encoder` opens.
     options
         With which.
-    masked
-        Loss and accuracy at masked places, where they were measured.
+    measured
+        What its training, and a probe, measured: loss and accuracy at masked places, labels of words.
+    place
+        Folder of its probe.
     """
 
     name: str
     model: str
     options: dict[str, Any] = field(default_factory=dict)
-    masked: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,7 @@ def score_rung(rung: Rung, trial: Trial, sentences: int = 4) -> dict[str, Any]:
     from turncoder.samples import show_text
 
     encoder = load_encoder(rung.model, **rung.options)
-    row: dict[str, Any] = {"name": rung.name, "model": rung.model, **rung.masked}
+    row: dict[str, Any] = {"name": rung.name, "model": rung.model, **rung.measured}
     default = encoder.prompts.get(encoder.default_prompt_name or "")
     query, document = (encoder.prompts.get(side) or default or None for side in ("query", "document"))
     documents = trial.documents
@@ -208,12 +217,23 @@ def compare_rungs(rows: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     }
 
 
+def choose_columns(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Choose the scores that a row has, with their headings; columns of labels of words are the last."""
+    own = {key: told for key, told in COLUMNS.items() if any(key in row for row in rows)}
+    probed = dict.fromkeys(key for row in rows for key in row if key.startswith(PROBED))
+    return own | {key: _name_probe(key.removeprefix(PROBED)) for key in probed}
+
+
+def _name_probe(column: str) -> str:
+    return column.removeprefix("feats:").removesuffix("_tags")
+
+
 def build_table(rows: Sequence[dict[str, Any]], title: str) -> "Table":
     """Lay out the rungs; a dash where one has no such score."""
     from rich.table import Table
 
-    columns = {key: told for key, told in COLUMNS.items() if any(key in row for row in rows)}
-    table = Table(title=title, show_edge=False, pad_edge=False)
+    columns = choose_columns(rows)
+    table = Table(title=title, show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column("", no_wrap=True)
     for told in columns.values():
         table.add_column(told, justify="right")
@@ -241,6 +261,7 @@ def explain(rows: Sequence[dict[str, Any]], control: str | None) -> list[str]:
             "Pairs (MRR@10): a held-out anchor is to find its positive among the positives and negatives of its set; "
             "the mean over sets."
         )
+    lines += _explain_probes(rows[-1].get("probes", {}))
     if control:
         lines.append(
             f"'{control}' is the same decoder after as many steps of ordinary causal training on the same text: what "
@@ -253,9 +274,23 @@ def explain(rows: Sequence[dict[str, Any]], control: str | None) -> list[str]:
     return lines
 
 
+def _explain_probes(probes: dict[str, dict[str, Any]]) -> list[str]:
+    lines = []
+    for column, told in probes.items():
+        name, metric = _name_probe(column), PROBE_SCORES[told["metric"]]
+        name += f" (column {column})" if name != column else ""
+        lines.append(
+            f"{name}: {metric} of {told['words']:,} test words, read from the frozen states by a linear probe; mean of "
+            f"{told['seeds']} seeds (standard deviation on the last row {told['std']:.3f})."
+        )
+    if probes:
+        lines.append(f"'{USUAL_TAG}' gives each word the label that it has most often in the training words.")
+    return lines
+
+
 def write_page(heading: str, rows: Sequence[dict[str, Any]], title: str, lines: Sequence[str], trial: Trial) -> str:
     """Write table, explanations, a text of each task and nearest neighbours as Markdown."""
-    columns = {key: told for key, told in COLUMNS.items() if any(key in row for row in rows)}
+    columns = choose_columns(rows)
     page = [f"# {heading}", "", title, ""]
     page += ["| | " + " | ".join(columns.values()) + " |", "|---|" + "---:|" * len(columns)]
     for row in rows:

@@ -26,11 +26,12 @@ MOST_PAIRS_RATE = 1e-3
 
 @dataclass
 class Sizes:
-    """What is derived: the keys of each stage, and the reasons, one line each."""
+    """What is derived: the keys of each stage, and of the probes of words; and the reasons, one line each."""
 
     mntp: dict[str, Any] = field(default_factory=dict)
     simcse: dict[str, Any] = field(default_factory=dict)
     supervised: dict[str, Any] = field(default_factory=dict)
+    words: dict[str, Any] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
 
 

@@ -32,10 +32,11 @@ from turncoder.keys import locate_model
 from turncoder.model.attention import make_bidirectional, settle_implementation
 from turncoder.model.backbone import load_backbone, load_model_config, resolve_model
 from turncoder.model.proof import build_small
-from turncoder.plan import show
+from turncoder.plan import Plan, show
 from turncoder.preview import cache_in, quiet, take_first, weigh
 from turncoder.prompts import check_prompt
 from turncoder.rungs import (
+    USUAL_TAG,
     Rung,
     Trial,
     build_table,
@@ -46,6 +47,7 @@ from turncoder.rungs import (
     score_words,
     write_page,
 )
+from turncoder.rungwords import compare_probes, configure_probes, open_tagged, read_probe, score_usual, train_probes
 from turncoder.sizes import Sizes, configure_stages, derive_sizes, has_bf16
 from turncoder.skeleton import build_unstored
 from turncoder.train.planning import plan_training
@@ -53,6 +55,8 @@ from turncoder.train.rows import open_rows
 from turncoder.train.running import Run, write_atomically
 from turncoder.train.stage import perform
 from turncoder.train.text import open_blocks
+from turncoder.train.wordplan import plan_words
+from turncoder.wordconfig import WordsConfig
 
 __all__ = ["plan_turn", "tell_opening", "turn"]
 
@@ -64,6 +68,7 @@ TOLD = {
     "mntp": "masked next token prediction (MNTP), bidirectional",
     "simcse": "SimCSE on the sentences",
     "supervised": "contrastive training on the pairs",
+    "words": "labels of words, read from every rung",
 }
 
 
@@ -107,16 +112,28 @@ def plan_turn(config: TurnConfig, console: Console) -> None:
             continue
         base = {"model_name_or_path": config.model_name_or_path, "model_revision": config.model_revision}
         plan = plan_training(replace(stage, **base))  # what it starts from does not exist yet, and is of the same size
-        plain = {one.name: one.default for one in fields(stage)}
-        told = {key: value for key, value in to_dict(stage).items() if value not in (plain[key], {}, [])}
-        plan.config = settings.write_toml(type(stage), told)
-        show(plan, console)
+        _show_plan(plan, stage, console)
+    if config.words:
+        console.print(
+            f"\n{TOLD['words']}; one of {5 + bool(config.pairs)}", style="bold", highlight=False, markup=False
+        )
+        rung = Rung("bidirectional", config.model_name_or_path, {"bidirectional": True}, place="bidirectional")
+        probe = configure_probes(config, opened.sizes.words, [rung], Path(config.output_dir or "RUN"))[rung.name]
+        _show_plan(plan_words(probe), probe, console)
     for file in ("run.json", "config.toml", "results.json", "report.md", "model"):
         console.print(f"would write: {Path(config.output_dir or 'RUN') / file}", highlight=False, markup=False)
 
 
+def _show_plan(plan: Plan, stage: Any, console: Console) -> None:
+    """Print a plan, and of its keys those that are not as they would be without a word."""
+    plain = {one.name: one.default for one in fields(stage)}
+    told = {key: value for key, value in to_dict(stage).items() if value not in (plain[key], {}, [])}
+    plan.config = settings.write_toml(type(stage), told)
+    show(plan, console)
+
+
 def _turn(config: TurnConfig, run: Run) -> None:
-    clock = _Clock(6 if config.pairs else 5)
+    clock = _Clock(5 + bool(config.pairs) + bool(config.words))
     opened = clock.run("check and prepare", lambda: _open_all(config))
     sizes = opened.sizes
     if "sizes" in run.record:  # as it was begun, on another machine perhaps
@@ -129,12 +146,20 @@ def _turn(config: TurnConfig, run: Run) -> None:
 
     for name, stage in stages.items():
         clock.run(TOLD[name], lambda stage=stage: turncoder.train(stage))  # type: ignore[misc]
+    PartialState().wait_for_everyone()  # what the main process wrote is there
+    folder = Path(run.folder)
+    length = _read_length(folder / list(stages)[-1], opened.positions)
+    rungs = _list_rungs(config, stages, folder, length)
+    probes = configure_probes(config, sizes.words, rungs, folder)
+    if probes:
+        clock.run(TOLD["words"], lambda: train_probes(probes))
     if not PartialState().is_main_process:
         return
-    length = _read_length(Path(run.folder) / list(stages)[-1], opened.positions)
-    rows = clock.run("scores of every rung", lambda: _score(config, stages, opened.trial, Path(run.folder), length))
-    _link(Path(run.folder) / "model", Path(list(stages)[-1]) / "model")
-    _report(config, rows, opened.trial, Path(run.folder), clock.seconds, length)
+    rows = clock.run("scores of every rung", lambda: _score(rungs, probes, opened.trial, folder))
+    _link(folder / "model", Path(list(stages)[-1]) / "model")
+    lines = explain(rows, CONTROL) + (compare_probes(probes, CONTROL, "+ MNTP") if probes else [])
+    lines.append(f"Every model reads {length:,} tokens of a text at most, as the final one does.")
+    _report(config, rows, lines, opened.trial, folder, clock.seconds, length)
     run.update(results={"rows": [_drop(row) for row in rows]}, wall_time_s=sum(clock.seconds.values()))
 
 
@@ -176,6 +201,7 @@ def _open_all(config: TurnConfig, *, weigh_model: bool = True) -> _Opened:
     given = Sizes(mntp={"max_seq_length": config.max_seq_length} if config.max_seq_length else {})
     stages = configure_stages(config, given)
     sts = read_sts(config.sts) if config.sts else None
+    tagged, told_words = open_tagged(config) if config.words else ({}, [])
     check_column(config.text_column, config.text, config.validation_text)
     corpus = _open_text(config, config.text)
     told, parameters, positions = _check_model(config, stages["mntp"], weigh_model=weigh_model)
@@ -198,6 +224,8 @@ def _open_all(config: TurnConfig, *, weigh_model: bool = True) -> _Opened:
     count = sum(len(rows) for rows, _ in pairs)
     sizes = Sizes(reasons=[f"{told}; {parameters / 1e6:,.1f} M parameters, {positions:,} positions"])
     sizes = derive_sizes(config, sizes, parameters, tokens, length, sentences, count)
+    sizes.words = tagged
+    sizes.reasons += told_words
     trial = open_trial(held_out, sts, [rows for _, rows in pairs], config.eval_documents)
     _check_prompts(stages["simcse"].prompt, [rows for rows, _ in pairs], trial, tokenizer)
     return _Opened(sizes, positions, trial)
@@ -280,9 +308,8 @@ def _read_length(run: Path, positions: int) -> int:
     return int(json.loads(path.read_text(encoding="utf8"))["max_seq_length"])
 
 
-def _score(config: TurnConfig, stages: dict[str, Any], trial: Trial, folder: Path, length: int) -> list[dict[str, Any]]:
-    """Score the rungs that have not been scored yet, all at the length that the last one keeps."""
-    mntp, control = folder / "mntp", folder / "control"
+def _list_rungs(config: TurnConfig, stages: dict[str, Any], folder: Path, length: int) -> list[Rung]:
+    """List the rungs, all opened at the length that the last one keeps."""
     options: dict[str, Any] = {
         "max_seq_length": length,
         "dtype": stages["mntp"].dtype,
@@ -292,24 +319,41 @@ def _score(config: TurnConfig, stages: dict[str, Any], trial: Trial, folder: Pat
     opened = {**options, "revision": config.model_revision}
     base = config.model_name_or_path
     rungs = [
-        Rung("causal", base, {**opened, "bidirectional": False}, read_masked(mntp, "causal")),
-        Rung(CONTROL, str(control), options, read_masked(control)),
-        Rung("bidirectional", base, {**opened, "bidirectional": True}, read_masked(mntp, "bidirectional")),
-        Rung("+ MNTP", str(mntp), options, read_masked(mntp)),
-        Rung("+ SimCSE", str(folder / "simcse"), options),
+        Rung("causal", base, {**opened, "bidirectional": False}, place="causal"),
+        Rung(CONTROL, str(folder / "control"), options, place="control"),
+        Rung("bidirectional", base, {**opened, "bidirectional": True}, place="bidirectional"),
+        Rung("+ MNTP", str(folder / "mntp"), options, place="mntp"),
+        Rung("+ SimCSE", str(folder / "simcse"), options, place="simcse"),
     ]
     if "supervised" in stages:
-        rungs.append(Rung("+ pairs", str(folder / "supervised"), options))
+        rungs.append(Rung("+ pairs", str(folder / "supervised"), options, place="supervised"))
+    return rungs
+
+
+def _score(rungs: list[Rung], probes: dict[str, WordsConfig], trial: Trial, folder: Path) -> list[dict[str, Any]]:
+    """Score the rungs that have not been scored yet."""
     path = folder / "results.json"
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf8"))["rows"] if path.exists() else []
     done = {row["name"] for row in rows}
     if not rows:
         rows = score_words(trial)
+        rows += [{"name": USUAL_TAG, **score_usual(probes[rungs[0].name])}] if probes else []
     for rung in rungs:
-        if rung.name not in done:
-            rows.append(score_rung(rung, trial))
-            write_atomically(path, json.dumps({"rows": rows}) + "\n")
+        if rung.name in done:
+            continue
+        measured = _read_measured(rung, folder)
+        if probes:
+            measured |= read_probe(Path(str(probes[rung.name].output_dir)))
+        rows.append(score_rung(replace(rung, measured=measured), trial))
+        write_atomically(path, json.dumps({"rows": rows}) + "\n")
     return rows
+
+
+def _read_measured(rung: Rung, folder: Path) -> dict[str, Any]:
+    """Read loss and accuracy at masked places, of the rungs that have a head for them."""
+    if rung.place in ("causal", "bidirectional"):
+        return read_masked(folder / "mntp", rung.place)
+    return read_masked(folder / rung.place) if rung.place in ("control", "mntp") else {}
 
 
 def _link(place: Path, target: Path) -> None:
@@ -331,12 +375,17 @@ def _drop(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _report(
-    config: TurnConfig, rows: list[dict[str, Any]], trial: Trial, folder: Path, seconds: dict[str, float], length: int
+    config: TurnConfig,
+    rows: list[dict[str, Any]],
+    lines: list[str],
+    trial: Trial,
+    folder: Path,
+    seconds: dict[str, float],
+    length: int,
 ) -> None:
     """Write the table and what it means to ``report.md`` and ``results.json``."""
     documents = len(trial.documents.queries)
     title = "What each step gave" + (f" ({documents:,} documents)" if documents else "")
-    lines = [*explain(rows, CONTROL), f"Every model reads {length:,} tokens of a text at most, as the final one does."]
     results = {"title": title, "max_seq_length": length, "rows": rows, "lines": lines, "seconds": seconds}
     write_atomically(
         folder / "report.md", write_page(f"{config.model_name_or_path}, turned", rows, title, lines, trial)

@@ -55,6 +55,8 @@ class WordsConfig(TrainKeys):
     """Tagged words that are scored at the end; default: the hub set's test split, else what was chosen on."""
     validation_split_percentage: float = 10
     """Share of the sentences that is chosen on where there is no validation file, in percent."""
+    test_split_percentage: float = 0
+    """Share of the sentences of train_file that is scored where there is no test file, in percent."""
     task: tuple[str, ...] = ("pos_tags",)
     """Column of labels: ner_tags, pos_tags, chunk_tags, upos, xpos, a feature, or any other; several train together."""
 
@@ -133,6 +135,7 @@ class WordsConfig(TrainKeys):
         check_ranges(self, "probe_batch_words", least=1)
         check_ranges(self, "classifier_dropout", least=0, below=1)
         check_ranges(self, "validation_split_percentage", above=0, below=100)
+        check_ranges(self, "test_split_percentage", least=0, below=100 - self.validation_split_percentage)
         self._check_data()
         self._check_choices()
 
@@ -144,6 +147,9 @@ class WordsConfig(TrainKeys):
         if self.dataset_name and (self.train_file or self.test_file):
             given = self.train_file or self.test_file
             raise UserError(f"dataset_name = {self.dataset_name!r} and a file ({given!r}) are both set; keep one")
+        if self.test_split_percentage and (self.test_file or self.dataset_name):
+            given = self.test_file or self.dataset_name
+            raise UserError(f"test_split_percentage = {self.test_split_percentage:g} and {given!r}: keep one")
         if self.evaluate and not (self.test_file or self.dataset_name):
             raise UserError(f"evaluate = {self.evaluate!r} needs words to score: --test_file FILE, or dataset_name")
         if not self.evaluate and not (self.train_file or self.dataset_name):

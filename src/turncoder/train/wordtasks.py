@@ -121,14 +121,13 @@ def open_splits(config: WordsConfig) -> Splits:
         names = ("train", "validation", "test")
         train, held_out, test = (open_words(**hub, split=name, key="dataset_name") for name in names)
     else:
-        train = open_words(file=config.train_file, key="train_file")
+        train, held_out, test = _hold_out(open_words(file=config.train_file, key="train_file"), config)
         if config.validation_file:
             held_out = open_words(file=config.validation_file, key="validation_file")
-        else:
-            train, held_out = _hold_out(train, config.validation_split_percentage)
-        test = open_words(file=config.test_file, key="test_file") if config.test_file else None
-    if not (train.num_words and held_out.num_words):
-        raise UserError(f"train_file: {train.where} leaves no words to train on, or none to choose on; give more")
+        if config.test_file:
+            test = open_words(file=config.test_file, key="test_file")
+    if not (train.num_words and held_out.num_words and (test is None or test.num_words)):
+        raise UserError(f"train_file: {train.where} leaves no words to train on, to choose on, or to score; give more")
     train = _draw(train, config.max_train_samples, config.seed)
     return Splits(train, _draw(held_out, config.max_eval_samples, config.seed), test)
 
@@ -143,10 +142,17 @@ def export_splits(config: WordsConfig) -> str:
     return export_machamp(tasks, named, Path(str(config.export_machamp)), **model, seeds=config.seeds, frozen=frozen)
 
 
-def _hold_out(words: WordSet, share: float) -> tuple[WordSet, WordSet]:
-    held = np.array([is_held_out(text, share) for text in words.data["text"]], dtype=bool)
-    logger.info("%s: %g %% of the sentences are chosen on, by a hash of their text", words.name, share)
-    return _select(words, np.flatnonzero(~held)), _select(words, np.flatnonzero(held))
+def _hold_out(words: WordSet, config: WordsConfig) -> tuple[WordSet, WordSet, WordSet | None]:
+    """Part the sentences of a file by a hash of their text: to train on, to choose on, to score (None: no share)."""
+    scored = config.test_split_percentage
+    chosen = 0 if config.validation_file else config.validation_split_percentage
+    part_N = np.array([is_held_out(text, scored + chosen) + is_held_out(text, scored) for text in words.data["text"]])
+    for share, what in ((chosen, "chosen on"), (scored, "scored")):
+        if share:
+            logger.info("%s: %g %% of the sentences are %s, by a hash of their text", words.name, share, what)
+    train, held_out, test = (_select(words, np.flatnonzero(part_N == part)) for part in range(3))
+    where = f"{words.where}, {scored:g} % of its sentences"
+    return train, held_out, replace(test, where=where, fingerprint=f"{words.fingerprint} {where}") if scored else None
 
 
 def _draw(words: WordSet, count: int | None, seed: int) -> WordSet:
