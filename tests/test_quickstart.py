@@ -120,6 +120,7 @@ TINY = Sizes(
     simcse_batch_size=8,
     eval_blocks=8,
     pairs=40,
+    passages=40,
 )
 
 
@@ -139,9 +140,13 @@ def test_the_whole_path_reuses_what_is_done_and_repeats_its_numbers(library_text
     assert shown.splitlines()[-1] == f"SentenceTransformer({str(folder)!r})"
     results = json.loads((tmp_path / "a/turn/results.json").read_text())
     rows = {row["name"]: row for row in results["rows"]}
-    assert len(rows) == 7 and all(0 <= row["mrr@10"] <= 1 for row in rows.values())
+    assert len(rows) == 8 and all(0 <= row["mrr@10"] <= 1 for row in rows.values() if "words" not in row["name"])
+    assert all(0.3 < row[f"words/{column}"] <= 1 for row in list(rows.values())[2:] for column in ("case", "punct"))
     assert rows["causal"]["loss"] > 0 and rows["+ MNTP"]["loss"] < rows["bidirectional"]["loss"]
-    assert "| + SimCSE |" in (tmp_path / "a/turn/report.md").read_text()
+    page = (tmp_path / "a/turn/report.md").read_text()
+    assert "| + SimCSE |" in page and "| case | punct |" in page and "usual tag (words)" in page
+    assert any("R@1" in line and "case" in line and "punct" in line for line in shown.splitlines())
+    assert "case (lower, Capitalised" in page and "punct (none, " in page
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*.safetensors")}
     assert run(text=library_text, output=tmp_path / "a", sizes=TINY) == folder
     assert "+ SimCSE" in capsys.readouterr().out

@@ -62,15 +62,17 @@ def test_what_is_shown_is_what_was_measured(
 
 
 def test_a_table_of_all_scores_is_whole_at_80_columns_and_each_is_explained() -> None:
-    scores = {**dict.fromkeys(COLUMNS, 0.5), "loss": 12.345}
+    told = {"labels": list("ABCDEFGHI"), "metric": "span_f1", "seeds": 3, "std": 0.01, "words": 1234}
+    scores = {**dict.fromkeys([*COLUMNS, "words/ner_tags"], 0.5), "loss": 12.345, "probes": {"ner_tags": told}}
     rows = [{"name": "causal, more steps", **scores}, {"name": "+ pairs", **scores}]
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(build_table(rows, "What each step gave"))
     text = console.export_text()
-    assert "causal, more steps" in text and "12.345" in text and text.count("0.500") == 12
+    assert "causal, more steps" in text and "12.345" in text and text.count("0.500") == 14
     told = " ".join(explain(rows, None)).lower()
-    for heading in COLUMNS.values():
+    for heading in (*COLUMNS.values(), "ner"):
         assert heading in text and heading.lower() in told
+    assert "ner (a, b, c, d, e, f, g, ...): f1 over chunks (conlleval's) of 1,234 test words" in told
 
 
 def test_few_documents_are_said_and_words_are_scored_on_pairs_all_the_same(caplog: pytest.LogCaptureFixture) -> None:

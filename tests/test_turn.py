@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ from turncoder.data.files import names_file
 from turncoder.data.store import is_held_out
 from turncoder.data.tokenizer import load_tokenizer
 from turncoder.evaluate.sentences import read_sts
+from turncoder.evaluate.wordfiles import read_predictions
 from turncoder.sizes import Sizes, configure_stages, derive_sizes
 from turncoder.turn import tell_opening
 
@@ -34,7 +36,7 @@ STEPS = ["--steps_mntp", "3", "--steps_simcse", "2", "--steps_supervised", "2", 
 
 @pytest.fixture(scope="module")
 def material(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A few hundred paragraphs, sixty scored pairs, a hundred triplets."""
+    """A few hundred paragraphs, sixty scored pairs, a hundred triplets, two hundred tagged sentences."""
     folder = tmp_path_factory.mktemp("material")
     lines = (shared / "data/wiki_paragraphs_en/wiki_en.txt").read_text(encoding="utf8").splitlines()
     (folder / "text.txt").write_text("\n".join(lines[:900]) + "\n", encoding="utf8")
@@ -42,7 +44,10 @@ def material(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     (folder / "sts.tsv").write_text("\n".join(sts[:61]) + "\n", encoding="utf8")
     pairs = (shared / "data/nli_triplets/train-en.jsonl").read_text(encoding="utf8").splitlines()
     (folder / "pairs.jsonl").write_text("\n".join(pairs[:200]) + "\n", encoding="utf8")
-    return {name.partition(".")[0]: folder / name for name in ("text.txt", "sts.tsv", "pairs.jsonl")}
+    tagged = (shared / "data/ud_english_ewt/en_ewt-ud-dev.conllu").read_text(encoding="utf8").split("\n\n")
+    (folder / "words.conllu").write_text("\n\n".join(tagged[:200]) + "\n\n", encoding="utf8")
+    names = ("text.txt", "sts.tsv", "pairs.jsonl", "words.conllu")
+    return {name.partition(".")[0]: folder / name for name in names}
 
 
 def words(stories: Path, material: dict[str, Path], output: Path, *more: str) -> list[str]:
@@ -63,6 +68,7 @@ def turned(stories: Path, material: dict[str, Path], tmp_path_factory: pytest.Te
     folder = tmp_path_factory.mktemp("turn") / "out"
     said = launch(words(stories, material, folder, "--mntp.mlm_probability", "0.3"))
     assert "5 of 5 layers look both ways" in said and "learning rate" in said
+    assert "xpos is measured, of upos, xpos" in said and "3 seeds x 4 learning rates on each rung" in said
     return folder
 
 
@@ -76,10 +82,12 @@ def test_every_rung_is_a_run_and_is_measured(turned: Path) -> None:
         assert (record["status"], record["stage"]) == ("done", name)
     rows = rows_of(turned)
     assert list(rows) == [
-        "BM25 (words)", "TF-IDF (words)", "causal", "causal, more steps", "bidirectional", "+ MNTP", "+ SimCSE",
-        "+ pairs",
+        "BM25 (words)", "TF-IDF (words)", "usual tag (words)", "causal", "causal, more steps", "bidirectional", "+ MNTP",
+        "+ SimCSE", "+ pairs",
     ]  # fmt: skip
+    assert 0.4 < rows.pop("usual tag (words)")["words/xpos"] < 1
     for name, row in rows.items():
+        assert ("words/xpos" in row) == ("(words)" not in name)
         assert 0 <= row["mrr@10"] <= 1 and -1 <= row["sts"] <= 1
         assert ("triplets" in row) == ("words" not in name)
     assert set(rows["+ pairs"]["rendered"]) == {"retrieval", "sts", "pairs"}
@@ -88,6 +96,26 @@ def test_every_rung_is_a_run_and_is_measured(turned: Path) -> None:
     config = json.loads((turned / "mntp/run.json").read_text())["config"]
     assert (config["mlm_probability"], config["max_steps"], config["max_seq_length"]) == (0.3, 3, 64)
     assert json.loads((turned / "results.json").read_text())["max_seq_length"] == 64
+
+
+def test_words_are_scored_on_sentences_that_no_probe_saw(turned: Path, material: dict[str, Path]) -> None:
+    texts, gold = [], []
+    for block in material["words"].read_text(encoding="utf8").strip().split("\n\n"):
+        text = next(line for line in block.splitlines() if line.startswith("# text = ")).removeprefix("# text = ")
+        if zlib.crc32(text.encode()) < 0.1 * 2**32:
+            lines = [line.split("\t") for line in block.splitlines() if line[0] != "#"]
+            texts.append([line[1] for line in lines if line[0].isdigit()])
+            gold += [line[4] for line in lines if line[0].isdigit()]
+    assert 5 < len(texts) < 50
+    for place, name in {"causal": "causal", "control": "causal, more steps", "simcse": "+ SimCSE"}.items():
+        run = turned / "words" / place
+        words, right, _ = read_predictions(run / "predictions.tsv")
+        assert words == texts and sum(right, []) == gold
+        results = json.loads((run / "results.json").read_text())["tasks"]["xpos"]
+        row = rows_of(turned)[name]
+        assert row["words/xpos"] == np.mean([seed["token_accuracy"] for seed in results["seeds"].values()])
+        assert len(results["seeds"]) == row["probes"]["xpos"]["seeds"] == 3
+        assert json.loads((run / "run.json").read_text())["attention"]["looks_ahead"] == (place == "simcse")
 
 
 def test_control_sees_the_same_tokens_causally(turned: Path) -> None:
@@ -137,8 +165,12 @@ def test_what_is_scored_is_not_scored_again(
     folder = tmp_path / "out"
     command = ["turn", str(stories), "--text", str(material["text"]), "--output", str(folder), "--steps_mntp", "1"]
     command += ["--steps_simcse", "1", "--max_seq_length", "64", "--eval_documents", "20"]
+    command += ["--words", str(material["words"]), "--words_task", "upos", "Number"]
     launch(command)
     kept = json.loads((folder / "results.json").read_text())["rows"]
+    shutil.rmtree(folder / "words/simcse")
+    probes = {path: path.stat().st_mtime_ns for path in folder.glob("words/*/results.json")}
+    assert len(probes) == 4
     (folder / "results.json").write_text(json.dumps({"rows": kept[:-1]}))
     record = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**record, "status": "running"}))
@@ -149,7 +181,9 @@ def test_what_is_scored_is_not_scored_again(
     assert scored == ["+ SimCSE"]
     again = json.loads((folder / "results.json").read_text())["rows"]
     assert [row["name"] for row in again] == [row["name"] for row in kept]
-    assert again[-1]["mrr@10"] == kept[-1]["mrr@10"]
+    for key in ("mrr@10", "words/upos", "words/feats:Number"):
+        assert again[-1][key] == kept[-1][key]
+    assert all(path.stat().st_mtime_ns == before for path, before in probes.items())
 
 
 @pytest.mark.slow
@@ -180,7 +214,8 @@ def test_killed_turn_goes_on_where_it_was(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--words", "x.conllu"], "word-level tasks"),
+        (["--words", "gone.conllu"], "--words: gone.conllu: no such file"),
+        (["--words_task", "upos"], "--words FILE"),
         (["--steps_supervised", "3"], "--pairs"),
         (["--eval_documents", "4"], "eval_documents = 4 must be at least 10"),
         (["--sts", "gone.tsv"], "gone.tsv"),

@@ -70,6 +70,7 @@ COLUMNS = {
 PROBED = "words/"
 """What the keys of scores on labels of words begin with; the column of labels follows."""
 PROBE_SCORES = {"token_accuracy": "the share of right labels", "span_f1": "F1 over chunks (conlleval's)"}
+SHOWN_LABELS = 7
 USUAL_TAG = "usual tag (words)"
 
 
@@ -278,10 +279,10 @@ def _explain_probes(probes: dict[str, dict[str, Any]]) -> list[str]:
     lines = []
     for column, told in probes.items():
         name, metric = _name_probe(column), PROBE_SCORES[told["metric"]]
-        name += f" (column {column})" if name != column else ""
+        labels = ", ".join(told["labels"][:SHOWN_LABELS]) + (", ..." if len(told["labels"]) > SHOWN_LABELS else "")
         lines.append(
-            f"{name}: {metric} of {told['words']:,} test words, read from the frozen states by a linear probe; mean of "
-            f"{told['seeds']} seeds (standard deviation on the last row {told['std']:.3f})."
+            f"{name} ({labels}): {metric} of {told['words']:,} test words, read from the frozen states by a linear "
+            f"probe; mean of {told['seeds']} seeds (standard deviation on the last row {told['std']:.3f})."
         )
     if probes:
         lines.append(f"'{USUAL_TAG}' gives each word the label that it has most often in the training words.")

@@ -19,7 +19,7 @@ from turncoder.data.words import WordSet, find_column, open_words
 from turncoder.errors import UserError
 from turncoder.evaluate.scoring import read_results
 from turncoder.evaluate.significance import bootstrap
-from turncoder.evaluate.words import read_predictions
+from turncoder.evaluate.wordfiles import read_predictions
 from turncoder.preview import quiet
 from turncoder.rungs import PROBED, Rung
 from turncoder.train.words import train
@@ -122,7 +122,8 @@ def _choose_column(words: WordSet) -> str:
             f"--words: {words.where} has the columns {', '.join(found)}; name those that count: --words_task COLUMN"
         )
     if len(words.columns) > 1:
-        logger.warning("--words: %s is taken, of %s; --words_task names another", found[0], ", ".join(words.columns))
+        others = ", ".join(column for column in words.columns if not column.startswith("feats"))
+        logger.warning("--words: %s is measured, of %s; --words_task names another", found[0], others)
     return found[0]
 
 
@@ -167,7 +168,8 @@ def train_probes(probes: dict[str, WordsConfig]) -> None:
         with quiet(logging.ERROR if number else logging.WARNING):
             run = train(probe)
         if PartialState().is_main_process:
-            scores = (f"{key} {value:.3f}" for key, value in read_probe(run).items() if key.startswith(PROBED))
+            row = read_probe(run)
+            scores = (f"{column} {row[PROBED + column]:.3f}" for column in row["probes"])
             logger.info("      %s: %s", name, ", ".join(scores))
 
 
@@ -177,8 +179,10 @@ def read_probe(run: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"probes": {}}
     for column, told in results["tasks"].items():
         metric = told["metric"]
-        row[f"words/{column}"] = told["mean"][metric]
+        row[PROBED + column] = told["mean"][metric]
+        support = {label: scores["support"] for label, scores in told["per_class"].items()}
         row["probes"][column] = {
+            "labels": sorted(support, key=lambda label: -support[label]),
             "metric": metric,
             "seeds": len(told["seeds"]),
             "std": told["std"][metric],
@@ -203,7 +207,7 @@ def score_usual(probe: WordsConfig) -> dict[str, Any]:
         usual = {word: tags.most_common(1)[0][0] for word, tags in seen.items()}
         rest = sum(seen.values(), Counter()).most_common(1)[0][0]
         guessed = ([usual.get(word) or rest for word in words] for words in splits.test.forms())
-        row[f"words/{task.column}"] = task.score(splits.test.labels(task.column), guessed)[task.metric]
+        row[PROBED + task.column] = task.score(splits.test.labels(task.column), guessed)[task.metric]
     return row
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from turncoder.errors import UserError
+from turncoder.quickstart.casing import COLUMNS, write_tagged
 from turncoder.quickstart.prose import Prose, gather_prose, is_held_out, source_roots
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Sizes:
         Held-out rows that loss and accuracy are measured on.
     pairs
         Documents that retrieval is measured on, at most.
+    passages
+        Of labelled words that probes are trained on.
     """
 
     words: int = 800_000
@@ -62,6 +65,7 @@ class Sizes:
     simcse_learning_rate: float = 3e-4
     eval_blocks: int = 128
     pairs: int = 1000
+    passages: int = 1500
 
 
 # A model that somebody trained in earnest bears a tenth of the small one's learning rate, and takes longer a step.
@@ -125,6 +129,8 @@ def _tell_more(base: str, text: str | Path | None, output: Path) -> None:
 
     own = "" if text else "  turncoder turn MODEL --text FILE --output FOLDER   # the same for your own\n"
     Console().print(
+        "\ncase, punct: how a word is written and which mark follows it, told from words in\n"
+        "lower case without marks. Raw text gives these labels for free.\n"
         f"\nWith your own model (a folder or hub id) and text:\n{own}"
         "  turncoder check MODEL\n"
         "  turncoder report RUN\n\n"
@@ -181,7 +187,7 @@ def _open(output: Path, asked: dict[str, Any]) -> None:
 
 
 def gather(text: str | Path | None, output: Path, sizes: Sizes) -> Prose:
-    """Gather texts to train on and texts held out into ``output/text``, unless they are there."""
+    """Gather texts to train on and texts held out into ``output/text``, with words of both; unless they are there."""
     train, held_out = output / "text" / "train.jsonl", output / "text" / "held_out.jsonl"
     if not held_out.exists():  # written last
         prose = _sample(text, sizes.words) if text else gather_prose(source_roots(), words=sizes.words)
@@ -191,7 +197,9 @@ def gather(text: str | Path | None, output: Path, sizes: Sizes) -> Prose:
     texts, others = ([json.loads(line)["text"] for line in path.open(encoding="utf8")] for path in (train, held_out))
     words = sum(len(line.split()) for line in texts)
     logger.info("      %s texts, %s words; %s texts held out", f"{len(texts):,}", f"{words:,}", f"{len(others):,}")
-    return Prose(texts, others, words)
+    prose = Prose(texts, others, words)
+    write_tagged(prose, output / "text" / "words", sizes.passages)
+    return prose
 
 
 def _sample(text: str | Path, words: int) -> Prose:
@@ -251,6 +259,8 @@ def configure(base: str, output: Path, sizes: Sizes, seed: int) -> "TurnConfig":
         steps_mntp=sizes.steps,
         steps_simcse=sizes.simcse_steps,
         eval_documents=sizes.pairs,
+        words=str(output / "text" / "words"),
+        words_task=COLUMNS,
         seed=seed,
         mntp={
             "mlm_probability": sizes.mlm_probability,
