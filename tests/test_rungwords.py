@@ -1,5 +1,6 @@
 """Tagged words of a turn: which files are meant, which column, and how one file is parted."""
 
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def opened(words: Path, *task: str) -> tuple[dict, list[str]]:
         (["a-train.conllu", "a-dev.conllu", "a-test.conllu", "a-train.txt", "README.md", "train.stats"],
          {"train": "a-train.conllu", "validation": "a-dev.conllu", "test": "a-test.conllu"}),
         (["train.txt", "valid.txt", "test.txt"], {"train": "train.txt", "validation": "valid.txt", "test": "test.txt"}),
-        (["en-train.prerelease.iob2.gz", "en-test.iob2"], {"train": "en-train.prerelease.iob2.gz", "test": "en-test.iob2"}),
+        (["en-train.pre.iob2.gz", "en-test.iob2"], {"train": "en-train.pre.iob2.gz", "test": "en-test.iob2"}),
         (["x.jsonl", "train.jsonl", "latest.jsonl"], {"train": "train.jsonl"}),
     ],
 )  # fmt: skip
@@ -49,7 +50,7 @@ def test_files_of_a_folder_are_known_by_their_names(tmp_path: Path, names: list[
     [
         (["a.conllu", "test.conllu"], "no file to train on"),
         (["train.md"], "no file to train on"),
-        (["a-train.conll", "b-train.conll"], "a-train.conll and b-train.conll could both be the train_file"),
+        (["a-train.conll", "b-train.conll"], "both a-train.conll and b-train.conll could be the train_file"),
     ],
 )
 def test_folders_that_leave_a_doubt_are_refused(tmp_path: Path, names: list[str], message: str) -> None:
@@ -65,14 +66,14 @@ def test_one_file_is_parted_by_a_hash_of_its_sentences(tmp_path: Path) -> None:
     splits = open_splits(config)
     assert splits.test is not None
     parts = [words.data["text"] for words in (splits.train, splits.held_out, splits.test)]
-    assert sorted(sum(map(list, parts), [])) == sorted(open_words(file=str(file)).data["text"])
+    assert sorted(chain(*parts)) == sorted(open_words(file=str(file)).data["text"])
     assert 20 < len(parts[2]) < 60 and 5 < len(parts[1]) < 40
     assert splits.test.num_words == 3 * len(parts[2]) and "20 %" in splits.test.where
     held_out = write(tmp_path / "dev.conll", sentences=range(200, 210))
     splits = open_splits(WordsConfig(**{**vars(config), "validation_file": str(held_out)}))
     assert splits.test is not None
     assert list(splits.test.data["text"]) == list(parts[2]) and len(splits.train) == 200 - len(parts[2])
-    with pytest.raises(UserError, match="test_split_percentage = 20 and 'dev.conll': keep one"):
+    with pytest.raises(UserError, match=r"test_split_percentage = 20 and 'dev\.conll': keep one"):
         WordsConfig(**{**vars(config), "test_file": "dev.conll"})
     with pytest.raises(UserError, match="test_split_percentage = 95"):
         WordsConfig(**{**vars(config), "test_split_percentage": 95})
@@ -86,8 +87,8 @@ def test_keys_of_the_probes(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
         10,
     )
     assert "pos (3 labels)" in told[0] and "of 200 in words.conll" in told[0]
-    keys, told = opened(write(tmp_path / "set/train.conll", sentences=range(3500)).parent, "tone", "pos")
-    assert keys["task"] == ["tone", "pos"] and "3,000 sentences to train probes on (of 3,500" in told[0]
+    keys, told = opened(write(tmp_path / "set/train.conll", sentences=range(4500)).parent, "tone", "pos")
+    assert keys["task"] == ["tone", "pos"] and "3,000 sentences to train probes on (of 4,500" in told[0]
     write(tmp_path / "set/test.conll", sentences=range(40))
     assert "test_split_percentage" not in opened(tmp_path / "set")[0]
 
