@@ -234,7 +234,8 @@ def build_table(rows: Sequence[dict[str, Any]], title: str) -> "Table":
     from rich.table import Table
 
     columns = choose_columns(rows)
-    table = Table(title=title, show_edge=False, pad_edge=False, collapse_padding=True)
+    narrow = len(columns) > len(COLUMNS)  # than which no more fit into 80 columns
+    table = Table(title=title, show_edge=False, pad_edge=False, collapse_padding=narrow)
     table.add_column("", no_wrap=True)
     for told in columns.values():
         table.add_column(told, justify="right")
