@@ -8,12 +8,12 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from turncoder.evaluate.tagger import split_words
 from turncoder.quickstart.prose import Prose
 
 __all__ = ["COLUMNS", "label_words", "write_tagged"]
 
 COLUMNS = ("case", "punct")
+WORD = re.compile(r"\w+(?:[-'’.]\w+)*")
 MARK = re.compile(r"[.,;:?!…؟،؛।۔。，、；：？！]")
 PASSAGE = 24  # words
 
@@ -27,8 +27,7 @@ def label_words(text: str) -> list[tuple[str, str, str]]:
         The word, lower-cased; ``lower``, ``Capitalised`` (a capital alone too), ``UPPER`` or ``mixed``; the first mark
         between it and the next word, or ``none``.
     """
-    places = split_words(text)
-    words = [(start, end) for start, end in places if text[start].isalnum() or text[start] == "_"]
+    words = [match.span() for match in WORD.finditer(text)]
     begins = [start for start, _ in words][1:] + [len(text)] * bool(words)
     rows = []
     for (start, end), following in zip(words, begins, strict=True):
