@@ -128,7 +128,7 @@ def open_splits(config: WordsConfig) -> Splits:
             test = open_words(file=config.test_file, key="test_file")
     if not (train.num_words and held_out.num_words and (test is None or test.num_words)):
         raise UserError(
-            f"train_file: {train.where} leaves none to train on, none to choose on, or none to score; give more"
+            f"train_file: {train.where} leaves no words to train on, none to choose on, or none to score; give more"
         )
     train = _draw(train, config.max_train_samples, config.seed)
     return Splits(train, _draw(held_out, config.max_eval_samples, config.seed), test)
