@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import pytest
 from launching import launch, write_words
 from tagging_models import command, make_decoder, write_columns
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from turncoder import load_tagger
+from turncoder.errors import UserError
 
 Say = Callable[..., str]
 GOOD = [[("the", "DET"), ("cat", "NOUN"), ("sleeps", "VERB")], [("the", "DET"), ("dog", "NOUN"), (".", "PUNCT")]] * 6
@@ -97,7 +101,8 @@ def test_a_sentence_of_5000_words(mode: str, model: str, say: Say) -> None:
     write_columns(Path("test"), [GOOD[0], long, GOOD[1]])
     write_columns(Path("train"), [*GOOD, long[:300]])
     said = say(model=model, train_mode=mode, num_train_epochs=1)
-    assert "longer than max_seq_length and go through in windows" in said
+    for name in ("train", "test"):
+        assert f"note: {name}: 1 sentences are longer than max_seq_length and go through in windows" in said
     told = read_results()
     assert told["words_scored"] == told["words_in_file"] == 5006 == len(predicted())
     assert [row[0] for row in predicted()] == [word for word, _ in [*GOOD[0], *long, *GOOD[1]]]
@@ -134,6 +139,19 @@ def test_without_a_validation_file_some_sentences_are_held_out_by_their_hash(say
     say(validation_file=None, test_file=None, overwrite=True)
     again = {tuple(row[0] for row in rows) for rows in zip(predicted()[::2], predicted()[1::2], strict=True)}
     assert again - {("new", "b")} == held
+
+
+def test_a_tagger_opens_from_another_folder_and_takes_nothing_but_texts(
+    say: Say, tiny: Callable[[str], Path], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny("llama"), "model")
+    say(model="model")
+    monkeypatch.chdir(place.parent)
+    tagger = load_tagger(place / "run", device="cpu")
+    assert [one.words for one in tagger.tag([["the", "cat"], "the dog"])] == [["the", "cat"], ["the", "dog"]]
+    for wrong in ("the dog", [["the", 1]], [None]):
+        with pytest.raises(UserError, match="texts must be a list of strings, or of lists of words"):
+            tagger.tag(wrong)  # type: ignore[arg-type]
 
 
 def test_too_few_words_to_hold_some_out(say: Say) -> None:

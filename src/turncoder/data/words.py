@@ -146,7 +146,10 @@ def open_words(
     fingerprint = hashlib.sha256(f"{FORMAT} {source.digest}".encode()).hexdigest()
     home = default_cache() / "words" / fingerprint[:32]
     if not (home / FACTS).exists():
-        write_words(home, source.begin, source.where)
+        try:
+            write_words(home, source.begin, source.where)
+        except UserError as error:
+            raise UserError(f"{key if file is not None else 'dataset_name'}: {error}") from None
     facts = json.loads((home / FACTS).read_text())
     schemes: dict[str, Scheme | None] = facts["schemes"]
     stored = Dataset.from_file(str(home / DATA))

@@ -5,6 +5,7 @@ In the names of tensors: M words, K layers that are read together, D width, C cl
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,14 @@ from turncoder.train.features import Reading, read_states
 from turncoder.train.linear import apply_head
 
 __all__ = ["Head", "Reader", "predict"]
+
+logger = logging.getLogger("turncoder")
+
+ODD = {
+    "cut_sentences": "sentences are longer than max_seq_length and go through in windows",
+    "cut_words": "words are longer than that and have only their first tokens",
+    "words_without_token": "words have no token of their own and take the one before them",
+}
 
 
 @dataclass(frozen=True)
@@ -41,9 +50,13 @@ class Reader:
     bos: int | None
     merge: bool
 
-    def align(self, tokenizer: PreTrainedTokenizerBase, data: Dataset) -> Alignment:
-        """Find the tokens of every word of some sentences."""
-        return align_words(tokenizer, data, limit=self.limit, bos=self.bos)
+    def align(self, tokenizer: PreTrainedTokenizerBase, data: Dataset, where: str | None = None) -> Alignment:
+        """Find the tokens of every word of some sentences; ``where`` they are from: say what is odd about them."""
+        alignment = align_words(tokenizer, data, limit=self.limit, bos=self.bos)
+        told = [f"{alignment.counts[name]:,} {said}" for name, said in ODD.items() if alignment.counts[name]]
+        if where is not None and told:
+            logger.warning("%s: %s", where, "; ".join(told))
+        return alignment
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,7 @@ def predict(
     *,
     backbone: Any = None,
     batch_tokens: int | None = None,
+    where: str | None = None,
 ) -> list[list[list[str]]]:
     """Tag the words of sentences by every head, in one pass through the backbone.
 
@@ -98,6 +112,8 @@ def predict(
         Read instead of the encoder's own: the same, with an adapter around it.
     batch_tokens
         Tokens of a batch; None finds it.
+    where
+        What the sentences are called in notices; None: there are none.
 
     Returns
     -------
@@ -108,7 +124,7 @@ def predict(
     assert backbone is not None
     read = read_states(
         backbone,
-        reader.align(encoder.tokenizer, data),
+        reader.align(encoder.tokenizer, data, where),
         layers=sorted({layer for head in heads for layer in head.layers}),
         readings=sorted({head.reading for head in heads}),
         merge=reader.merge,

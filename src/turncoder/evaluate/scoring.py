@@ -68,7 +68,7 @@ def score_tagger(
     """
     compared = compared or {}
     everything = [*tagger.heads, *(head for heads in compared.values() for head in heads)]
-    guesses = predict(tagger.encoder, tagger.reader, words.data, everything)
+    guesses = predict(tagger.encoder, tagger.reader, words.data, everything, where=words.where)
     rivals = iter(guesses[len(tagger.heads) :])
     forms = [words.words(row) for row in range(len(words))]
     results: dict[str, Any] = {"test_file": words.where, "fingerprint": words.fingerprint, "tasks": {}}
@@ -229,8 +229,10 @@ def open_trained(name: str, config: WordsConfig) -> Tagger:
         logger.warning("%s: a probe keeps the heads of its best epochs alone; those of the run are scored", name)
         return load_tagger(run)
     if not (checkpoint / MARKER).exists():
-        there = ", ".join(folder.name for folder in complete_checkpoints(run / "checkpoints")) or "none"
-        raise UserError(f"evaluate = {name!r}: no such checkpoint; {run} has {there}")
+        there = ", ".join(folder.name for folder in complete_checkpoints(run / "checkpoints"))
+        inner = sorted(one.parent.name for one in run.glob("*/run.json"))
+        said = f"{there or 'none'}{', but runs: ' if inner else ''}{', '.join(inner)}"
+        raise UserError(f"evaluate = {name!r}: no such checkpoint; {run} has {said}")
     return load_tagger(run, checkpoint=checkpoint)
 
 

@@ -121,7 +121,10 @@ class Tagger:
         UserError
             A string instead of a list of them, or something else that is no text.
         """
-        if isinstance(texts, str) or not all(isinstance(text, str | list | tuple) for text in texts):
+        if isinstance(texts, str) or not all(
+            isinstance(text, str) or (isinstance(text, list | tuple) and all(isinstance(word, str) for word in text))
+            for text in texts
+        ):
             raise UserError("texts must be a list of strings, or of lists of words")
         data = _lay_out(texts)
         heads = [head for head in self.heads if head.seed == self.best[head.task]]

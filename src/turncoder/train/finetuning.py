@@ -23,7 +23,7 @@ from turncoder.train.features import LAST, Reading
 from turncoder.train.running import Run, training_arguments
 from turncoder.train.stage import choose_trainables, fit, save_result, tell_parameters
 from turncoder.train.tagging import TaggedWindows, TaggingTrainer, WordModel, collate_windows, load_trained
-from turncoder.train.wordtasks import READINGS, Found, Splits, Task, align_split, open_backbone, tell_layers
+from turncoder.train.wordtasks import READINGS, Found, Splits, Task, open_backbone, tell_layers
 from turncoder.wordconfig import WordsConfig
 
 __all__ = ["fine_tune", "open_checkpoint", "refuse_early"]
@@ -48,7 +48,7 @@ def fine_tune(
     backbone = encoder.transformers_model
     assert isinstance(backbone, PreTrainedModel)
     backbone.config.use_cache = False
-    alignment = align_split(reader, encoder, splits.train)
+    alignment = reader.align(encoder.tokenizer, splits.train.data, splits.train.where)
     reading = cast(Reading, config.alignment)
     set_seed(config.seeds[0])  # again: the adapter must not depend on what was drawn, or cached, before
     trained = choose_trainables(config, backbone)

@@ -26,7 +26,7 @@ from turncoder.progress import open_bar
 from turncoder.train.features import Features, Reading, compute_features
 from turncoder.train.linear import Heads, Recipe, Words, fit_heads
 from turncoder.train.running import Run
-from turncoder.train.wordtasks import READINGS, Found, Splits, Task, align_split, tell_layers
+from turncoder.train.wordtasks import READINGS, Found, Splits, Task, tell_layers
 from turncoder.wordconfig import WordsConfig
 
 __all__ = ["probe"]
@@ -88,7 +88,7 @@ def _compute(
     assert isinstance(backbone, PreTrainedModel)
     return compute_features(
         backbone,
-        align_split(reader, encoder, words),
+        reader.align(encoder.tokenizer, words.data, words.where),
         layers=layers,
         readings=readings,
         merge=reader.merge,

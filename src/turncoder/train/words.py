@@ -126,7 +126,10 @@ def _finish(
 ) -> None:
     """Write the tagger, open it again, and score the test words with it."""
     best = {task.name: max(config.seeds, key=lambda seed: found.dev[task.name, seed][task.metric]) for task in tasks}
-    model = tell_model(config) if config.train_mode == "probe" else {"name": "."}
+    model: dict[str, Any] = {"name": "."}
+    if config.train_mode == "probe":
+        model = tell_model(config)
+        model |= {"name": _locate(model["name"]), "adapters": [_locate(adapter) for adapter in model["adapters"]]}
     opened = Tagger(
         encoder,  # type: ignore[arg-type]  # written, not used
         found.reader,
@@ -163,6 +166,11 @@ def _finish(
         "train_sentences": len(splits.train),
     }
     write_results(run, results)
+
+
+def _locate(name: str) -> str:
+    """Give a folder's whole path, so that the tagger opens from anywhere; a hub id stays."""
+    return str(Path(name).expanduser().absolute()) if Path(name).expanduser().exists() else name
 
 
 def _draw_layers(results: dict[str, Any], path: Path) -> None:

@@ -16,7 +16,6 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
-from turncoder.data.alignment import Alignment
 from turncoder.data.batching import permute
 from turncoder.data.labels import LabelSet
 from turncoder.data.store import is_held_out
@@ -34,7 +33,6 @@ __all__ = [
     "Found",
     "Splits",
     "Task",
-    "align_split",
     "choose_layers",
     "export_splits",
     "open_backbone",
@@ -226,21 +224,3 @@ def choose_layers(config: WordsConfig, backbone: PreTrainedModel) -> list[int]:
 def tell_layers(layers: Sequence[int]) -> str:
     """Name the layers that are read together."""
     return "mix" if len(layers) > 1 else "last" if layers[0] == LAST else str(layers[0])
-
-
-def align_split(reader: Reader, encoder: SentenceTransformer, words: WordSet) -> Alignment:
-    """Find the tokens of every word, and say what is not as it should be."""
-    alignment = reader.align(encoder.tokenizer, words.data)
-    counts = alignment.counts
-    told = [
-        f"{counts[name]:,} {said}"
-        for name, said in (
-            ("cut_sentences", "sentences are longer than max_seq_length and go through in windows"),
-            ("cut_words", "words are longer than that and have only their first tokens"),
-            ("words_without_token", "words have no token of their own and take the one before them"),
-        )
-        if counts[name]
-    ]
-    if told:
-        logger.warning("%s: %s", words.where, "; ".join(told))
-    return alignment
