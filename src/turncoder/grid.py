@@ -7,7 +7,7 @@ is not done again.
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -100,24 +100,31 @@ def run_grid(config: WordsConfig) -> Path:
     UserError
         Something is wrong with the file; or with a run, after the others are done.
     """
+    plain = WordsConfig(grid=config.grid, output_dir=config.output_dir, dry_run=config.dry_run)
+    if other := [field.name for field in fields(config) if getattr(config, field.name) != getattr(plain, field.name)]:
+        raise UserError(f"grid = {config.grid!r} and {other[0]} are both set; keys of runs go into the grid's file")
     folder, cells = open_grid(Path(str(config.grid)), config.output_dir)
     if config.dry_run:
         for cell in cells:
             done = " (done)" if _is_done(cell) else ""
             logger.info("%s, %s, %s%s: %s", cell.task, cell.regime, cell.model, done, cell.config.model_name_or_path)
         return folder
+    from turncoder.train.running import open_run
     from turncoder.train.words import train
 
+    done: list[Cell] = []
     failed: dict[str, str] = {}
     for number, cell in enumerate(cells, 1):
-        if not _is_done(cell):
-            logger.info("run %d of %d: %s, %s, %s", number, len(cells), cell.task, cell.regime, cell.model)
-            try:
+        try:
+            # Opened, for a run that is done under other keys is not one of this grid
+            if not (_is_done(cell) and open_run(cell.config, cell.config.STAGE).finished):
+                logger.info("run %d of %d: %s, %s, %s", number, len(cells), cell.task, cell.regime, cell.model)
                 train(cell.config)
-            except UserError as error:
-                failed[f"{cell.task}, {cell.regime}, {cell.model}"] = str(error)
-                logger.warning("%s", error)
-        _write_tables(folder, [one for one in cells[:number] if _is_done(one)])
+            done.append(cell)
+        except UserError as error:
+            failed[f"{cell.task}, {cell.regime}, {cell.model}"] = str(error)
+            logger.warning("%s", error)
+        _write_tables(folder, done)
     if failed:
         name, why = next(iter(failed.items()))
         raise UserError(f"{len(failed)} of {len(cells)} runs failed, the others are in {folder}/grid.md: {name}: {why}")
@@ -145,7 +152,7 @@ def _write_tables(folder: Path, cells: list[Cell]) -> None:
                     "task": cell.task if len(results["tasks"]) == 1 else f"{cell.task} {column}",
                     "mode": cell.regime,
                     "model": cell.model,
-                    "score": metric.replace("_", " "),
+                    "score": metric.replace("_", " ").replace("f1", "F1"),
                     "mean": told["mean"][metric],
                     "std": told["std"][metric],
                     "dev": told["dev"]["mean"][metric],
