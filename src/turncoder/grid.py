@@ -106,8 +106,8 @@ def run_grid(config: WordsConfig) -> Path:
     folder, cells = open_grid(Path(str(config.grid)), config.output_dir)
     if config.dry_run:
         for cell in cells:
-            done = " (done)" if _is_done(cell) else ""
-            logger.info("%s, %s, %s%s: %s", cell.task, cell.regime, cell.model, done, cell.config.model_name_or_path)
+            said = " (done)" if _is_done(cell) else ""
+            logger.info("%s, %s, %s%s: %s", cell.task, cell.regime, cell.model, said, cell.config.model_name_or_path)
         return folder
     from turncoder.train.running import open_run
     from turncoder.train.words import train
