@@ -144,8 +144,8 @@ class WordsConfig(TrainKeys):
             return
         if not (self.evaluate or self.export_machamp or self.model_name_or_path):
             raise UserError("model_name_or_path is missing: name a model folder, a run, or a hub id")
-        if self.dataset_name and (self.train_file or self.test_file):
-            given = self.train_file or self.test_file
+        given = self.train_file or self.validation_file or self.test_file
+        if self.dataset_name and given:
             raise UserError(f"dataset_name = {self.dataset_name!r} and a file ({given!r}) are both set; keep one")
         if self.test_split_percentage and (self.test_file or self.dataset_name):
             given = self.test_file or self.dataset_name

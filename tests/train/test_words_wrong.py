@@ -178,6 +178,7 @@ def test_too_few_words_to_hold_some_out(say: Say) -> None:
         ({"max_seq_length": 2}, ["max_seq_length = 2", "8"]),
         ({"num_train_epochs": 0}, ["num_train_epochs"]),
         ({"output_dir": None}, ["--output is missing"]),
+        ({"dataset_name": "words", "train_file": None, "test_file": None}, ["dataset_name = 'words'", "('dev')"]),
         ({"model": "gone"}, ["gone"]),
         ({"train_mode": "frozen"}, ["train_mode", "probe"]),
         ({"seeds": [1, 2], "train_mode": "full", "layer": 9}, ["layer = 9"]),
