@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from launching import launch, write_words
 from tagging_models import command, make_decoder, write_columns
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
@@ -152,6 +153,14 @@ def test_a_tagger_opens_from_another_folder_and_takes_nothing_but_texts(
     for wrong in ("the dog", [["the", 1]], [None]):
         with pytest.raises(UserError, match="texts must be a list of strings, or of lists of words"):
             tagger.tag(wrong)  # type: ignore[arg-type]
+
+
+def test_a_data_set_without_splits_is_not_scored_on_itself(say: Say) -> None:
+    data = {"tokens": [["the", "dog"], ["a", "cat"]] * 9, "tags": [["DET", "NOUN"]] * 18}
+    Dataset.from_dict(data).save_to_disk("words")
+    files = dict.fromkeys(("train_file", "validation_file", "test_file"))
+    error = say(2, dataset_name="words", task="tags", **files)
+    assert "dataset_name: words" in error and "give it as train_file" in error
 
 
 def test_too_few_words_to_hold_some_out(say: Say) -> None:

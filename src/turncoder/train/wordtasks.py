@@ -118,6 +118,11 @@ def open_splits(config: WordsConfig) -> Splits:
     if config.dataset_name:
         names = ("train", "validation", "test")
         train, held_out, test = (open_words(**hub, split=name, key="dataset_name") for name in names)
+        if train.fingerprint in (held_out.fingerprint, test.fingerprint):
+            raise UserError(
+                f"dataset_name: {config.dataset_name} would be scored on what it trains on; is it without "
+                "splits? give it as train_file"
+            )
     else:
         train, held_out, test = _hold_out(open_words(file=config.train_file, key="train_file"), config)
         if config.validation_file:
