@@ -451,8 +451,8 @@ def test_ctrl_c_does_not_wait_for_the_shard(model: Path, tmp_path: Path) -> None
     time.sleep(0.2)  # of the many seconds that it has to go
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
-    assert process.wait(timeout=60) == 130
-    assert time.monotonic() - began < 20  # the shard takes longer, and machines may be busy
+    assert process.wait(timeout=120) == 130
+    assert time.monotonic() - began < 40  # the shard takes longer, and machines may be busy
     assert not list((tmp_path / "o").glob("vectors-*"))
 
 

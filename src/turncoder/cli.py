@@ -192,7 +192,10 @@ def _words(config: WordsConfig, words: list[str], console: Console) -> int:
     if config.grid:
         from turncoder.grid import run_grid
 
-        console.print(f"{run_grid(config)}", highlight=False)
+        folder = run_grid(config)
+        if not config.dry_run:
+            console.print((folder / "grid.md").read_text(encoding="utf8"), highlight=False, markup=False)
+        console.print(f"{folder}", highlight=False)
         return 0
     if config.export_machamp:
         from turncoder.train.wordtasks import export_splits

@@ -82,8 +82,6 @@ class WordsConfig(TrainKeys):
     probe_batch_words: int = 1024
     """Words of a training step of a probe."""
 
-    num_train_epochs: float = 10
-    """Passes over the sentences, unless max_steps is set."""
     eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
     """When to evaluate during training."""
     early_stopping_patience: int | None = 3

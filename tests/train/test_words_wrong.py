@@ -155,12 +155,17 @@ def test_a_tagger_opens_from_another_folder_and_takes_nothing_but_texts(
             tagger.tag(wrong)  # type: ignore[arg-type]
 
 
-def test_a_data_set_without_splits_is_not_scored_on_itself(say: Say) -> None:
+def test_a_data_set_without_splits_is_not_scored_on_itself(say: Say, caplog: pytest.LogCaptureFixture) -> None:
     data = {"tokens": [["the", "dog"], ["a", "cat"]] * 9, "tags": [["DET", "NOUN"]] * 18}
     Dataset.from_dict(data).save_to_disk("words")
     files = dict.fromkeys(("train_file", "validation_file", "test_file"))
-    error = say(2, dataset_name="words", task="tags", **files)
-    assert "dataset_name: words" in error and "give it as train_file" in error
+    data["tokens"] = [[f"{word}{number}" for word in words] for number, words in enumerate(data["tokens"])]
+    Dataset.from_dict(data).save_to_disk("different")
+    said = say(0, dataset_name="different", task="tags", validation_split_percentage=30, **files)
+    assert "different: 30 % of the sentences are chosen on" in said + caplog.text
+    assert "no test_file" in said + caplog.text
+    results = json.loads(Path("run/results.json").read_text())
+    assert results["test_is_validation"] and results["train_sentences"] < 18
 
 
 def test_too_few_words_to_hold_some_out(say: Say) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 
 from turncoder.data.batching import permute
 from turncoder.data.labels import LabelSet
+from turncoder.data.saved import has_split
 from turncoder.data.store import is_held_out
 from turncoder.data.words import WordSet, find_column, open_words
 from turncoder.encoder import load_encoder
@@ -109,22 +111,24 @@ class Found:
 
 def open_splits(config: WordsConfig) -> Splits:
     """Open what is trained on, chosen on and scored; raises UserError."""
-    test: WordSet | None
-    hub = {
-        "dataset_name": config.dataset_name,
-        "dataset_config_name": config.dataset_config_name,
-        "cache_dir": config.cache_dir,
-    }
     if config.dataset_name:
-        names = ("train", "validation", "test")
-        train, held_out, test = (open_words(**hub, split=name, key="dataset_name") for name in names)
-        if train.fingerprint in (held_out.fingerprint, test.fingerprint):
-            raise UserError(
-                f"dataset_name: {config.dataset_name} would be scored on what it trains on; is it without "
-                "splits? give it as train_file"
-            )
+        open_split = partial(
+            open_words,
+            dataset_name=config.dataset_name,
+            dataset_config_name=config.dataset_config_name,
+            cache_dir=config.cache_dir,
+            key="dataset_name",
+        )
+        where = {"config": config.dataset_config_name, "cache_dir": config.cache_dir}
+        there = [name for name in ("validation", "test") if has_split(config.dataset_name, name, **where)]
+        train, held_out, test = _hold_out(open_split(split="train"), config, *there)
+        if "validation" in there:
+            held_out = open_split(split="validation")
+        if "test" in there:
+            test = open_split(split="test")
     else:
-        train, held_out, test = _hold_out(open_words(file=config.train_file, key="train_file"), config)
+        given = [name for name in ("validation", "test") if getattr(config, f"{name}_file")]
+        train, held_out, test = _hold_out(open_words(file=config.train_file, key="train_file"), config, *given)
         if config.validation_file:
             held_out = open_words(file=config.validation_file, key="validation_file")
         if config.test_file:
@@ -147,10 +151,13 @@ def export_splits(config: WordsConfig) -> str:
     return export_machamp(tasks, named, Path(str(config.export_machamp)), **model, seeds=config.seeds, frozen=frozen)
 
 
-def _hold_out(words: WordSet, config: WordsConfig) -> tuple[WordSet, WordSet, WordSet | None]:
-    """Part the sentences of a file by a hash of their text: to train on, to choose on, to score (None: no share)."""
-    scored = config.test_split_percentage
-    chosen = 0 if config.validation_file else config.validation_split_percentage
+def _hold_out(words: WordSet, config: WordsConfig, *there: str) -> tuple[WordSet, WordSet, WordSet | None]:
+    """Part the sentences of a file by a hash of their text: to train on, to choose on, to score (None: no share).
+
+    ``there`` names the parts (validation, test) that have words of their own.
+    """
+    scored = 0 if "test" in there else config.test_split_percentage
+    chosen = 0 if "validation" in there else config.validation_split_percentage
     part_N = np.array([is_held_out(text, scored + chosen) + is_held_out(text, scored) for text in words.data["text"]])
     for share, what in ((chosen, "chosen on"), (scored, "scored")):
         if share:
