@@ -40,22 +40,31 @@ train_file = "{names}/en_ewt-ud-train.prerelease.iob2"
 validation_file = "{names}/en_ewt-ud-dev.iob2"
 test_file = "{names}/en_ewt-ud-test.iob2"
 
+"""
+REGIMES = {
+    "probe": """
 [regimes.probe]
 train_mode = "probe"
-
+layer = "{layer}"
+""",
+    "full": """
 [regimes.full]
 train_mode = "full"
 max_train_samples = 3000
 per_device_train_batch_size = 32
 num_train_epochs = 6
+early_stopping_patience = 3
 learning_rate = 1e-3
 seeds = [1, 2, 3, 4, 5]
-"""
+""",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rungs", type=Path, required=True, help="a folder that rungs.py kept")
+    parser.add_argument("--regime", choices=REGIMES, action="append", help="default: both")
+    parser.add_argument("--layer", default="-1", help="that probes read: also all, or mix")
     parser.add_argument("--folder", type=Path, help="keep the runs here; default: a temporary folder")
     options = parser.parse_args()
     from machine import RESULTS, write_results
@@ -64,6 +73,8 @@ def main() -> None:
     from turncoder.wordconfig import WordsConfig
 
     grid = GRID.format(treebank=TREEBANK, names=NAMES)
+    for regime in options.regime or REGIMES:
+        grid += REGIMES[regime].format(layer=options.layer)
     for name, (place, keys) in MODELS.items():
         grid += f'\n[models."{name}"]\nmodel_name_or_path = "{options.rungs / place}"\n{keys}\n'
     with tempfile.TemporaryDirectory(prefix="wordrungs-") as temporary:
@@ -72,9 +83,10 @@ def main() -> None:
         (home / "grid.toml").write_text(grid, encoding="utf8")
         folder = run_grid(WordsConfig(grid=str(home / "grid.toml"), output_dir=str(home / "runs")))
         rows = json.loads((folder / "grid.json").read_text())
-        shutil.copyfile(folder / "grid.png", RESULTS / "wordrungs.png")
+        name = "wordrungs" if options.layer == "-1" else f"wordrungs-{options.layer}"
+        shutil.copyfile(folder / "grid.png", RESULTS / f"{name}.png")
         print((folder / "grid.md").read_text())
-    print(write_results("wordrungs", {"rows": rows}))
+    print(write_results(name, {"rows": rows}))
 
 
 if __name__ == "__main__":

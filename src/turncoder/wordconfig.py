@@ -79,8 +79,8 @@ class WordsConfig(TrainKeys):
     (a learnt average of all)."""
     max_seq_length: int | None = None
     """Tokens that are read at once, at most 512 by default; longer sentences go through in windows that overlap."""
-    probe_batch_words: int = 1024
-    """Words of a training step of a probe."""
+    probe_batch_words: int | None = None
+    """Words of a training step of a probe; default: so many that a pass has 200 steps, at most 1,024."""
 
     eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
     """When to evaluate during training."""

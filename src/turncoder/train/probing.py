@@ -33,6 +33,9 @@ __all__ = ["probe"]
 
 logger = logging.getLogger("turncoder")
 
+PASS_STEPS = 200  # steps of a pass over the words, where there are enough of them
+FEWEST_WORDS, MOST_WORDS = 32, 1024  # of a step
+
 
 def probe(
     config: WordsConfig,
@@ -192,13 +195,14 @@ def _try(
     task = exam.task
     name = f"{task.name} {reading} {tell_layers(layers)}"
     rows = int((exam.train_M >= 0).sum())
-    planned = math.ceil(rows / config.probe_batch_words * config.num_train_epochs)
+    batch_words = config.probe_batch_words or min(max(rows // PASS_STEPS, FEWEST_WORDS), MOST_WORDS)
+    planned = math.ceil(rows / batch_words * config.num_train_epochs)
     planned = config.max_steps if config.max_steps > 0 else planned
     recipe = Recipe(
         seeds=config.seeds,
         learning_rates=config.learning_rate,
         steps=min(planned, config.stop_after_n_steps or planned),
-        batch_words=config.probe_batch_words,
+        batch_words=batch_words,
         dropout=config.classifier_dropout,
         weight_decay=config.weight_decay,
         schedule=config.lr_scheduler_type,
