@@ -170,7 +170,7 @@ def test_a_tagger_is_opened_in_python(train: Callable[..., Path], treebank: Path
 
 @pytest.mark.slow
 def test_a_tagger_of_entities_gives_spans(train: Callable[..., Path], treebank: Path) -> None:
-    run = train("lora entities", num_train_epochs=12, learning_rate=1e-2)
+    run = train("lora entities", num_train_epochs=20, learning_rate=1e-2, early_stopping_patience="none")
     tagger = load_tagger(run, device="cpu")
     words = read_words(treebank / "train.iob2")[:40]
     tagged = tagger.tag(words)
