@@ -170,6 +170,8 @@ def _write_tables(folder: Path, cells: list[Cell]) -> None:
 
 def _lay_out(rows: list[dict[str, Any]]) -> str:
     """Lay out the rows as Markdown: a line for each model, a column for each task and regime."""
+    from turncoder.evaluate.scoring import show_score
+
     columns = {(row["task"], row["mode"]): row["score"] for row in rows}
     lines = [
         "Mean ± standard deviation over seeds on the test words, in percent; everything was chosen on the validation "
@@ -180,13 +182,7 @@ def _lay_out(rows: list[dict[str, Any]]) -> str:
     ]
     cells = {(row["model"], row["task"], row["mode"]): row for row in rows}
     for model in dict.fromkeys(row["model"] for row in rows):
-        shown = [_show(cells.get((model, task, mode))) for task, mode in columns]
+        found = [cells.get((model, task, mode), {}) for task, mode in columns]
+        shown = [show_score(row.get("mean"), row.get("std")) for row in found]
         lines.append(f"| {model} | " + " | ".join(shown) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _show(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return "-"
-    spread = f" ± {100 * row['std']:.2f}" if row["std"] is not None else ""
-    return f"{100 * row['mean']:.2f}{spread}"

@@ -25,7 +25,16 @@ from turncoder.train.running import MARKER, Run, complete_checkpoints, write_ato
 from turncoder.train.wordtasks import Task
 from turncoder.wordconfig import WordsConfig
 
-__all__ = ["copy_tables", "evaluate_run", "gather_seeds", "read_results", "score_tagger", "show", "write_results"]
+__all__ = [
+    "copy_tables",
+    "evaluate_run",
+    "gather_seeds",
+    "read_results",
+    "score_tagger",
+    "show",
+    "show_score",
+    "write_results",
+]
 
 logger = logging.getLogger("turncoder")
 
@@ -72,12 +81,14 @@ def score_tagger(
     rivals = iter(guesses[len(tagger.heads) :])
     forms = [words.words(row) for row in range(len(words))]
     results: dict[str, Any] = {"test_file": words.where, "fingerprint": words.fingerprint, "tasks": {}}
+    tasks: dict[str, tuple[Task, list[list[str]]]] = {}
     for name, scheme in tagger.schemes.items():
         column = find_column(words, tagger.columns[name])
         gold = list(words.labels(column))
         own = {head.seed: guess for head, guess in zip(tagger.heads, guesses, strict=False) if head.task == name}
         labels = LabelSet(next(head.labels for head in tagger.heads if head.task == name), scheme)
         task = Task(name, column, labels)
+        tasks[name] = task, gold
         scores = {seed: task.score(gold, guess) for seed, guess in own.items()}
         best = tagger.best[name]
         place = _choose_place(folder, name, len(tagger.schemes))
@@ -98,12 +109,9 @@ def score_tagger(
     for kind, heads in compared.items():
         group, _, member = kind.partition("/")
         for head in heads:
-            guess = next(rivals)
-            told = results["tasks"][head.task]
-            column = find_column(words, tagger.columns[head.task])
-            task = Task(head.task, column, LabelSet(head.labels, tagger.schemes[head.task]))
-            one = task.score(list(words.labels(column)), guess)
-            told.setdefault(group, {}).setdefault(member, []).append(_take_totals(one))
+            task, gold = tasks[head.task]
+            totals = _take_totals(task.score(gold, next(rivals)))
+            results["tasks"][head.task].setdefault(group, {}).setdefault(member, []).append(totals)
     for told in results["tasks"].values():
         for group in {kind.partition("/")[0] for kind in compared}:
             told[group] = {member: summarise(rows) for member, rows in told[group].items()}
@@ -144,7 +152,7 @@ def evaluate_run(config: WordsConfig) -> dict[str, Any]:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         if not seeds:
-            results = score_tagger(open_trained(str(run), config), words, folder)
+            results = score_tagger(open_trained(str(run)), words, folder)
         else:
             found = {
                 int(seed): score_tagger(load_tagger(run / name), words, folder / name) for seed, name in seeds.items()
@@ -215,7 +223,7 @@ def open_test(config: WordsConfig) -> WordSet:
     return open_words(file=config.test_file, key="test_file")
 
 
-def open_trained(name: str, config: WordsConfig) -> Tagger:
+def open_trained(name: str) -> Tagger:
     """Open a run of ``words``, or a checkpoint of one (``RUN/checkpoint-500``, ``RUN/500``); raises UserError."""
     path = Path(name)
     step = path.name.removeprefix("checkpoint-")
@@ -251,7 +259,7 @@ def show(results: dict[str, Any], console: Console) -> None:
     for task in tasks:
         table.add_column(task, justify="right")
     for name in SHOWN:
-        cells = [_show_score(told["mean"].get(name), told["std"].get(name)) for told in tasks.values()]
+        cells = [show_score(told["mean"].get(name), told["std"].get(name)) for told in tasks.values()]
         if any(cell != "-" for cell in cells):
             table.add_row(name.replace("_", " ").replace("f1", "F1"), *cells)
     table.add_row("words scored", *(f"{told['words_scored']:,}" for told in tasks.values()))
@@ -265,7 +273,8 @@ def show(results: dict[str, Any], console: Console) -> None:
             console.print(f"{task}: labels that training did not have count as wrong: {labels}", highlight=False)
 
 
-def _show_score(mean: float | None, std: float | None) -> str:
+def show_score(mean: float | None, std: float | None) -> str:
+    """Write a score in percent, with its deviation where there are several seeds; a dash for none."""
     if mean is None:
         return "-"
     return f"{100 * mean:.2f}" + (f" ± {100 * std:.2f}" if std is not None else "")

@@ -97,11 +97,6 @@ class Tagger:
         """Names of the tasks."""
         return list(self.schemes)
 
-    def predict(self, data: Dataset) -> dict[tuple[str, int], list[list[str]]]:
-        """Tag sentences whose words are known: for each task and seed, the label of each word of each sentence."""
-        found = predict(self.encoder, self.reader, data, self.heads)
-        return {(head.task, head.seed): tags for head, tags in zip(self.heads, found, strict=True)}
-
     def tag(self, texts: Sequence[str] | Sequence[Sequence[str]]) -> list[Tagged]:
         """Tag texts.
 

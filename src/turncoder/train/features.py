@@ -81,7 +81,7 @@ def compute_features(
     readings: Sequence[Reading],
     merge: bool,
     folder: Path,
-    fingerprint: str,
+    fingerprint: str = "",
     batch_tokens: int | None = None,
     pad_token_id: int,
 ) -> Features:

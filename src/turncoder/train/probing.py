@@ -96,7 +96,6 @@ def _compute(
         readings=readings,
         merge=reader.merge,
         folder=default_cache() / "features",
-        fingerprint="",
         pad_token_id=pad_token_id(encoder.tokenizer),
     )
 

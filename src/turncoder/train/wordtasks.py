@@ -24,7 +24,7 @@ from turncoder.data.store import is_held_out
 from turncoder.data.words import WordSet, find_column, open_words
 from turncoder.encoder import load_encoder
 from turncoder.errors import UserError
-from turncoder.evaluate.tagger import Head, Reader
+from turncoder.evaluate.prediction import Head, Reader
 from turncoder.evaluate.words import score, tally
 from turncoder.machamp import export_machamp
 from turncoder.train.features import LAST, Reading
