@@ -349,10 +349,7 @@ def _dispatch(words: list[str], console: Console) -> int:
 
         console.print(__version__, highlight=False)
         return 0
-    name, rest = words[0], words[1:]
-    if name not in COMMANDS:
-        near = settings.nearest(name, list(COMMANDS))
-        raise UserError(f"{name} is not a command{near or '; see turncoder --help'}")
+    name, rest = _name_command(words)
     command = COMMANDS[name]
     if "--help" in rest or "-h" in rest:
         _help(name, command)
@@ -367,6 +364,19 @@ def _dispatch(words: list[str], console: Console) -> int:
             raise UserError(f"{word!r} and --{key} {flags[key]!r} are both given; keep one")
         flags[key] = word
     return command.run(settings.load(command.flags, path, flags), others, console)
+
+
+def _name_command(words: list[str]) -> tuple[str, list[str]]:
+    """Split off the command, which has one word or two."""
+    for count in (2, 1):
+        name = " ".join(words[:count])
+        if name in COMMANDS:
+            return name, words[count:]
+    second = [name.removeprefix(f"{words[0]} ") for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    if second:
+        raise UserError(f"{words[0]} needs one more word: {', '.join(second)}")
+    near = settings.nearest(words[0], list(COMMANDS))
+    raise UserError(f"{words[0]} is not a command{near or '; see turncoder --help'}")
 
 
 def _take_config(command: Command, words: list[str]) -> Path | None:
