@@ -80,7 +80,9 @@ def fine_tune(
     def judge() -> dict[str, float]:
         scores = score_held_out()
         told = {
-            f"{task.name}_{name}": scores[task.name][name] for task in tasks for name in {"token_accuracy", task.metric}
+            f"{task.name}_{name}": scores[task.name][name]
+            for task in tasks
+            for name in dict.fromkeys([task.metric, "token_accuracy"])
         }
         return {**told, "score": float(np.mean([scores[task.name][task.metric] for task in tasks]))}
 
