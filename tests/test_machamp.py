@@ -66,7 +66,9 @@ def test_a_treebank_as_machamp_reads_it(shared: Path, tmp_path: Path):
     parameters = json.loads((folder / "params.json").read_text())
     assert (parameters["transformer_model"], parameters["random_seed"]) == ("bert-large-cased", 8446)
     assert parameters["encoder"] == {"dropout": 0.2, "max_input_length": 128, "update_weights_encoder": False}
-    train, predict = commands.split("\n")
+    assert not parameters["training"]["learning_rate_scheduler"]["gradual_unfreezing"]
+    whole_models, train, predict = commands.split("\n")
+    assert whole_models == "export TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1"
     assert train == (
         f"python3 train.py --dataset_configs '{folder}/dataset.json' --parameters_config '{folder}/params.json' "
         "--name en_ewt-ud-dev --seed 8446"
@@ -95,19 +97,36 @@ def test_a_file_is_no_folder(tmp_path: Path):
         export_machamp({"pos": "tags"}, {"train": words}, tmp_path / "a.conll")
 
 
+def test_the_encoder_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    words = open_one(tmp_path / "a.conll", "a X\n")
+    (tmp_path / "my-bert").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for model, expected in (("my-bert", str(tmp_path / "my-bert")), ("google-bert/x", "google-bert/x")):
+        export_machamp({"pos": "tags"}, {"train": words}, tmp_path / "out", model=model)
+        assert json.loads((tmp_path / "out" / "params.json").read_text())["transformer_model"] == expected
+
+
 def write_log(folder: Path, accuracy: float, spans: tuple[float, float, float], time: str) -> None:
-    """Write what MaChAmp's callback and predict.py write."""
+    """Write the files of a training and of predict.py, with the keys and in the order of MaChAmp 0.4.2."""
     folder.mkdir(parents=True)
-    metrics: dict[str, Any] = {"epoch": "20/20", "best_epoch": 17, "cur_ram": "1.0", "time_total": time}
-    for prefix, better in (("best_", 0.0), ("", -0.01)):
-        metrics[f"{prefix}train_upos_accuracy"] = 0.99
-        metrics[f"{prefix}dev_upos_loss"] = 0.4
-        metrics[f"{prefix}dev_sum"] = 1.7
-        metrics[f"{prefix}dev_upos_accuracy"] = accuracy + better
-        for name, value in zip(("precision", "recall", "span_f1"), spans, strict=True):
-            metrics[f"{prefix}dev_my_ner_{name}"] = value + better
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+    metrics: dict[str, Any] = {"epoch": "20/20", "best_epoch": 17, "max_gpu_mem": "2.1", "cur_ram": "1.0"}
+    metrics |= {"time_epoch": "0:00:05", "time_total": time}
+    both = (("best_", 0.0), ("", -0.01))
+    for split in ("train", "dev"):
+        metrics |= {f"{prefix}{split}_{task}_loss": 0.4 for prefix, _ in both for task in ("my_ner", "upos")}
+        metrics |= {f"{prefix}{split}_sum": 1.7 for prefix, _ in both}
+    for split, better in (("train", 0.02), ("dev", 0.0)):
+        for prefix, worse in both:
+            for name, value in zip(("precision", "recall", "span_f1"), spans, strict=True):
+                metrics[f"{prefix}{split}_my_ner_{name}"] = value + better + worse
+            metrics[f"{prefix}{split}_upos_accuracy"] = accuracy + better + worse
+    for name in ("metrics_epoch_19.json", "metrics.json"):  # counted from 0
+        (folder / name).write_text(json.dumps(metrics, indent=4))
     (folder / "dataset-configs.json").write_text(json.dumps({"EWT": {}}))
+    for name, content in (("params-config.json", "{}"), ("scalars.json", "{}"), ("log.txt", ""), ("model_17.pt", "")):
+        (folder / name).write_text(content)
+    (folder / "model.pt").symlink_to("model_17.pt")
+    (folder / "vocabularies").mkdir()
     scored = {
         "upos": {"optimization_metrics": "accuracy", "accuracy": {"accuracy": accuracy - 0.1, "sum": "accuracy"}},
         "my_ner": {
@@ -152,13 +171,16 @@ def test_the_command_line_exports(tmp_path: Path, capsys: pytest.CaptureFixture[
     flags = [f"--{key}_file={tmp_path / name}.conll" for key, name in (("train", "train"), ("test", "test"))]
     flags += [f"--validation_file={tmp_path / 'dev.conll'}", "--task=ner_tags", "--seeds", "3", "4"]
     assert main(["words", *flags, f"--export_machamp={tmp_path / 'out'}", "--train_mode=full"]) == 0
-    printed = capsys.readouterr().out.split("\n")
+    whole_models, *printed = capsys.readouterr().out.split("\n")
+    assert whole_models.startswith("export ")
     assert [line.split()[1] for line in printed if line] == ["train.py", "train.py", "predict.py"]
     assert [line.rsplit(" ", 1)[-1] for line in printed[:2]] == ["3", "4"]
     for split in ("train", "dev", "test"):
         sentences = read_as_machamp(tmp_path / "out" / f"train.{split}.conll")
         assert sentences == [[[f"{split}{n}", "B-PER"]] for n in range(3)]
-    assert json.loads((tmp_path / "out" / "params.json").read_text())["encoder"]["update_weights_encoder"]
+    parameters = json.loads((tmp_path / "out" / "params.json").read_text())
+    assert parameters["encoder"]["update_weights_encoder"]
+    assert parameters["training"]["learning_rate_scheduler"]["gradual_unfreezing"]
     task = {"ner_tags": {"task_type": "seq_bio", "column_idx": 1}}
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["train"]["tasks"] == task
 

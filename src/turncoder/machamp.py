@@ -3,6 +3,7 @@
 The formats are those of MaChAmp 0.4 (github.com/machamp-nlp/machamp).
 """
 
+import copy
 import json
 import logging
 import re
@@ -87,7 +88,7 @@ def export_machamp(
     seeds
         It is trained once with each; its other parameters are its own defaults.
     frozen
-        Train the heads alone.
+        Train the heads alone, in every epoch.
 
     Returns
     -------
@@ -116,13 +117,20 @@ def export_machamp(
         task: {"task_type": "seq_bio" if train.schemes[column] else "seq", "column_idx": place}
         for place, (task, column) in enumerate(tasks.items(), 1)
     }
-    encoder = {**PARAMETERS["encoder"], "update_weights_encoder": not frozen}
-    parameters = {"transformer_model": model, "random_seed": seeds[0], **PARAMETERS, "encoder": encoder}
+    if Path(model).expanduser().is_dir():  # the commands are run somewhere else
+        model = str(Path(model).expanduser().absolute())
+    parameters = {"transformer_model": model, "random_seed": seeds[0], **copy.deepcopy(PARAMETERS)}
+    if frozen:
+        parameters["encoder"]["update_weights_encoder"] = False
+        # the schedule would unfreeze the encoder after the first epoch, whatever the key above says
+        parameters["training"]["learning_rate_scheduler"]["gradual_unfreezing"] = False
     write_atomically(folder / "dataset.json", json.dumps({name: dataset}, indent=2) + "\n")
     write_atomically(folder / "params.json", json.dumps(parameters, indent=2) + "\n")
     given = [f"--dataset_configs {shlex.quote(str(folder / 'dataset.json'))}"]
     given += [f"--parameters_config {shlex.quote(str(folder / 'params.json'))} --name {name}"]
-    commands = [f"python3 train.py {' '.join(given)} --seed {seed}" for seed in seeds]
+    # it stores whole models, which PyTorch 2.6 and later refuse to open by themselves
+    commands = ["export TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1"]
+    commands += [f"python3 train.py {' '.join(given)} --seed {seed}" for seed in seeds]
     if "test" in paths:
         logs = f"logs/{name}/DATE"
         commands.append(f"python3 predict.py {logs}/model.pt {shlex.quote(str(paths['test']))} {logs}/test.out")
@@ -247,8 +255,9 @@ def _rename(scores: Mapping[str, Any], place: Path, task: str) -> dict[str, floa
     spans = "span_f1" in scores
     if spans:
         logger.warning(
-            "%s: span F1 of %s as MaChAmp counts it, not conlleval; the exported words are gone", place, task
-        )
+            "%s: span F1 of %s as MaChAmp counts it, not conlleval; its predictions or the exported words are gone",
+            place, task,
+        )  # fmt: skip
     return {
         ours: float(scores[theirs])
         for theirs, ours in SCORES.items()
