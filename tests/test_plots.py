@@ -91,6 +91,17 @@ def test_a_grid_of_models_and_tasks(drawn, tmp_path):
     assert [point for _, *point in points(drawn[1].axes[0], along=0)] == [[50, 0, 0]]
 
 
+def test_error_bars_end_where_scores_do(drawn, tmp_path):
+    rows = [{"mean": mean, "std": 0.1, "model": f"m{mean}", "task": "ner", "name": "ner", "layer": layer}
+            for layer, mean in enumerate((0.04, 0.5, 0.98))]  # fmt: skip
+    draw_grid(rows, tmp_path / "grid.png")
+    draw_layers(rows, tmp_path / "layers.png")
+    for figure, along in zip(drawn, (0, 1), strict=True):
+        (container,) = figure.axes[0].containers
+        ends = [segment[:, along] for segment in container.lines[2][0].get_segments()]
+        assert ends == [pytest.approx([0, 14]), pytest.approx([40, 60]), pytest.approx([88, 100])]
+
+
 def test_thirty_lines_look_different():
     assert len({(look["color"], look["marker"]) for look in map(plots._look, range(30))}) == 30
 

@@ -100,7 +100,7 @@ def draw_layers(rows: Sequence[Mapping[str, Any]], path: Path, *, score: str = "
         axes.errorbar(
             [row["layer"] for row in own],
             [100 * row["mean"] for row in own],
-            yerr=[100 * (row["std"] or 0) for row in own],
+            yerr=_bars(own),
             label=name,
             **_look(number),
         )
@@ -138,7 +138,7 @@ def draw_grid(rows: Sequence[Mapping[str, Any]], path: Path, *, score: str = "to
             axes.errorbar(
                 [100 * row["mean"] for row in own],
                 [models.index(row["model"]) + step * (number - (len(modes) - 1) / 2) for row in own],
-                xerr=[100 * (row["std"] or 0) for row in own],
+                xerr=_bars(own),
                 label=mode,
                 linestyle="none",
                 **_look(number),
@@ -153,6 +153,12 @@ def draw_grid(rows: Sequence[Mapping[str, Any]], path: Path, *, score: str = "to
     panels[0].set_ylim(len(models) - 0.5, -0.5)
     _explain(figure, panels[0])
     _save(figure, path)
+
+
+def _bars(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """Give the lengths of error bars below and above, which end where scores do: at 0 and 100 %."""
+    below = [100 * min(row["std"] or 0, row["mean"]) for row in rows]
+    return [below, [100 * min(row["std"] or 0, 1 - row["mean"]) for row in rows]]
 
 
 def _look(number: int) -> dict[str, Any]:
