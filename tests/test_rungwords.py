@@ -3,12 +3,15 @@
 from itertools import chain
 from pathlib import Path
 
+import datasets
 import pytest
+from datasets import Dataset, DatasetDict
 
 from turncoder.config import TurnConfig
 from turncoder.data.words import open_words
 from turncoder.errors import UserError
 from turncoder.rungwords import _find_files, open_tagged
+from turncoder.settings import load
 from turncoder.train.wordtasks import open_splits
 from turncoder.wordconfig import WordsConfig
 
@@ -37,6 +40,11 @@ def opened(words: Path, *task: str) -> tuple[dict, list[str]]:
         (["train.txt", "valid.txt", "test.txt"], {"train": "train.txt", "validation": "valid.txt", "test": "test.txt"}),
         (["en-train.pre.iob2.gz", "en-test.iob2"], {"train": "en-train.pre.iob2.gz", "test": "en-test.iob2"}),
         (["x.jsonl", "train.jsonl", "latest.jsonl"], {"train": "train.jsonl"}),
+        (["eng.train", "eng.testa", "eng.testb", "eng.raw", "README"],
+         {"train": "eng.train", "validation": "eng.testa", "test": "eng.testb"}),
+        (["train.txt", "testa.txt", "testb.txt"],
+         {"train": "train.txt", "validation": "testa.txt", "test": "testb.txt"}),
+        (["train.txt", "latesta.txt", "testament.txt"], {"train": "train.txt", "test": "testament.txt"}),
     ],
 )  # fmt: skip
 def test_files_of_a_folder_are_known_by_their_names(tmp_path: Path, names: list[str], expected: dict[str, str]) -> None:
@@ -49,7 +57,8 @@ def test_files_of_a_folder_are_known_by_their_names(tmp_path: Path, names: list[
     ("names", "message"),
     [
         (["a.conllu", "test.conllu"], "no file to train on"),
-        (["train.md"], "no file to train on"),
+        (["train.md"], r"no file to train on.*NAME-train\.conllu.*or NAME\.train, NAME\.testa, NAME\.testb"),
+        (["eng.train", "deu.train"], r"both deu\.train and eng\.train could be the train_file"),
         (["a-train.conll", "b-train.conll"], "both a-train.conll and b-train.conll could be the train_file"),
     ],
 )
@@ -77,6 +86,47 @@ def test_one_file_is_parted_by_a_hash_of_its_sentences(tmp_path: Path) -> None:
         WordsConfig(**{**vars(config), "test_file": "dev.conll"})
     with pytest.raises(UserError, match="test_split_percentage = 95"):
         WordsConfig(**{**vars(config), "test_split_percentage": 95})
+
+
+@pytest.mark.parametrize("splits", [("train",), ("train", "validation"), ("train", "validation", "test")])
+def test_data_sets_have_splits_of_their_own(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    """A saved folder stands for one of the hub."""
+    sentences = {split: [[f"{split}{n}", "."] for n in range(60)] for split in splits}
+    rows = {
+        split: Dataset.from_dict({"tokens": words, "upos": [["X", "PUNCT"]] * 60}) for split, words in sentences.items()
+    }
+    DatasetDict(rows).save_to_disk(tmp_path / "saved")
+    keys, told = opened(tmp_path / "saved")
+    assert keys["dataset_name"] == str(tmp_path / "saved") and keys["task"] == ["upos"]
+    parts = open_splits(load(WordsConfig, None, {"model_name_or_path": "m", **keys}))
+    assert parts.test is not None
+    for split, part in zip(("train", "validation", "test"), (parts.train, parts.held_out, parts.test), strict=True):
+        assert {words[0] for words in part.forms()} <= {words[0] for words in sentences.get(split, sentences["train"])}
+        assert len(part) == 60 or len(splits) < 3
+    assert f"{len(parts.test)} scored" in told[0]
+
+
+def test_a_hub_id_is_asked_for_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def load_dataset(name: str, config: str | None, **options: str | None) -> None:
+        asked.append((name, config, options["split"], options["cache_dir"]))
+        raise OSError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    hub = {"model_name_or_path": "m", "text": "t", "cache_dir": "here"}
+    with pytest.raises(UserError, match=r"^--words: 'conll2003' .* cannot be loaded: no network"):
+        open_tagged(TurnConfig(**hub, words="conll2003"))
+    with pytest.raises(UserError, match=r"^--words: 'universal_dependencies' \(en_ewt, split 'train'\)"):
+        open_tagged(TurnConfig(**hub, words="universal_dependencies", words_config_name="en_ewt"))
+    homes = ("lhoestq/conll2003", None), ("commul/universal_dependencies", "en_ewt")
+    assert asked == [(*home, "train", "here") for home in homes]
+    for name in ("typo.conllu", "eng.train", "./conll2003"):
+        with pytest.raises(UserError, match=rf"^--words: {Path(name)}: no such file"):
+            open_tagged(TurnConfig(**hub, words=name))
+    with pytest.raises(UserError, match="words_config_name = 'en_ewt' needs tagged words"):
+        TurnConfig(**hub, words_config_name="en_ewt")
 
 
 def test_keys_of_the_probes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

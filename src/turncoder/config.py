@@ -196,7 +196,10 @@ class TurnConfig:
     sts: str | None = None
     """Scored sentence pairs (sentence1, sentence2, score) that every rung is measured on."""
     words: str | None = None
-    """Tagged words whose labels are read from every rung: a file, or a folder of files NAME-train, -dev, -test."""
+    """Tagged words whose labels are read from every rung: a file, a folder of files NAME-train, -dev, -test, or a hub
+    id."""
+    words_config_name: str | None = None
+    """Configuration of the hub data set that --words names."""
     words_task: tuple[str, ...] = ()
     """Columns of labels; default: the first of xpos, upos, ner, pos, chunk that there is, or the only one."""
     output_dir: str | None = None
@@ -238,6 +241,8 @@ class TurnConfig:
         check_ranges(self, "max_seq_length", least=8)
         if self.words_task and not self.words:
             raise UserError(f"words_task = {list(self.words_task)} needs tagged words: --words FILE")
+        if self.words_config_name and not self.words:
+            raise UserError(f"words_config_name = {self.words_config_name!r} needs tagged words: --words NAME")
         if self.steps_supervised and not self.pairs:
             raise UserError(f"steps_supervised = {self.steps_supervised} needs pairs to train on: --pairs FILE")
 

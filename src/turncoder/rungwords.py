@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from accelerate import PartialState
 
 from turncoder import settings
+from turncoder.data.files import names_file
+from turncoder.data.saved import is_saved
 from turncoder.data.words import WordSet, find_column, open_words
 from turncoder.errors import UserError
 from turncoder.evaluate.scoring import read_results
@@ -38,10 +40,12 @@ MOST_SENTENCES = {"max_train_samples": 3000, "max_eval_samples": 1000}  # a rung
 SHARE = 10.0  # percent of the sentences, to choose on and to score, where no file is named for it
 SPLITS = {
     "train_file": re.compile(r"(?<![a-z])train"),
-    "validation_file": re.compile(r"(?<![a-z])(dev|valid)"),
-    "test_file": re.compile(r"(?<![a-z])test"),
+    "validation_file": re.compile(r"(?<![a-z])(dev|valid|testa\b)"),
+    "test_file": re.compile(r"(?<![a-z])test(?!a\b)"),
 }
+"""``testa`` is what CoNLL-2003 calls the words to choose on: eng.train, eng.testa, eng.testb."""
 ENDINGS = (".conllu", ".conll", ".iob2", ".iob", ".bio", ".jsonl", ".json", ".parquet", ".tsv", ".txt")
+CONLL_2003 = (".train", ".testa", ".testb")
 USUAL = ("xpos", "upos", "ner", "ner_tags", "pos", "pos_tags", "chunk", "chunk_tags")
 """Columns that are measured where none is named: the first of these."""
 
@@ -52,7 +56,8 @@ def open_tagged(config: TurnConfig) -> tuple[dict[str, Any], list[str]]:
     Parameters
     ----------
     config
-        Of the turn; ``words`` is a file, or a folder of files whose names say train, dev and test.
+        Of the turn; ``words`` is a file, a folder of files whose names say train, dev and test, or a data set: a folder
+        that ``datasets`` saved, or a hub id.
 
     Returns
     -------
@@ -64,20 +69,25 @@ def open_tagged(config: TurnConfig) -> tuple[dict[str, Any], list[str]]:
     UserError
         No such file, no such column, or too few sentences.
     """
-    files = _find_files(Path(str(config.words)).expanduser())
-    sets = {key: open_words(file=file, key="--words") for key, file in files.items()}
-    train = sets["train_file"]
+    place = Path(str(config.words)).expanduser()
+    if _names_files(place, str(config.words)):
+        sources: dict[str, str | None] = {**_find_files(place)}
+        train = {key: open_words(file=file, key="--words") for key, file in sources.items()}["train_file"]
+    else:
+        sources = {"dataset_name": config.words, "dataset_config_name": config.words_config_name}
+        train = open_words(**sources, cache_dir=config.cache_dir, key="--words")  # type: ignore[arg-type]
     columns = [find_column(train, task, "words_task") for task in config.words_task] or [_choose_column(train)]
     keys: dict[str, Any] = {
-        **files,
+        **sources,
         **MOST_SENTENCES,
         "task": columns,
         "seeds": [config.seed + n for n in range(SEEDS)],
     }
     keys["validation_split_percentage"] = SHARE
-    if "test_file" not in files:
+    if "test_file" not in sources:
         keys["test_split_percentage"] = SHARE
-    probe = settings.load(WordsConfig, None, {"model_name_or_path": config.model_name_or_path, **keys})
+    where = {"model_name_or_path": config.model_name_or_path, "cache_dir": config.cache_dir}
+    probe = settings.load(WordsConfig, None, {**where, **keys})
     with quiet():  # the first probe says what is to be said of these words
         splits = open_splits(probe)
         tasks = open_tasks(probe, splits)
@@ -90,12 +100,18 @@ def open_tagged(config: TurnConfig) -> tuple[dict[str, Any], list[str]]:
     ]
 
 
+def _names_files(path: Path, name: str) -> bool:
+    """Tell files, and a folder of those, from a data set."""
+    known = name.lower().removesuffix(".gz").endswith(ENDINGS + CONLL_2003)
+    return (known or names_file(name)) and not is_saved(path)
+
+
 def _find_files(path: Path) -> dict[str, str]:
     """Find the files to train on, to choose on, and to score; only the first has to be there."""
     if not path.is_dir():
         return {"train_file": str(path)}
     names = sorted(child.name for child in path.iterdir() if child.is_file())
-    for ending in ENDINGS:
+    for ending in (*ENDINGS, CONLL_2003):
         files: dict[str, str] = {}
         for name in names:
             said = name.lower().removesuffix(".gz")
@@ -111,7 +127,7 @@ def _find_files(path: Path) -> dict[str, str]:
             return files
     raise UserError(
         f"--words: {path} has no file to train on; name them with train, dev and test, as in NAME-train.conllu (or "
-        f"{', '.join(ENDINGS[1:])})"
+        f"{', '.join(ENDINGS[1:])}), or NAME{', NAME'.join(CONLL_2003)}"
     )
 
 

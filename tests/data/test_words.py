@@ -482,6 +482,9 @@ def test_find_column(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     single = open_words(file=write(tmp_path / "a.tsv", "a\tTitle\nb\tlower\n"))
     assert find_column(single, "case") == "tags"
     assert "task = 'case': 'tags', the only column of labels of a.tsv, is taken" in caplog.text
+    for read in (single, conll):
+        with pytest.raises(UserError, match=r"task = 'pos,ner' is taken for one name; .* apart: --task pos ner$"):
+            find_column(read, "pos,ner")
 
 
 def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path):

@@ -113,7 +113,7 @@ def open_words(
     dataset_config_name: str | None = None,
     split: str = "train",
     cache_dir: str | None = None,
-    key: str = "train_file",
+    key: str | None = None,
 ) -> WordSet:
     """Read words with their labels; the second time they come from the cache.
 
@@ -126,7 +126,7 @@ def open_words(
     dataset_name, dataset_config_name, split, cache_dir
         Of a hub data set instead.
     key
-        What ``file`` is called in messages.
+        What ``file``, or the data set, is called in messages; None: ``train_file`` or ``dataset_name``.
 
     Raises
     ------
@@ -134,12 +134,12 @@ def open_words(
         Nothing was named, or both; missing, empty or broken files.
     """
     if (file is None) == (dataset_name is None):
-        raise UserError(f"name one of {key} (a file of words) and dataset_name (a hub id)")
+        raise UserError(f"name one of {key or 'train_file'} (a file of words) and dataset_name (a hub id)")
+    key = key or ("dataset_name" if file is None else "train_file")
     path = Path(str(file)).expanduser()
     if file is None or is_saved(path):
         name = dataset_name or str(file)
-        asked = "dataset_name" if file is None else key
-        data = open_dataset(name, config=dataset_config_name, split=split, cache_dir=cache_dir, key=asked)
+        data = open_dataset(name, config=dataset_config_name, split=split, cache_dir=cache_dir, key=key)
         source = _from_dataset(name, split, data)
     else:
         source = _from_file(path, key)
@@ -149,7 +149,7 @@ def open_words(
         try:
             write_words(home, source.begin, source.where)
         except UserError as error:
-            raise UserError(f"{key if file is not None else 'dataset_name'}: {error}") from None
+            raise UserError(f"{key}: {error}") from None
     facts = json.loads((home / FACTS).read_text())
     schemes: dict[str, Scheme | None] = facts["schemes"]
     stored = Dataset.from_file(str(home / DATA))
@@ -226,6 +226,9 @@ def find_column(words: WordSet, task: str, key: str = "task") -> str:
     if task in ("pos", "pos_tags") and "xpos" in words.columns:
         logger.warning("%s = %r: %s has UPOS and XPOS; XPOS is taken (upos names the other)", key, task, words.name)
         return "xpos"
+    if "," in task:
+        each = task.replace(",", " ").split()
+        raise UserError(f"{key} = {task!r} is taken for one name; give several apart: --{key} {' '.join(each)}")
     if len(words.columns) == 1:
         logger.warning("%s = %r: %r, the only column of labels of %s, is taken", key, task, *words.columns, words.name)
         return words.columns[0]
