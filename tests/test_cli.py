@@ -1,8 +1,6 @@
 import errno
-import io
 import json
 import logging
-import os
 import subprocess
 import sys
 
@@ -10,7 +8,7 @@ import pytest
 from rich.console import Console
 
 import turncoder
-from turncoder import cli, notices, settings
+from turncoder import notices, settings
 from turncoder.cli import COMMANDS, main
 from turncoder.config import MntpConfig
 
@@ -164,25 +162,6 @@ def test_flags_of_the_small_commands_have_help():
     for name, command in COMMANDS.items():
         assert command.flags.__doc__, name
         assert settings.read_flags(command.flags, ["--json"] if "json" in command.flags.__annotations__ else [])
-
-
-@pytest.mark.parametrize("reachable", [True, False])
-def test_hub_ids_without_the_hub_fail_fast(monkeypatch, caplog, reachable):
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    asked = []
-
-    def urlopen(request, timeout):
-        asked.append(request.full_url)
-        if not reachable:
-            raise OSError("no route")
-        return io.BytesIO()
-
-    monkeypatch.setattr("urllib.request.urlopen", urlopen)
-    cli._look_for_hub(".", None)
-    assert not asked
-    cli._look_for_hub(".", "someone/something")
-    assert len(asked) == 1
-    assert os.environ.get("HF_HUB_OFFLINE") == (None if reachable else "1")
 
 
 def test_check(command, stories):

@@ -1,9 +1,8 @@
 """The commands, each a few lines: parse, call, print. Nothing heavy is imported before a command needs it."""
 
-import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +21,12 @@ from turncoder.config import (
     TurnConfig,
 )
 from turncoder.errors import UserError
+from turncoder.hub import find_run, list_parents, look_for_hub
 from turncoder.keys import locate_model
 from turncoder.notices import listen, say_limit
 from turncoder.wordconfig import WordsConfig
 
 __all__ = ["main"]
-
-HUB_SECONDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +84,7 @@ class Quickstart:
 def _train(config: MntpConfig | SimcseConfig | SupervisedConfig, words: list[str], console: Console) -> int:
     tokenizer_name = getattr(config, "tokenizer_name", None)
     teacher_name = getattr(config, "teacher_name_or_path", None)
-    _look_for_hub(config.model_name_or_path, tokenizer_name, teacher_name, config.dataset_name, *config.adapters)
+    look_for_hub(config.model_name_or_path, tokenizer_name, teacher_name, config.dataset_name, *config.adapters)
     import turncoder
     from turncoder.train.planning import plan_training
 
@@ -105,7 +103,7 @@ def _plan_or_do(config: Any, console: Console, plan: Callable[[Any], Any], work:
 
 
 def _turn(config: TurnConfig, words: list[str], console: Console) -> int:
-    _look_for_hub(config.model_name_or_path, config.text)
+    look_for_hub(config.model_name_or_path, config.text, config.words)
     from turncoder.turn import plan_turn, turn
 
     if config.dry_run:
@@ -116,7 +114,7 @@ def _turn(config: TurnConfig, words: list[str], console: Console) -> int:
 
 
 def _prepare(config: PrepareConfig, words: list[str], console: Console) -> int:
-    _look_for_hub(config.model_name_or_path, config.tokenizer_name, config.dataset_name)
+    look_for_hub(config.model_name_or_path, config.tokenizer_name, config.dataset_name)
     from turncoder.data.tokenizer import load_tokenizer
     from turncoder.model.backbone import load_model_config, resolve_model
     from turncoder.train.text import choose_block_size, open_blocks
@@ -151,7 +149,7 @@ def _check(flags: Check, words: list[str], console: Console) -> int:
         return 0
     if len(words) != 1:
         raise UserError("check needs one MODEL: a folder or a hub id (or --all-architectures)")
-    _look_for_hub(words[0])
+    look_for_hub(words[0])
     from turncoder.artifact import OPENS
     from turncoder.model.attention import make_bidirectional
     from turncoder.model.backbone import load_causal_lm
@@ -180,7 +178,7 @@ def _check(flags: Check, words: list[str], console: Console) -> int:
 
 
 def _encode(config: EncodeConfig, words: list[str], console: Console) -> int:
-    _look_for_hub(config.model_name_or_path, config.input_file, *config.adapters)
+    look_for_hub(config.model_name_or_path, config.input_file, *config.adapters)
     from turncoder.estimate import plan_encode
     from turncoder.vectors import encode_file
 
@@ -188,7 +186,7 @@ def _encode(config: EncodeConfig, words: list[str], console: Console) -> int:
 
 
 def _words(config: WordsConfig, words: list[str], console: Console) -> int:
-    _look_for_hub(config.model_name_or_path, config.dataset_name, config.evaluate, *config.adapters)
+    look_for_hub(config.dataset_name, *_list_models(config))
     if config.grid:
         from turncoder.grid import run_grid
 
@@ -222,8 +220,16 @@ def _words(config: WordsConfig, words: list[str], console: Console) -> int:
     return 0
 
 
+def _list_models(config: WordsConfig) -> Iterable[str | None]:
+    """List what has to be opened: what the keys name, or what the run that is evaluated was made from."""
+    if not config.evaluate:
+        return [config.model_name_or_path, *config.adapters]
+    run = find_run(config.evaluate)
+    return list_parents(run) if run and not (Path(config.evaluate) / "model").is_dir() else []
+
+
 def _mine(config: MineConfig, words: list[str], console: Console) -> int:
-    _look_for_hub(config.model_name_or_path, config.pairs_file, config.corpus_file, *config.adapters)
+    look_for_hub(config.model_name_or_path, config.pairs_file, config.corpus_file, *config.adapters)
     from turncoder.estimate import plan_mine
     from turncoder.mining import mine_file
 
@@ -231,7 +237,7 @@ def _mine(config: MineConfig, words: list[str], console: Console) -> int:
 
 
 def _merge(config: MergeConfig, words: list[str], console: Console) -> int:
-    _look_for_hub(config.model_name_or_path, *config.adapters)
+    look_for_hub(config.model_name_or_path, *config.adapters)
     from turncoder.estimate import plan_merge
     from turncoder.merging import merge_to_folder
 
@@ -256,32 +262,11 @@ def _report(flags: Report, words: list[str], console: Console) -> int:
 
 
 def _quickstart(flags: Quickstart, words: list[str], console: Console) -> int:
-    _look_for_hub(flags.model, flags.text)
+    look_for_hub(flags.model, flags.text)
     from turncoder import quickstart
 
     quickstart.run(model=flags.model, text=flags.text, output=Path(flags.output_dir))
     return 0
-
-
-def _look_for_hub(*names: str | None) -> None:
-    """Go offline at once where a hub id is asked for and the hub is out of reach, instead of after minutes of retries.
-
-    What is in the hub's cache on this machine is still found. Must come before transformers is imported.
-    """
-    ids = [name for name in names if name and not Path(name).exists() and not name.startswith((".", "/", "~"))]
-    if os.environ.get("HF_HUB_OFFLINE") or not ids:
-        return
-    import urllib.error
-    import urllib.request
-
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    try:
-        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_SECONDS).close()
-    except urllib.error.HTTPError:  # it answers
-        return
-    except (OSError, ValueError):
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        logging.getLogger("turncoder").warning("%s cannot be reached: only what is on this machine is used", endpoint)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
@@ -23,6 +25,7 @@ from turncoder.encoder import load_encoder
 from turncoder.errors import UserError
 from turncoder.evaluate.prediction import Head, Reader, predict
 from turncoder.evaluate.words import find_spans
+from turncoder.hub import locate_parent
 from turncoder.model.source import read_json
 from turncoder.wordconfig import WordsConfig
 from turncoder.wordvectors import split_words
@@ -220,54 +223,29 @@ def load_tagger(
     Returns
     -------
     Tagger
-        ``.tag(["A sentence.", ...])`` gives words, tags and spans.
+        ``.tag(["A sentence.", ...])`` gives words, tags and spans. Of several seeds, those of a probe share the model,
+        and each task has the head that was best on its validation words; each seed of ``lora`` and ``full`` is a model
+        of its own, and the one whose scores there are best in the mean over tasks has all of them.
 
     Raises
     ------
     UserError
         No run of ``words`` that is done, or a model that cannot be opened.
     """
-    folder = Path(run)
-    if (folder / "classifier.pt").exists():
-        raise UserError(
-            f"{folder} holds a pickled classifier.pt, and unpickling runs whatever code is in it; train again with "
-            "turncoder words, which writes safetensors"
-        )
-    if not (folder / "tagger").exists() and (folder / "results.json").exists():  # a run for each seed
-        told = read_json(folder / "results.json")
-        best = next(iter(told["tasks"].values())).get("best_seed")
-        folder = folder / told.get("runs", {}).get(str(best), "")
-    if not (folder / "tagger" / "tagger.json").exists():
-        raise UserError(f"{folder} is no finished run of turncoder words: it has no tagger/tagger.json")
+    folder = _find_folder(Path(run))
     spec = read_json(folder / "tagger" / "tagger.json")
     if spec["format"] > FORMAT:
         raise UserError(f"{folder} was written by a later turncoder; update this one")
     weights = load_file(folder / "tagger" / "heads.safetensors")
-    if checkpoint is not None:
-        from turncoder.train.finetuning import open_checkpoint
-
-        config = WordsConfig(**read_json(folder / "run.json")["config"])
-        counts = {name: len(task["labels"]) for name, task in spec["tasks"].items()}
-        encoder, trained = open_checkpoint(config, checkpoint, counts)
-        for name, linear in zip(counts, trained.heads, strict=True):
-            weights[f"{name}.{config.seeds[0]}.weight"] = linear.weight.detach()
-            weights[f"{name}.{config.seeds[0]}.bias"] = linear.bias.detach()
-    if encoder is None:
-        name = spec["model"]["name"]
-        encoder = load_encoder(**{**spec["model"], "name": str(folder) if name == "." else name}, device=device)
-    heads = [
-        Head(
-            name,
-            int(seed),
-            tuple(task["labels"]),
-            kept["alignment"],
-            tuple(kept["layers"]),
-            weights[f"{name}.{seed}.weight"],
-            weights[f"{name}.{seed}.bias"],
-        )
-        for name, task in spec["tasks"].items()
-        for seed, kept in task["seeds"].items()
-    ]
+    try:
+        if checkpoint is not None:
+            encoder = _open_checkpoint(folder, checkpoint, spec, weights)
+        elif encoder is None:
+            name = spec["model"]["name"]
+            encoder = load_encoder(**{**spec["model"], "name": str(folder) if name == "." else name}, device=device)
+    except UserError as error:
+        raise UserError(f"{folder} needs the model that it was trained on; put it back: {error}") from error
+    heads = _build_heads(spec, weights)
     width = encoder.transformers_model.config.get_text_config().hidden_size  # type: ignore[union-attr]
     for head in heads:
         if head.weight_CE.shape[1] != width * len(head.layers):
@@ -284,3 +262,56 @@ def load_tagger(
         {name: task["best"] for name, task in tasks},
         {name: task["column"] for name, task in tasks},
     )
+
+
+def _find_folder(folder: Path) -> Path:
+    """Find the folder that holds the tagger: the run's own, or that of its best seed; raises UserError."""
+    if (folder / "classifier.pt").exists():
+        raise UserError(
+            f"{folder} holds a pickled classifier.pt, and unpickling runs whatever code is in it; train again with "
+            "turncoder words, which writes safetensors"
+        )
+    if not (folder / "tagger").exists() and (folder / "results.json").exists():  # a run for each seed
+        told = read_json(folder / "results.json")
+
+        def value(seed: str) -> float:
+            return fmean(task["seeds"][seed]["dev"][task["metric"]] for task in told["tasks"].values())
+
+        folder /= told["runs"][max(told["runs"], key=value)] if "runs" in told else ""
+    if not (folder / "tagger" / "tagger.json").exists():
+        raise UserError(f"{folder} is no finished run of turncoder words: it has no tagger/tagger.json")
+    return folder
+
+
+def _open_checkpoint(
+    folder: Path, checkpoint: Path, spec: dict[str, Any], weights: dict[str, torch.Tensor]
+) -> SentenceTransformer:
+    """Open the model of a checkpoint, and put its heads in the place of those of the run."""
+    from turncoder.train.finetuning import open_checkpoint
+
+    record = read_json(folder / "run.json")
+    config = WordsConfig(**record["config"])
+    parents = [locate_parent(name, record) for name in (str(config.model_name_or_path), *config.adapters)]
+    config = replace(config, model_name_or_path=parents[0], adapters=tuple(parents[1:]))
+    counts = {name: len(task["labels"]) for name, task in spec["tasks"].items()}
+    encoder, trained = open_checkpoint(config, checkpoint, counts)
+    for name, linear in zip(counts, trained.heads, strict=True):
+        weights[f"{name}.{config.seeds[0]}.weight"] = linear.weight.detach()
+        weights[f"{name}.{config.seeds[0]}.bias"] = linear.bias.detach()
+    return encoder
+
+
+def _build_heads(spec: dict[str, Any], weights: dict[str, torch.Tensor]) -> list[Head]:
+    return [
+        Head(
+            name,
+            int(seed),
+            tuple(task["labels"]),
+            kept["alignment"],
+            tuple(kept["layers"]),
+            weights[f"{name}.{seed}.weight"],
+            weights[f"{name}.{seed}.bias"],
+        )
+        for name, task in spec["tasks"].items()
+        for seed, kept in task["seeds"].items()
+    ]

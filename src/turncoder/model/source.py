@@ -8,6 +8,7 @@ from typing import Any
 
 from turncoder.data.tokenizer import VOCABULARY_FILES
 from turncoder.errors import UserError
+from turncoder.hub import locate_parent
 from turncoder.model.backbone import find_file, split_revision
 
 __all__ = ["Source", "find_source", "read_json"]
@@ -130,14 +131,17 @@ def _find_run(folder: Path, record: dict[str, Any], cache_dir: str | None) -> So
     if not (folder / "adapter").is_dir():
         raise UserError(f"model_name_or_path: the run {folder} has neither model/ nor adapter/ yet; let it finish")
     config = record["config"]
-    below = find_source(config["model_name_or_path"], revision=config["model_revision"], cache_dir=cache_dir)
+    base, tokenizer = (
+        name and locate_parent(name, record) for name in (config["model_name_or_path"], config.get("tokenizer_name"))
+    )
+    below = find_source(base, revision=config["model_revision"], cache_dir=cache_dir)
     kept = _read_kept(str(folder / "adapter"), cache_dir)
     told = (kept.get("bidirectional"), config.get("bidirectional"), below.bidirectional)
     return Source(
         below.base,
         below.revision,
-        (*below.adapters, *config["adapters"], str(folder / "adapter")),
-        tokenizer=config.get("tokenizer_name") or below.tokenizer,
+        (*below.adapters, *(locate_parent(one, record) for one in config["adapters"]), str(folder / "adapter")),
+        tokenizer=tokenizer or below.tokenizer,
         bidirectional=next((one for one in told if one is not None), None),
         kept=kept,
     )

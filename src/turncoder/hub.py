@@ -1,0 +1,84 @@
+"""Whether the hub is needed, and out of reach. Nothing here imports transformers, which is too late to go offline."""
+
+import json
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["find_run", "list_parents", "locate_parent", "look_for_hub"]
+
+logger = logging.getLogger("turncoder")
+
+HUB_SECONDS = 5
+
+
+def look_for_hub(*names: str | None) -> None:
+    """Go offline at once where a hub id is asked for and the hub is out of reach, instead of after minutes of retries.
+
+    What is in the hub's cache on this machine is still found. Must come before transformers is imported.
+
+    Parameters
+    ----------
+    *names
+        Hub ids, and paths: a run that keeps only an adapter, and an adapter, need what they were made from.
+    """
+    if os.environ.get("HF_HUB_OFFLINE") or not any(_find_ids(names)):
+        return
+    import urllib.error
+    import urllib.request
+
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_SECONDS).close()
+    except urllib.error.HTTPError:  # it answers
+        return
+    except (OSError, ValueError):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        logger.warning("%s cannot be reached: only what is on this machine is used", endpoint)
+
+
+def _find_ids(names: Iterable[str | None]) -> list[str]:
+    """List the hub ids among names, and among what local ones were made from."""
+    ids: list[str] = []
+    seen: set[str] = set()
+    queue = [name for name in names if name]
+    while queue:
+        name = queue.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if Path(name).exists():
+            queue += [] if (Path(name) / "model").is_dir() else list_parents(Path(name))
+        elif not name.startswith((".", "/", "~")):
+            ids.append(name)
+    return ids
+
+
+def list_parents(folder: Path) -> list[str]:
+    """List the model and the adapters that a run, or an adapter, was trained on; of another folder nothing."""
+    record, adapter = (_read(folder / name) for name in ("run.json", "adapter_config.json"))
+    config = record.get("config", {})
+    names = [config.get("model_name_or_path"), *(config.get("adapters") or ()), adapter.get("base_model_name_or_path")]
+    return [locate_parent(name, record) for name in names if name]
+
+
+def locate_parent(name: str, record: dict[str, Any]) -> str:
+    """Find a model or adapter that a run's record names from where the run was started; what is not there stays."""
+    there = Path(record.get("cwd", ".")) / Path(name).expanduser()
+    return str(there) if there.exists() else name
+
+
+def find_run(name: str) -> Path | None:
+    """Find the run that a checkpoint belongs to (RUN, RUN/500, RUN/checkpoints/checkpoint-500); None where none is."""
+    place = Path(name)
+    return next((one for one in (place, *place.parents[:2]) if (one / "run.json").exists()), None)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError):  # that it is broken is said where it is needed
+        return {}
+    return table if isinstance(table, dict) else {}
