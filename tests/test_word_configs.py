@@ -4,6 +4,7 @@ import json
 import logging
 import random
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from turncoder import legacy
 from turncoder.cli import main
 from turncoder.config import load_config
+from turncoder.errors import UserError
 from turncoder.wordconfig import WordsConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "shared" / "configs"
@@ -87,6 +89,30 @@ def test_full_fine_tune_that_is_off_says_what_trains(tmp_path: Path, said: Calla
         '{"model_name_or_path": "m", "dataset_name": "d", "model_class": "custom", "full_fine_tune": false}'
     )
     assert load_config(WordsConfig, path).train_mode == "probe" and not any(SILENT in line for line in said())
+
+
+@pytest.mark.parametrize("name", ["seeds", "learning_rate", "task"])
+def test_lists_of_the_command_line_have_spaces(name: str, tmp_path: Path) -> None:
+    given = ["--model_name_or_path", "m", "--train_file", "t"]
+    text, values = {"seeds": ("1,2", (1, 2)), "learning_rate": ("1e-3,3e-3", (1e-3, 3e-3)), "task": ("a,b", ("a,b",))}[
+        name
+    ]
+    if name == "task":  # a column may have any name
+        assert load_config(WordsConfig, flags=[*given, f"--{name}", text]).task == values
+        return
+    with pytest.raises(UserError, match=rf"--{name} = \['{text}'\] is not a list of .*numbers, with spaces between$"):
+        load_config(WordsConfig, flags=[*given, f"--{name}", text])
+    assert getattr(load_config(WordsConfig, flags=[*given, f"--{name}", *text.split(",")]), name) == values
+
+
+def test_keys_that_are_of_no_use_are_listed() -> None:
+    given = {"model_name_or_path": "m", "train_file": "t", "save_steps": 7, "training": {"optim": "sgd"}}
+    given |= {"per_device_eval_batch_size": 2, "probe_batch_words": 64, "weight_decay": 0.1, "lora_r": 3}
+    assert WordsConfig(**given).list_idle() == ["lora_r", "per_device_eval_batch_size", "save_steps", "optim"]
+    assert WordsConfig(**given, train_mode="lora").list_idle() == ["per_device_eval_batch_size", "probe_batch_words"]
+    assert WordsConfig(model_name_or_path="m", train_file="t").list_idle() == []
+    known = {field.name for field in fields(WordsConfig)}
+    assert known >= WordsConfig.OF_TRAINER | WordsConfig.OF_OTHERS
 
 
 # ---------------------------------------------------------------- whole runs

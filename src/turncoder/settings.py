@@ -313,7 +313,8 @@ def coerce(value: Any, hint: Any, said: str) -> Any:
     done, result = _as_kind(value, kind)
     if done:
         return result
-    raise UserError(f"{said} = {value!r} is not {_wanted(kind)}{', or none' if optional else ''}")
+    apart = ", with spaces between" if said.startswith("--") and typing.get_origin(kind) is tuple else ""
+    raise UserError(f"{said} = {value!r} is not {_wanted(kind)}{apart}{', or none' if optional else ''}")
 
 
 def _as_kind(value: Any, kind: Any) -> tuple[bool, Any]:

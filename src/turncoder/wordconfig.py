@@ -3,7 +3,7 @@
 Importing this module imports neither torch nor transformers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from turncoder import settings
@@ -56,7 +56,7 @@ class WordsConfig(TrainKeys):
     validation_split_percentage: float = 10
     """Share of the sentences that is chosen on where there is no validation file, in percent."""
     test_split_percentage: float = 0
-    """Share of the sentences of train_file that is scored where there is no test file, in percent."""
+    """Share of the sentences that is scored where no test words are named and the hub set has none, in percent."""
     task: tuple[str, ...] = ("pos_tags",)
     """Column of labels: ner_tags, pos_tags, chunk_tags, upos, xpos, a feature, or any other; several train together."""
 
@@ -102,6 +102,18 @@ class WordsConfig(TrainKeys):
     }
     """Keys of TrainingArguments that are decided here."""
 
+    OF_TRAINER: ClassVar[frozenset[str]] = frozenset(
+        {
+            "as_llm2vec", "bf16", "dataloader_num_workers", "eval_steps", "fp16", "gradient_accumulation_steps",
+            "gradient_checkpointing", "logging_steps", "lora_alpha", "lora_dropout", "lora_r", "lora_target_modules",
+            "max_grad_norm", "per_device_train_batch_size", "report_to", "save_merged", "save_steps", "save_strategy",
+            "save_total_limit", "training",
+        }
+    )  # fmt: skip
+    """Keys that say something to lora and full alone."""
+    OF_OTHERS: ClassVar[frozenset[str]] = frozenset({"do_eval", "evaluate_step_zero", "per_device_eval_batch_size"})
+    """Keys that say something to other stages alone: what is chosen by is always measured, in batches that fit."""
+
     evaluate: str | None = None
     """Score this trained RUN on test_file instead of training."""
     grid: str | None = None
@@ -137,6 +149,13 @@ class WordsConfig(TrainKeys):
         self._check_data()
         self._check_choices()
 
+    def list_idle(self) -> list[str]:
+        """List the keys that are set, and say nothing to this train_mode."""
+        names = self.OF_OTHERS | (self.OF_TRAINER if self.train_mode == "probe" else {"probe_batch_words"})
+        default = {field.name: field.default for field in fields(self)}
+        set_ = [name for name in sorted(names - {"training"}) if getattr(self, name) != default[name]]
+        return set_ + (sorted(self.training) if "training" in names else [])
+
     def _check_data(self) -> None:
         if self.grid:
             return
@@ -145,9 +164,8 @@ class WordsConfig(TrainKeys):
         given = self.train_file or self.validation_file or self.test_file
         if self.dataset_name and given:
             raise UserError(f"dataset_name = {self.dataset_name!r} and a file ({given!r}) are both set; keep one")
-        if self.test_split_percentage and (self.test_file or self.dataset_name):
-            given = self.test_file or self.dataset_name
-            raise UserError(f"test_split_percentage = {self.test_split_percentage:g} and {given!r}: keep one")
+        if self.test_split_percentage and self.test_file:
+            raise UserError(f"test_split_percentage = {self.test_split_percentage:g} and {self.test_file!r}: keep one")
         if self.evaluate and not (self.test_file or self.dataset_name):
             raise UserError(f"evaluate = {self.evaluate!r} needs words to score: --test_file FILE, or dataset_name")
         if not self.evaluate and not (self.train_file or self.dataset_name):
@@ -160,6 +178,8 @@ class WordsConfig(TrainKeys):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise UserError(f"{name} = {list(values)} must name at least one, and each once")
+        if not (self.do_train or self.evaluate):
+            raise UserError("do_train = False: give what was trained, --evaluate RUN")
         if self.layer not in ("all", "mix") and not self.layer.removeprefix("-").isdigit():
             raise UserError(f"layer = {self.layer!r} is no layer; give -1, a number from 0 on, all, or mix")
         if self.train_mode == "probe":

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 
 from turncoder.data.labels import IGNORED, UNSEEN, LabelSet, find_scheme, to_iob2
+from turncoder.errors import UserError
 from turncoder.evaluate.words import find_spans
 
 # A sentence is a list of spans and gaps: (type or None, words)
@@ -97,6 +98,8 @@ def test_the_scheme_that_is_broken_less():
 class Labelled:
     """Words of which only the labels matter."""
 
+    where = "a file"
+
     def __init__(self, *sentences: list[str]) -> None:
         self.schemes = {"ner": "iob2"}
         self.sentences = sentences
@@ -116,3 +119,7 @@ def test_labels_have_numbers():
     assert labels.unseen(Labelled(["B-MISC", "", "O"], ["B-MISC", "I-MISC"]), "ner") == Counter(
         {"B-MISC": 2, "I-MISC": 1}
     )
+    assert not labels.unseen(Labelled(["", ""]), "ner")
+    told = r"a file: no label of its column ner \(NN, VB\) was .*; those are O, B-LOC, B-PER, \.\.\.: give"
+    with pytest.raises(UserError, match=told):
+        labels.unseen(Labelled(["NN", "", "VB"]), "ner")

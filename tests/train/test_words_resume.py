@@ -133,6 +133,36 @@ def test_two_processes_probe_and_train_several_seeds(write: Callable[..., list[s
     assert one["token_accuracy"] == pytest.approx(two["token_accuracy"], abs=0.02)
 
 
+WATCHED = """
+import os, sys, time
+from pathlib import Path
+from turncoder.cli import main
+from turncoder.train import features
+
+write = features._write
+
+def write_slowly(paths, work):
+    Path("writers").open("a").write(f"{os.getpid()}\\n")
+    time.sleep(2)  # in which the other comes to it too
+    write(paths, work)
+
+features._write = write_slowly
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_computes_features(
+    write: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNCODER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    Path("watched.py").write_text(WATCHED)
+    launch_process([*BOTH[: BOTH.index("-m", 2)], "watched.py", *write(tmp_path / "run", train_mode="probe")])
+    writers = Path("writers").read_text().splitlines()
+    assert len(writers) == 2 and len(set(writers)) == 1  # training and validation words
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_a_run_that_is_killed_resumes_exactly(mode: str, write: Callable[..., list[str]], tmp_path: Path) -> None:

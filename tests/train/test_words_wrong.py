@@ -155,6 +155,79 @@ def test_a_tagger_opens_from_another_folder_and_takes_nothing_but_texts(
             tagger.tag(wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kept", ["checkpoint", "adapter"])
+def test_a_run_finds_its_model_from_another_folder(
+    kept: str, say: Say, tiny: Callable[[str], Path], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Named relative to where the run was started; a checkpoint, and a run without model/, need it."""
+    shutil.copytree(tiny("llama"), "model")
+    say(model="model", train_mode="lora", max_steps=2, save_merged="never", save_strategy="steps", save_steps=1)
+    (place / "elsewhere").mkdir()
+    monkeypatch.chdir(place / "elsewhere")
+    name = "../run/2" if kept == "checkpoint" else "../run"
+    flags = {"evaluate": name, "test_file": "../test", "output_dir": "out"}
+    launch(write_words("words", flags))
+    told = json.loads(Path("out/results.json").read_text())["tasks"]["pos"]["mean"]
+    assert told.items() <= json.loads(Path("../run/results.json").read_text())["tasks"]["pos"]["mean"].items()
+    (place / "model").rename(place / "moved")
+    said = launch(write_words("words", {**flags, "output_dir": "again"}), 2)
+    assert said.count("error: ") == 1 and "Traceback" not in said
+    assert "../run needs the model that it was trained on; put it back: model_name_or_path: " in said
+
+
+def test_each_task_has_the_best_seed_that_it_can_have(say: Say) -> None:
+    """Seeds of a probe share the model; those of lora have one each, chosen by the mean over tasks."""
+    columns = "# global.columns = FORM UPOS XPOS\n"
+    for name in ("train", "dev", "test"):
+        Path(name).write_text(columns + "the\tDET\tD\ncat\tNOUN\tN\n\n" * 8)
+    several = {"task": ["upos", "xpos"], "seeds": [1, 2, 3]}
+
+    def best(run: str) -> dict[str, int]:
+        tagger = load_tagger(run, device="cpu")
+        assert {head.task for head in tagger.heads} == {"upos", "xpos"}
+        return tagger.best
+
+    say(output_dir="lora", train_mode="lora", max_steps=1, **several)
+    path = Path("lora/results.json")
+    results = json.loads(path.read_text())
+    for task, scores in (("upos", (0.9, 0.2, 0.8)), ("xpos", (0.1, 0.9, 0.8))):
+        for seed, score in enumerate(scores, 1):
+            results["tasks"][task]["seeds"][str(seed)]["dev"]["token_accuracy"] = score
+    path.write_text(json.dumps(results))
+    assert best("lora") == {"upos": 3, "xpos": 3}
+    say(output_dir="probe", **several)
+    path = Path("probe/tagger/tagger.json")
+    spec = json.loads(path.read_text())
+    spec["tasks"]["upos"]["best"], spec["tasks"]["xpos"]["best"] = 1, 2
+    path.write_text(json.dumps(spec))
+    assert best("probe") == {"upos": 1, "xpos": 2}
+
+
+def test_a_file_with_labels_of_another_kind_is_refused(say: Say) -> None:
+    """Also where its column is the only one, whose name does not matter."""
+    say()
+    write_columns(Path("other"), [[("the", "DT"), ("cat", "NN"), ("sleeps", "VBZ")]] * 3)
+    refused = "no label of its column tags (DT, NN, VBZ) was trained on; those are DET, NOUN, PUNCT, ...: give"
+    said = launch(write_words("words", {"evaluate": "run", "test_file": "other", "output_dir": "out"}), 2)
+    assert said.splitlines()[-1].startswith("error: other: ") and refused in said and not Path("out").exists()
+    for key in ("validation_file", "test_file"):
+        error = say(2, **{key: "other", "output_dir": "new"})
+        assert refused in error and not Path("new").exists()
+
+
+def test_keys_that_are_of_no_use_are_told_once(say: Say) -> None:
+    assert "of no use" not in say(logging_steps=500)
+    changes = {"max_grad_norm": 2, "training.optim": "sgd", "weight_decay": 0.1}
+    told = "note: logging_steps, max_grad_norm, per_device_train_batch_size, optim: of no use with train_mode = 'probe'"
+    for more in ({"overwrite": True}, {"dry_run": True}):
+        said = say(per_device_train_batch_size=4, **changes, **more)
+        assert said.count("of no use") == 1 and told in said
+    lora = {"train_mode": "lora", "max_steps": 1, "seeds": [1, 2], "probe_batch_words": 64, "output_dir": "lora"}
+    said = say(**changes, **lora)
+    assert said.count("of no use") == 1 and "note: probe_batch_words: of no use with train_mode = 'lora'" in said
+    assert "--evaluate RUN" in say(2, do_train=False, output_dir="new")
+
+
 def test_a_data_set_without_splits_is_not_scored_on_itself(say: Say, caplog: pytest.LogCaptureFixture) -> None:
     data = {"tokens": [["the", "dog"], ["a", "cat"]] * 9, "tags": [["DET", "NOUN"]] * 18}
     Dataset.from_dict(data).save_to_disk("words")

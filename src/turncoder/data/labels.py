@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from turncoder.errors import UserError
+
 if TYPE_CHECKING:
     from turncoder.data.words import WordSet
 
@@ -24,6 +26,7 @@ SPAN_TAG = re.compile(r"[BIESLUM](?:-.+)?", re.DOTALL)
 BEGINNING = frozenset("BSU")
 ENDING = frozenset("ESLU")
 IOB = frozenset("BI")
+SHOWN = 3
 
 
 @dataclass
@@ -167,6 +170,22 @@ class LabelSet:
         return {name: number for number, name in enumerate(self.names)} | {"": IGNORED}
 
     def unseen(self, words: "WordSet", column: str) -> Counter[str]:
-        """Count the labels of a column that are not in the set."""
-        known = {*self.names, ""}
-        return Counter(tag for tags in words.labels(column) for tag in tags if tag not in known)
+        """Count the labels of a column that are not in the set.
+
+        Raises
+        ------
+        UserError
+            None of its labels is: it holds something else.
+        """
+        counts = Counter(tag for tags in words.labels(column) for tag in tags if tag)
+        unseen = Counter({tag: count for tag, count in counts.items() if tag not in self._numbers})
+        if unseen and len(unseen) == len(counts):
+            raise UserError(
+                f"{words.where}: no label of its column {column} ({_tell_some(list(unseen))}) was trained on; those "
+                f"are {_tell_some(self.names)}: give a file that has them, in a column of the same name"
+            )
+        return unseen
+
+
+def _tell_some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -20,6 +20,7 @@ from turncoder.evaluate.prediction import Head, predict
 from turncoder.evaluate.tagger import Tagger, load_tagger
 from turncoder.evaluate.wordfiles import write_confusion, write_predictions
 from turncoder.evaluate.words import summarise, tally
+from turncoder.hub import find_run
 from turncoder.model.source import read_json
 from turncoder.train.running import MARKER, Run, complete_checkpoints, write_atomically
 from turncoder.train.wordtasks import Task
@@ -73,27 +74,25 @@ def score_tagger(
     Raises
     ------
     UserError
-        No such column, or no word that has a label.
+        No such column, or no word that has a label, or one that was trained on.
     """
     compared = compared or {}
+    tasks = {name: _find_task(tagger, name, words) for name in tagger.schemes}
+    unseen = {name: task.labels.unseen(words, task.column) for name, task in tasks.items()}
     everything = [*tagger.heads, *(head for heads in compared.values() for head in heads)]
     guesses = predict(tagger.encoder, tagger.reader, words.data, everything, where=words.where)
     rivals = iter(guesses[len(tagger.heads) :])
     forms = [words.words(row) for row in range(len(words))]
     results: dict[str, Any] = {"test_file": words.where, "fingerprint": words.fingerprint, "tasks": {}}
-    tasks: dict[str, tuple[Task, list[list[str]]]] = {}
-    for name, scheme in tagger.schemes.items():
-        column = find_column(words, tagger.columns[name])
-        gold = list(words.labels(column))
+    golds = {name: list(words.labels(task.column)) for name, task in tasks.items()}
+    for name, task in tasks.items():
+        gold = golds[name]
         own = {head.seed: guess for head, guess in zip(tagger.heads, guesses, strict=False) if head.task == name}
-        labels = LabelSet(next(head.labels for head in tagger.heads if head.task == name), scheme)
-        task = Task(name, column, labels)
-        tasks[name] = task, gold
         scores = {seed: task.score(gold, guess) for seed, guess in own.items()}
         best = tagger.best[name]
         place = _choose_place(folder, name, len(tagger.schemes))
         write_predictions(place / "predictions.tsv", forms, gold, own[best])
-        counted = tally(gold, own[best], spans=scheme is not None, known=labels.names)
+        counted = tally(gold, own[best], spans=task.labels.scheme is not None, known=task.labels.names)
         told: dict[str, Any] = {
             "metric": task.metric,
             "seeds": {str(seed): _take_totals(one) for seed, one in scores.items()},
@@ -102,20 +101,24 @@ def score_tagger(
             **{key: scores[best][key] for key in ("per_class", "per_type") if key in scores[best]},
             "words_scored": scores[best]["words_scored"],
             "words_in_file": words.num_words,
-            "unseen_labels": dict(labels.unseen(words, column)),
+            "unseen_labels": dict(unseen[name]),
             "confusions": write_confusion(counted, place),
         }
         results["tasks"][name] = told
     for kind, heads in compared.items():
         group, _, member = kind.partition("/")
         for head in heads:
-            task, gold = tasks[head.task]
-            totals = _take_totals(task.score(gold, next(rivals)))
+            totals = _take_totals(tasks[head.task].score(golds[head.task], next(rivals)))
             results["tasks"][head.task].setdefault(group, {}).setdefault(member, []).append(totals)
     for told in results["tasks"].values():
         for group in {kind.partition("/")[0] for kind in compared}:
             told[group] = {member: summarise(rows) for member, rows in told[group].items()}
     return results
+
+
+def _find_task(tagger: Tagger, name: str, words: WordSet) -> Task:
+    labels = next(head.labels for head in tagger.heads if head.task == name)
+    return Task(name, find_column(words, tagger.columns[name]), LabelSet(labels, tagger.schemes[name]))
 
 
 def _take_totals(scores: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +153,6 @@ def evaluate_run(config: WordsConfig) -> dict[str, Any]:
     seeds = read_results(run).get("runs", {}) if (run / "results.json").exists() else {}
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        folder.mkdir(parents=True, exist_ok=True)
         if not seeds:
             results = score_tagger(open_trained(str(run)), words, folder)
         else:
@@ -169,10 +171,10 @@ def evaluate_run(config: WordsConfig) -> dict[str, Any]:
 
 def _tell_model(config: WordsConfig, run: Path) -> None:
     """Say so where a file of LLM2Vec names another model than the run has: the run's own is read."""
-    record = next((place / "run.json" for place in (run, *run.parents[:2]) if (place / "run.json").exists()), None)
-    trained = read_json(record)["config"] if record is not None else {}
+    home = find_run(str(run))
+    trained = read_json(home / "run.json")["config"] if home is not None else {}
     for name, given in (("model_name_or_path", config.model_name_or_path), ("adapters", list(config.adapters))):
-        if record is not None and given and given != trained.get(name):
+        if home is not None and given and given != trained.get(name):
             logger.warning(
                 "%s = %r is not read: the run was trained on %r, and is scored with that",
                 name,

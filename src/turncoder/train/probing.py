@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
@@ -51,7 +52,10 @@ def probe(
     What is chosen by is the mean over seeds of the score on the validation words.
     """
     readings = READINGS if config.alignment == "auto" else (cast(Reading, config.alignment),)
-    train, held_out = (_compute(encoder, reader, words, layers, readings) for words in (splits.train, splits.held_out))
+    with PartialState().main_process_first():  # the others find them on disk
+        train, held_out = (
+            _compute(encoder, reader, words, layers, readings) for words in (splits.train, splits.held_out)
+        )
     run.settle()
     run.rewind(0)  # heads that a kill cut off are trained anew
     groups = [tuple(layers)] if config.layer == "mix" else [(layer,) for layer in layers]

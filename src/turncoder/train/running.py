@@ -281,6 +281,7 @@ def _new_record(config: TrainKeys, stage: str) -> dict[str, Any]:
         "status": "running",
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "cwd": str(Path.cwd()),
         "config": json.loads(json.dumps(to_dict(config), default=str)),
         "seed": config.seed,
         "versions": {"python": platform.python_version(), **versions},
@@ -354,8 +355,8 @@ def training_arguments(
         "log_level": "error",
         "log_level_replica": "error",  # else what transformers reports comes from every process but the first
     }
-    if early and config.eval_strategy == "steps":
-        values |= {"save_strategy": "steps", "save_steps": config.eval_steps or config.logging_steps}
+    if early and (config.eval_strategy == "steps" or config.save_strategy != "best"):
+        values |= {"save_strategy": "steps", "save_steps": values["eval_steps"] or config.logging_steps}
     same = (
         "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps learning_rate "
         "lr_scheduler_type warmup_steps weight_decay max_grad_norm fp16 seed dataloader_num_workers logging_steps"

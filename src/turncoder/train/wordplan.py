@@ -23,7 +23,7 @@ from turncoder.model.source import find_source
 from turncoder.plan import HALF, Plan, add_disk, add_memory, add_steps, add_time, list_files, measure_rate
 from turncoder.preview import SAMPLES, read_tokens
 from turncoder.skeleton import build_unstored
-from turncoder.train.wordtasks import READINGS, Splits, Task, choose_layers, open_splits, open_tasks
+from turncoder.train.wordtasks import READINGS, Splits, Task, choose_layers, open_splits, open_tasks, tell_idle
 from turncoder.wordconfig import WordsConfig
 
 __all__ = ["plan_words"]
@@ -40,6 +40,7 @@ def plan_words(config: WordsConfig) -> Plan:
         Whatever is wrong with the keys, the files or the model. A hub id that cannot be reached is no error: it is
         named in ``unseen``.
     """
+    tell_idle(config)
     plan = Plan(to_toml(config), legend="sentences as the model would see them: [tokens of a word] label")
     folder = Path(config.output_dir) if config.output_dir else Path("RUN")
     plan.files = [str(folder / "run.json"), str(folder / "config.toml"), str(folder / "metrics.jsonl")]

@@ -41,6 +41,7 @@ from turncoder.train.wordtasks import (
     open_backbone,
     open_splits,
     open_tasks,
+    tell_idle,
     tell_model,
 )
 from turncoder.wordconfig import WordsConfig
@@ -71,6 +72,7 @@ def train(config: WordsConfig) -> Path:
     UserError
         The input is wrong; the message names the key, the value and the remedy.
     """
+    tell_idle(config)
     if config.train_mode != "probe" and len(config.seeds) * len(config.learning_rate) > 1:
         return perform(config, config.STAGE, _train_each)
     return perform(config, config.STAGE, _train)
@@ -194,7 +196,7 @@ def _train_each(config: WordsConfig, run: Run) -> None:
         for seed in config.seeds:
             folder = run.folder / f"seed-{seed}-rate-{rate:g}"
             one = replace(config, seeds=(seed,), learning_rate=(rate,), output_dir=str(folder), overwrite=False)
-            train(one)
+            perform(one, one.STAGE, _train)
             folders[rate, seed] = folder
             found.setdefault(rate, {})[seed] = json.loads((folder / "results.json").read_text(encoding="utf8"))
     if PartialState().is_main_process:

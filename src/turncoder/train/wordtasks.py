@@ -40,6 +40,7 @@ __all__ = [
     "open_backbone",
     "open_splits",
     "open_tasks",
+    "tell_idle",
     "tell_layers",
     "tell_model",
 ]
@@ -199,6 +200,12 @@ def _check_column(words: WordSet, column: str, labels: LabelSet) -> None:
     if unseen := labels.unseen(words, column):
         told = ", ".join(f"{name} ({count})" for name, count in unseen.most_common(5))
         logger.warning("%s: labels of %s that training does not have count as wrong: %s", words.name, column, told)
+
+
+def tell_idle(config: WordsConfig) -> None:
+    """Say which keys are of no use, if any are."""
+    if idle := config.list_idle():
+        logger.warning("%s: of no use with train_mode = %r", ", ".join(idle), config.train_mode)
 
 
 def open_backbone(config: WordsConfig) -> SentenceTransformer:
