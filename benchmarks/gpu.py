@@ -23,7 +23,7 @@ from machine import describe_machine, write_results
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, TrainingArguments, set_seed
 
 from turncoder.data.masking import Masking, collate
-from turncoder.data.tokenizer import train_tokenizer
+from turncoder.data.vocabulary import train_tokenizer
 from turncoder.encode import BatchEncoder
 from turncoder.encoder import load_encoder
 from turncoder.model.adapters import attach_lora

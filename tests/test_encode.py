@@ -16,7 +16,7 @@ from transformers import AutoModel, BertConfig, GPT2Config, LlamaConfig, Mistral
 import turncoder
 from turncoder import budget as budgets
 from turncoder.data.batching import budget_batches
-from turncoder.data.tokenizer import train_tokenizer
+from turncoder.data.vocabulary import train_tokenizer
 from turncoder.encode import BatchEncoder, encode_stream, encode_texts
 from turncoder.encoder import load_encoder
 from turncoder.errors import UserError

@@ -11,6 +11,7 @@ from turncoder.errors import ConversionError, UserError
 __all__ = [
     "ConversionError",
     "MntpConfig",
+    "PretrainConfig",
     "SimcseConfig",
     "SupervisedConfig",
     "TurnConfig",
@@ -28,6 +29,7 @@ __all__ = [
 
 _HOMES = {
     "MntpConfig": "turncoder.config",
+    "PretrainConfig": "turncoder.pretrainconfig",
     "SimcseConfig": "turncoder.config",
     "SupervisedConfig": "turncoder.config",
     "TurnConfig": "turncoder.config",

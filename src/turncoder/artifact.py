@@ -22,9 +22,10 @@ from turncoder.card import OPENS, write_card
 from turncoder.data.tokenizer import pad_token_id
 from turncoder.model.attention import inspect_attention
 from turncoder.model.conversion import is_converted
+from turncoder.model.prior import Prior
 from turncoder.model.views import AttentionReport
 
-__all__ = ["OPENS", "put_in_place", "save_encoder"]
+__all__ = ["OPENS", "put_in_place", "save_encoder", "save_language_model"]
 
 logger = logging.getLogger("turncoder")
 
@@ -149,6 +150,43 @@ def _look(backbone: PreTrainedModel, folder: Path) -> tuple[AttentionReport, str
         name = type(backbone).__name__
         logger.warning("%s: plain AutoModel opens %s %s; %s", folder, name, OPENS[report.reopens], MENDS)
     return report, report.reopens
+
+
+def save_language_model(
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    tokenizer_files: list[Path] | None,
+    prior: Prior | None,
+    record: dict[str, Any],
+) -> None:
+    """Save a language model with its head as an ordinary folder of transformers, under a temporary name first.
+
+    Parameters
+    ----------
+    model, tokenizer
+        As they are.
+    folder
+        Where to; an existing folder is replaced.
+    tokenizer_files
+        The original files, copied unchanged; None saves the tokenizer as it is.
+    prior
+        What the logits of the model lack (see `turncoder.model.prior`); None: nothing.
+    record
+        For ``turncoder.json``.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    if tokenizer_files is None:
+        tokenizer.save_pretrained(partial)
+    for file in tokenizer_files or []:
+        shutil.copyfile(file, partial / file.name)
+    if prior is not None:
+        prior.save(partial)
+    _write(partial / "turncoder.json", {**record, "prior": prior.describe() if prior else None})
+    put_in_place(partial, folder)
 
 
 def put_in_place(partial: Path, folder: Path) -> None:

@@ -24,6 +24,7 @@ from turncoder.errors import UserError
 from turncoder.hub import find_run, list_parents, look_for_hub
 from turncoder.keys import locate_model
 from turncoder.notices import listen, say_limit
+from turncoder.pretrainconfig import PretrainConfig
 from turncoder.wordconfig import WordsConfig
 
 __all__ = ["main"]
@@ -228,6 +229,14 @@ def _list_models(config: WordsConfig) -> Iterable[str | None]:
     return list_parents(run) if run and not (Path(config.evaluate) / "model").is_dir() else []
 
 
+def _pretrain(config: PretrainConfig, words: list[str], console: Console) -> int:
+    look_for_hub(config.model_name_or_path, config.tokenizer_name, config.dataset_name)
+    import turncoder
+
+    console.print(f"{turncoder.train(config)}", highlight=False)
+    return 0
+
+
 def _mine(config: MineConfig, words: list[str], console: Console) -> int:
     look_for_hub(config.model_name_or_path, config.pairs_file, config.corpus_file, *config.adapters)
     from turncoder.estimate import plan_mine
@@ -287,6 +296,7 @@ COMMANDS = {
     "mntp": Command("[CONFIG]", MntpConfig, _train),
     "simcse": Command("[CONFIG]", SimcseConfig, _train),
     "supervised": Command("[CONFIG]", SupervisedConfig, _train),
+    "pretrain": Command("[CONFIG]", PretrainConfig, _pretrain),
     "words": Command("[CONFIG]", WordsConfig, _words),
     "mine": Command("PAIRS [CONFIG]", MineConfig, _mine, ("pairs_file",)),
     "encode": Command("MODEL INPUT [CONFIG]", EncodeConfig, _encode, ("model_name_or_path", "input_file")),

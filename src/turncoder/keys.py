@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from turncoder import settings
 from turncoder.errors import UserError
 
-__all__ = ["ContrastKeys", "CorpusKeys", "DataKeys", "OpenKeys", "TrainKeys", "check_ranges", "locate_model"]
+__all__ = ["ContrastKeys", "CorpusKeys", "DataKeys", "FitKeys", "OpenKeys", "TrainKeys", "check_ranges", "locate_model"]
 
 
 def check_ranges(
@@ -83,8 +83,7 @@ class DataKeys:
             One line that names the keys, the value and the remedy.
         """
         settings.set_types(self)
-        if not self.model_name_or_path:
-            raise UserError("model_name_or_path is empty; give a model folder or a hub id")
+        self.check_model()
         if self.dataset_name and self.train_file:
             raise UserError(
                 f"dataset_name = {self.dataset_name!r} and train_file = {self.train_file!r} are both set; keep one"
@@ -94,6 +93,11 @@ class DataKeys:
         if self.dataset_config_name and not self.dataset_name:
             raise UserError(f"dataset_config_name = {self.dataset_config_name!r} needs dataset_name")
         check_ranges(self, "validation_split_percentage", least=0, below=100)
+
+    def check_model(self) -> None:
+        """Refuse a configuration that names no model."""
+        if not self.model_name_or_path:
+            raise UserError("model_name_or_path is empty; give a model folder or a hub id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,36 +126,20 @@ class CorpusKeys(DataKeys):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainKeys:
-    """How a model is trained: shared by every stage, with LLM2Vec's names and defaults."""
+class FitKeys:
+    """How weights are fitted: shared by every stage, with LLM2Vec's names and defaults."""
 
     # model
-    adapters: tuple[str, ...] = ()
-    """Adapters to load and merge, in this order, before training: folders, runs, hub ids, or id@revision."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     """Precision of the frozen weights; default: float32. What trains is always float32."""
     attn_implementation: str = "sdpa"
     """sdpa, eager or flash_attention_2; where the last cannot run the first that loads and passes the proof."""
-    allow_partial: bool = False
-    """Accept a model of which only some layers can look ahead."""
 
     # data
     max_train_samples: int | None = None
     """Train on this many rows only."""
     max_eval_samples: int | None = None
     """Evaluate on this many rows only; default: all (contrastive stages: at most 2,000 over all sets)."""
-
-    # adapter
-    train_mode: Literal["lora", "full"] = "lora"
-    """Train an adapter or every weight."""
-    lora_r: int = 8
-    """Rank of the adapter."""
-    lora_alpha: int | None = None
-    """Scale of the adapter; default: twice lora_r."""
-    lora_dropout: float = 0.05
-    """Dropout before the adapter."""
-    lora_target_modules: tuple[str, ...] | None = None
-    """Linear layers that get an adapter, by name; default: all of attention and feed-forward."""
 
     # steps
     output_dir: str | None = None
@@ -210,8 +198,6 @@ class TrainKeys:
     """Steps between checkpoints; below 1: a share of all steps."""
     save_total_limit: int | None = None
     """Keep only so many checkpoints; default: all."""
-    save_merged: Literal["auto", "always", "never"] = "auto"
-    """Write model/ with the adapter merged in; auto: unless it is large."""
     logging_steps: float = 500
     """Steps between rows of metrics.jsonl; below 1: a share of all steps."""
     report_to: str = "none"
@@ -228,8 +214,7 @@ class TrainKeys:
 
     def check_training(self) -> None:
         """Check values."""
-        check_ranges(self, "lora_dropout", least=0, below=1)
-        check_ranges(self, "lora_r", "lora_alpha", "per_device_train_batch_size", "per_device_eval_batch_size", least=1)
+        check_ranges(self, "per_device_train_batch_size", "per_device_eval_batch_size", least=1)
         check_ranges(self, "gradient_accumulation_steps", "stop_after_n_steps", "save_total_limit", least=1)
         check_ranges(self, "max_train_samples", "max_eval_samples", "early_stopping_patience", least=1)
         check_ranges(self, "eval_steps", "save_steps", "logging_steps", "num_train_epochs", "max_grad_norm", above=0)
@@ -240,10 +225,38 @@ class TrainKeys:
             raise UserError("bf16 and fp16 are both on; keep one")
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise UserError(f"early_stopping_patience = {self.early_stopping_patience} needs eval_strategy = 'steps'")
-        if self.train_mode == "full" and self.lora_target_modules is not None:
-            raise UserError("lora_target_modules needs train_mode = 'lora', and train_mode = 'full' is set")
         if not (self.do_train or self.do_eval):
             raise UserError("do_train and do_eval are both off; nothing would be done")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainKeys(FitKeys):
+    """How a model that exists is trained further: with an adapter, or whole."""
+
+    adapters: tuple[str, ...] = ()
+    """Adapters to load and merge, in this order, before training: folders, runs, hub ids, or id@revision."""
+    allow_partial: bool = False
+    """Accept a model of which only some layers can look ahead."""
+    train_mode: Literal["lora", "full"] = "lora"
+    """Train an adapter or every weight."""
+    lora_r: int = 8
+    """Rank of the adapter."""
+    lora_alpha: int | None = None
+    """Scale of the adapter; default: twice lora_r."""
+    lora_dropout: float = 0.05
+    """Dropout before the adapter."""
+    lora_target_modules: tuple[str, ...] | None = None
+    """Linear layers that get an adapter, by name; default: all of attention and feed-forward."""
+    save_merged: Literal["auto", "always", "never"] = "auto"
+    """Write model/ with the adapter merged in; auto: unless it is large."""
+
+    def check_training(self) -> None:
+        """Check values; see `FitKeys`."""
+        super().check_training()
+        check_ranges(self, "lora_dropout", least=0, below=1)
+        check_ranges(self, "lora_r", "lora_alpha", least=1)
+        if self.train_mode == "full" and self.lora_target_modules is not None:
+            raise UserError("lora_target_modules needs train_mode = 'lora', and train_mode = 'full' is set")
 
 
 Pooling = Literal["mean", "weighted_mean", "eos_token", "last_token", "bos_token", "cls"]

@@ -395,7 +395,7 @@ SIGNS = frozenset(
 
 
 def translate(
-    raw: dict[str, Any], origin: str, ignored: dict[str, str] | None = None
+    raw: dict[str, Any], origin: str, ignored: dict[str, str] | None = None, own: Collection[str] = ()
 ) -> tuple[dict[str, Any], list[str]]:
     """Give old keys their name of today.
 
@@ -407,6 +407,8 @@ def translate(
         How to name a key in a message: ``"run.json: "`` or ``"--"``.
     ignored
         Keys of which this stage knows better, and why.
+    own
+        Keys of this stage, which it never refuses.
 
     Returns
     -------
@@ -431,7 +433,7 @@ def translate(
     _translate_words(raw, origin, notices)
     for name, value in raw.items():
         asks = value not in ASKS_NOTHING.get(name, (None, False, "", [], "False", "false"))
-        if name in REFUSED:
+        if name in REFUSED and name not in own:
             if asks:
                 raise UserError(f"{origin}{name} = {value!r} cannot be honoured: {REFUSED[name]}")
             continue

@@ -193,7 +193,7 @@ def quiet(level: int = logging.ERROR) -> Iterator[None]:
 
 
 def _render(blocks: Blocks, config: MntpConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    rows = MaskedBlocks(blocks, choose_masking(config, tokenizer))
+    rows = MaskedBlocks(blocks, choose_masking(config, tokenizer)[0])
     return [_render_row(rows[number], tokenizer) for number in range(min(SAMPLES, len(blocks)))]
 
 

@@ -97,10 +97,10 @@ def _gather(cls: type, raw: dict[str, Any], origin: str) -> dict[str, Entry]:
         if name in raw:
             raise UserError(f"{origin}{name} is given twice, by itself and under training")
         raw[name] = value
-    translated, notices = legacy.translate(raw, origin, getattr(cls, "IGNORED", None))
+    ours = [f.name for f in fields(cls)]
+    translated, notices = legacy.translate(raw, origin, getattr(cls, "IGNORED", None), ours)
     for notice in notices:
         logger.warning("%s", notice)
-    ours = [f.name for f in fields(cls)]
     passed_over: frozenset[str] = getattr(cls, "PASSED_OVER", frozenset()) if origin != "--" else frozenset()
     gathered = {}
     for name, value in translated.items():
@@ -214,6 +214,7 @@ def read_flags(cls: type, words: list[str], config_last: bool = False) -> tuple[
         A flag without its value.
     """
     tables: dict[str, type] = getattr(cls, "TABLES", {})
+    free = {name for name, hint in typing.get_type_hints(cls).items() if typing.get_origin(hint) is dict} - {"training"}
     flags: dict[str, Any] = {}
     others: list[str] = []
     queue = list(words)
@@ -228,6 +229,10 @@ def read_flags(cls: type, words: list[str], config_last: bool = False) -> tuple[
             _read_flag(
                 tables[table], flags.setdefault(table, {}), flag, name, value if equals else None, queue, config_last
             )
+        elif dot and table in free:  # --config_overrides.hidden_size 256
+            if not equals and (not queue or _is_flag(queue[0])):
+                raise UserError(f"{flag} needs a value")
+            flags.setdefault(table, {})[name] = _literal(value if equals else queue.pop(0))
         else:
             name = f"{table}{dot}{name}"
             _read_flag(cls, flags, flag, name, value if equals else None, queue, config_last)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from turncoder.data.tokenizer import train_tokenizer
+from turncoder.data.vocabulary import train_tokenizer
 
 WORDS = [
     "the",

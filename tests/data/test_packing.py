@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from turncoder.data import encoding, packing, tokens
 from turncoder.data.corpus import open_corpora, open_corpus
 from turncoder.data.packing import default_cache, prepare_blocks
-from turncoder.data.tokenizer import load_tokenizer, train_tokenizer
+from turncoder.data.tokenizer import load_tokenizer
+from turncoder.data.vocabulary import train_tokenizer
 from turncoder.errors import UserError
 
 

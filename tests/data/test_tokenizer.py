@@ -14,8 +14,8 @@ from turncoder.data.tokenizer import (
     pad_token_id,
     special_ids,
     tokenizer_files,
-    train_tokenizer,
 )
+from turncoder.data.vocabulary import train_tokenizer
 from turncoder.errors import UserError
 
 

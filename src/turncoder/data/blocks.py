@@ -183,6 +183,16 @@ class Blocks:
         """Give the same tokens with one document per row, those over ``max_length`` tokens in several rows."""
         return Blocks(self.file, max_length or self.block_size, "pieces")
 
+    def without_remainder(self) -> "Blocks":
+        """Give the rows that have ``block_size`` tokens: floor(tokens / block_size) of packed ones."""
+        if self.rows is not None:
+            rows = self.rows[self.lengths() == self.block_size]
+        elif self.layout == "packed":
+            rows = np.arange(self.file.num_tokens // self.block_size)
+        else:
+            rows = np.flatnonzero(self.lengths() == self.block_size)
+        return Blocks(self.file, self.block_size, self.layout, rows)
+
     def select(self, count: int, seed: int | None = None) -> "Blocks":
         """Give the first ``count`` rows, or with a seed that many drawn without replacement (in their order)."""
         count = min(count, len(self))

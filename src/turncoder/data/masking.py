@@ -19,8 +19,9 @@ from turncoder.data.batching import EpochOrder
 if TYPE_CHECKING:
     from turncoder.data.blocks import Blocks
 
-__all__ = ["EVALUATION_EPOCH", "IGNORED", "MaskedBlocks", "Masking", "collate"]
+__all__ = ["EVALUATION_EPOCH", "IGNORED", "MaskedBlocks", "Masking", "MaskingStyle", "collate"]
 
+MaskingStyle = Literal["default", "all_mask", "unmasked"]
 IGNORED = -100
 EVALUATION_EPOCH = 2**63  # no training epoch comes here, so evaluation has masks of its own, the same every time
 
@@ -49,16 +50,19 @@ class Masking:
         The run's seed.
     mask_share, random_share
         Shares of the selected under ``"default"``; the rest stays as it is.
+    first_counts
+        Whether the first token of a row can be predicted: from its own state it can, from the one before it cannot.
     """
 
     mlm_probability: float
     mask_token_id: int
     vocab_size: int
     special_ids: tuple[int, ...] = ()
-    style: Literal["default", "all_mask", "unmasked"] = "default"
+    style: MaskingStyle = "default"
     seed: int = 42
     mask_share: float = 0.8
     random_share: float = 0.1
+    first_counts: bool = False
 
     def corrupt(self, token_ids: np.ndarray, epoch: int, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Corrupt one row.
@@ -74,13 +78,13 @@ class Masking:
         -------
         tuple of numpy.ndarray
             ``input_ids`` [L] and ``labels`` [L], int64: the original token where one is to be predicted, -100
-            elsewhere. Position 0 has no state before it and is never a label (its input may be corrupted, as in
+            elsewhere. Unless ``first_counts``, position 0 is never a label (its input may be corrupted, as in
             LLM2Vec).
         """
         inputs_L = token_ids.astype(np.int64)
         if self.style == "unmasked":
             labels_L = inputs_L.copy()
-            labels_L[:1] = IGNORED
+            self._leave_first(labels_L)
             return inputs_L, labels_L
         draw = np.random.Generator(np.random.Philox(counter=[0, 0, row, 0], key=[self.seed % 2**64, epoch]))
         chance_2L = draw.random((2, len(inputs_L)))
@@ -88,7 +92,7 @@ class Masking:
         for special in self.special_ids:
             selected_L &= inputs_L != special
         labels_L = np.where(selected_L, inputs_L, IGNORED)
-        labels_L[:1] = IGNORED
+        self._leave_first(labels_L)
         if self.style == "all_mask":
             inputs_L[selected_L] = self.mask_token_id
             return inputs_L, labels_L
@@ -96,6 +100,10 @@ class Masking:
         inputs_L[selected_L & (chance_2L[1] < self.mask_share)] = self.mask_token_id
         inputs_L[random_L] = draw.integers(0, self.vocab_size, int(random_L.sum()))
         return inputs_L, labels_L
+
+    def _leave_first(self, labels_L: np.ndarray) -> None:
+        if not self.first_counts:
+            labels_L[:1] = IGNORED
 
 
 class MaskedBlocks(Dataset[dict[str, np.ndarray]]):

@@ -1,9 +1,9 @@
 """The tokenizer: load it, check it, choose a padding id and a mask id, and leave its files as they are."""
 
+import copy
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +11,18 @@ from turncoder.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "check_vocabulary",
     "digest_tokenizer",
+    "end_documents",
     "load_tokenizer",
     "mask_token_id",
     "pad_token_id",
     "special_ids",
     "take_backend",
     "tokenizer_files",
-    "train_tokenizer",
 ]
 
 logger = logging.getLogger("turncoder")
@@ -316,40 +316,44 @@ def digest_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
-    """Train a byte-level BPE tokenizer: any text has tokens, ``_`` is one of them, each document begins with ``<s>``.
+def end_documents(tokenizer: "PreTrainedTokenizerBase", always: bool | None = None) -> "PreTrainedTokenizerBase":
+    """Give a tokenizer that puts the end-of-text token after each text.
 
     Parameters
     ----------
-    texts
-        What it learns from; read once.
-    vocab_size
-        Number of tokens, at least 260: the 256 bytes and ``<s>``, ``</s>``, ``<pad>``, ``<mask>``.
+    tokenizer
+        Stays as it is; what is given back is a copy where it has to be another.
+    always
+        True: whatever the tokenizer puts around a text by itself; False: never; None: only where it puts nothing.
 
     Raises
     ------
     UserError
-        ``vocab_size`` is too small.
+        There is no such token, or the tokenizer is one of the slow ones.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
+    ids = list(tokenizer("a")["input_ids"])
+    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    if always is False or (always is None and ids != bare) or ids[-1] == tokenizer.eos_token_id:
+        return tokenizer
+    if tokenizer.eos_token_id is None:
+        if always is None:
+            logger.warning("append_eos: the tokenizer has no end-of-text token; documents follow each other bare")
+            return tokenizer
+        raise UserError("append_eos: the tokenizer has no end-of-text token; drop the key")
+    from tokenizers import processors
 
-    special = ["<s>", "</s>", "<pad>", "<mask>"]
-    if vocab_size < 256 + len(special):
-        raise UserError(f"vocab_size {vocab_size} is too small; byte-level BPE needs at least {256 + len(special)}")
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(
+            "append_eos: this tokenizer has no fast version (tokenizer.json), which is needed to put an end-of-text "
+            "token after each text; add --no-append_eos"
+        )
+    copied = copy.deepcopy(tokenizer)
+    end = str(tokenizer.eos_token)
+    template = processors.TemplateProcessing(
+        single=f"$A {end}", pair=f"$A {end} $B:1 {end}:1", special_tokens=[(end, tokenizer.eos_token_id)]
     )
-    backend.train_from_iterator(texts, trainer=trainer)
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", backend.token_to_id("<s>"))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", mask_token="<mask>"
-    )
+    processor = copied.backend_tokenizer.post_processor
+    parts = [template] if processor is None else [processor, template]
+    copied.backend_tokenizer.post_processor = processors.Sequence(parts)
+    return copied

@@ -19,7 +19,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from turncoder.errors import UserError, first_line
 
@@ -30,6 +37,7 @@ __all__ = [
     "find_file",
     "load_backbone",
     "load_causal_lm",
+    "load_masked_lm",
     "load_model_config",
     "resolve_model",
     "split_revision",
@@ -106,6 +114,20 @@ def load_causal_lm(
     """
     where = {"revision": revision, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
     return _load(AutoModelForCausalLM, name, where, dtype, attn_implementation)
+
+
+def load_masked_lm(
+    name: str,
+    *,
+    revision: str = "main",
+    cache_dir: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: str | None = None,
+    attn_implementation: str | None = "sdpa",
+) -> PreTrainedModel:
+    """Load a masked language model with its head; parameters and errors as for :func:`load_causal_lm`."""
+    where = {"revision": revision, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
+    return _load(AutoModelForMaskedLM, name, where, dtype, attn_implementation)
 
 
 def load_backbone(

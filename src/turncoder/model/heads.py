@@ -74,6 +74,18 @@ class Head:
         self.scale: float = 1.0
         self.softcap: float | None = None
         self.trainable = False
+        self._prior_V: Tensor | None = None
+        self._temperature = 1.0
+
+    def add_prior(self, log_prior_V: Tensor, temperature: float = 1.0) -> Head:
+        """Divide logits by a temperature and add a fixed bias to them: what a headless model lacks. Returns the head.
+
+        ``features`` are divided, so that ``features @ weight_VD.T`` is what contrastive weight tying was trained on.
+        """
+        if self.softcap is not None:  # which the prior stays outside of
+            self.is_linear = False
+        self._prior_V, self._temperature = log_prior_V.detach().float(), temperature
+        return self
 
     @property
     def kind(self) -> str:
@@ -90,9 +102,19 @@ class Head:
 
     @property
     def bias_V(self) -> Tensor | None:
-        """Bias of the output embedding, if it has one; detached while the head is frozen."""
+        """Bias of the output embedding, if it has one, detached while the head is frozen; with the prior, if any."""
         bias_V = self._model.get_output_embeddings().bias
-        return bias_V if self.trainable or bias_V is None else bias_V.detach()
+        if bias_V is not None and not self.trainable:
+            bias_V = bias_V.detach()
+        if self._prior_V is None:
+            return bias_V
+        prior_V = self._prior_V / self.scale  # the bias stands inside of the scale
+        return prior_V if bias_V is None else bias_V + prior_V
+
+    @property
+    def output_bias(self) -> nn.Parameter | None:
+        """The bias parameter of the output embedding, if it has one."""
+        return getattr(self._model.get_output_embeddings(), "bias", None)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters that belong to the head and not to the backbone, by their names in the causal model."""
@@ -111,6 +133,8 @@ class Head:
 
     def to(self, device: torch.device | str) -> Head:
         """Move what is the head's alone; the backbone moves by itself. Returns the head."""
+        if self._prior_V is not None:
+            self._prior_V = self._prior_V.to(device)
         for parameter in self.parameters():
             parameter.data = parameter.data.to(device)
         for module in self._modules.values():
@@ -120,6 +144,10 @@ class Head:
 
     def features(self, rows_KD: Tensor) -> Tensor:
         """Return what enters the output embedding: the rows themselves, or what the model makes of them."""
+        features_KD = self._enter(rows_KD)
+        return features_KD if self._temperature == 1 else features_KD / self._temperature
+
+    def _enter(self, rows_KD: Tensor) -> Tensor:
         if self._keeps_rows or rows_KD.shape[0] == 0:
             return rows_KD
         captured: list[Tensor] = []
@@ -137,8 +165,14 @@ class Head:
     def __call__(self, rows_KD: Tensor) -> Tensor:
         """Logits_KV of the rows, differentiable."""
         if not self.is_linear:
-            return self._run(rows_KD)
-        logits_KV = F.linear(self.features(rows_KD), self.weight_VD, self.bias_V)
+            logits_KV = self._run(rows_KD)
+            return logits_KV if self._prior_V is None else logits_KV / self._temperature + self._prior_V
+        weight_VD, bias_V = self.weight_VD, self.bias_V
+        if self._prior_V is None:
+            logits_KV = F.linear(self.features(rows_KD), weight_VD, bias_V)
+        else:  # in its own precision
+            logits_KV = F.linear(self.features(rows_KD), weight_VD)
+            logits_KV = logits_KV if bias_V is None else logits_KV + bias_V
         if self.scale != 1:
             logits_KV = logits_KV * self.scale
         return logits_KV if self.softcap is None else torch.tanh(logits_KV / self.softcap) * self.softcap

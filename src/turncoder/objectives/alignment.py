@@ -1,21 +1,22 @@
-"""Masked next token prediction: the token at t is predicted from the hidden state at t - 1.
+"""Which state predicts which token: that before it, in causal models and in masked next token prediction, or its own.
 
 Legend: B batch, L length, D width, K selected rows.
 """
 
 from torch import Tensor
 
-__all__ = ["IGNORED", "select_batch", "select_rows"]
+__all__ = ["IGNORED", "select_batch", "select_rows", "select_targets"]
 
 IGNORED = -100
 """The label of a position that carries no loss, as everywhere in transformers."""
 
 
-def select_rows(hidden_BLD: Tensor, labels_BL: Tensor) -> tuple[Tensor, Tensor]:
+def select_rows(hidden_BLD: Tensor, labels_BL: Tensor, shift: int = 1) -> tuple[Tensor, Tensor]:
     """Gather the states that predict a labelled token, and those tokens.
 
-    The label at t goes with the state at t - 1 (LLM2Vec, arXiv 2404.05961, section 2.2). Position 0 has no state
-    before it, so its label is never used. Padding carries no label and is therefore never selected.
+    The label at t goes with the state at ``t - shift``: 1 in causal models and in masked next token prediction
+    (LLM2Vec, arXiv 2404.05961, section 2.2), where position 0 has no state before it, so its label is never used; 0 in masked
+    language models. Padding carries no label and is therefore never selected.
 
     Parameters
     ----------
@@ -23,6 +24,8 @@ def select_rows(hidden_BLD: Tensor, labels_BL: Tensor) -> tuple[Tensor, Tensor]:
         Last hidden states.
     labels_BL
         Token ids where there is something to predict, ``IGNORED`` elsewhere.
+    shift
+        0 or 1.
 
     Returns
     -------
@@ -30,17 +33,23 @@ def select_rows(hidden_BLD: Tensor, labels_BL: Tensor) -> tuple[Tensor, Tensor]:
         In the order of the positions, row by row; K may be 0.
     """
     length, width = hidden_BLD.shape[1:]
-    batch_K, before_K = _positions(labels_BL)
-    rows_KD = hidden_BLD.reshape(-1, width).index_select(0, batch_K * length + before_K)
-    return rows_KD, labels_BL[batch_K, before_K + 1]
+    batch_K, place_K = _positions(labels_BL, shift)
+    rows_KD = hidden_BLD.reshape(-1, width).index_select(0, batch_K * length + place_K)
+    return rows_KD, labels_BL[batch_K, place_K + shift]
 
 
-def select_batch(labels_BL: Tensor) -> Tensor:
+def select_batch(labels_BL: Tensor, shift: int = 1) -> Tensor:
     """Say for each row that ``select_rows`` gathers which sequence of the batch it came from, as batch_K."""
-    return _positions(labels_BL)[0]
+    return _positions(labels_BL, shift)[0]
 
 
-def _positions(labels_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Sequence and position of the state before every label."""
-    batch_K, before_K = (labels_BL[:, 1:] != IGNORED).nonzero(as_tuple=True)
-    return batch_K, before_K
+def select_targets(labels_BL: Tensor, shift: int = 1) -> Tensor:
+    """Give the targets that ``select_rows`` gathers, as targets_K."""
+    targets_BL = labels_BL[:, shift:]
+    return targets_BL[targets_BL != IGNORED]
+
+
+def _positions(labels_BL: Tensor, shift: int) -> tuple[Tensor, Tensor]:
+    """Sequence and position of the state that predicts every label."""
+    batch_K, place_K = (labels_BL[:, shift:] != IGNORED).nonzero(as_tuple=True)
+    return batch_K, place_K

@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from turncoder.data.tokenizer import train_tokenizer
+from turncoder.data.vocabulary import train_tokenizer
 
 __all__ = ["train_decoder"]
 

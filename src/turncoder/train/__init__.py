@@ -18,7 +18,7 @@ class _Train(types.ModuleType):
         ----------
         config
             A `turncoder.MntpConfig`, `turncoder.SimcseConfig`, `turncoder.SupervisedConfig`,
-            `turncoder.WordsConfig` or `turncoder.TurnConfig`.
+            `turncoder.WordsConfig`, `turncoder.PretrainConfig` or `turncoder.TurnConfig`.
 
         Raises
         ------
@@ -26,6 +26,7 @@ class _Train(types.ModuleType):
             The input is wrong: one line that names the key, the value and the remedy.
         """
         from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig, TurnConfig
+        from turncoder.pretrainconfig import PretrainConfig
         from turncoder.wordconfig import WordsConfig
 
         if isinstance(config, MntpConfig):
@@ -40,6 +41,10 @@ class _Train(types.ModuleType):
             import turncoder.train.words as words
 
             return words.train(config)
+        if isinstance(config, PretrainConfig):
+            import turncoder.train.pretrain as pretrain
+
+            return pretrain.train(config)
         kind = type(config).__name__
         if isinstance(config, TurnConfig):
             from turncoder.turn import turn

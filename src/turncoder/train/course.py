@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from turncoder.keys import TrainKeys
+from turncoder.keys import FitKeys
 from turncoder.train.recording import RunCallback, StopAfter
 from turncoder.train.running import Run
 
@@ -42,7 +42,7 @@ class Course:
     callbacks: list[TrainerCallback]
 
 
-def lay_course(config: TrainKeys, run: Run, rows: int) -> Course:
+def lay_course(config: FitKeys, run: Run, rows: int) -> Course:
     """Lay out the course of a training over so many rows, over all processes."""
     processes = PartialState().num_processes
     per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes

@@ -27,17 +27,19 @@ from turncoder.model.attention import make_bidirectional, settle_implementation
 from turncoder.model.backbone import count_embeddings, load_causal_lm, resolve_model
 from turncoder.model.heads import Head, take_backbone, take_head
 from turncoder.train.course import lay_course
-from turncoder.train.recording import RunCallback, take_scores
 from turncoder.train.running import Run, training_arguments
 from turncoder.train.stage import (
     check_data,
     choose_trainables,
     fit,
     perform,
+    register_head,
     save_result,
     score_end,
+    score_untrained,
     tell_parameters,
     tell_parents,
+    unregister_head,
 )
 from turncoder.train.text import Text, open_text
 from turncoder.train.trainer import GatheredTrainer
@@ -45,8 +47,6 @@ from turncoder.train.trainer import GatheredTrainer
 __all__ = ["train"]
 
 logger = logging.getLogger("turncoder")
-
-HEAD_PREFIX = "vocabulary_head_"
 
 
 def train(config: MntpConfig) -> Path:
@@ -94,11 +94,11 @@ def _train(config: MntpConfig, run: Run) -> None:
     scored = {row["model"] for row in run.logged() if "model" in row}
     score_first = config.evaluate_step_zero and config.do_eval
     if score_first and "causal" not in scored:
-        _score_untrained(build(backbone), run, "causal")
+        score_untrained(build(backbone), run, "causal")
     if config.bidirectional:
         run.update(attention=make_bidirectional(backbone, allow_partial=config.allow_partial).to_dict())
         if score_first and "bidirectional" not in scored:
-            _score_untrained(build(backbone), run, "bidirectional")
+            score_untrained(build(backbone), run, "bidirectional")
     set_seed(config.seed)  # again: the adapter must not depend on what was drawn, or cached, before
     model = _prepare(config, backbone, head)
     tell_parameters(run, *count_parameters(model, *head.parameters()))
@@ -123,9 +123,7 @@ def _prepare(config: MntpConfig, backbone: PreTrainedModel, head: Head) -> PreTr
     model = choose_trainables(config, backbone)
     if config.train_head or (config.train_mode == "full" and head.is_tied):
         head.train()
-        # The Trainer optimizes, clips, synchronises and zeroes what stands in the module tree
-        for name, weight in head.named_parameters().items():
-            model.register_parameter(HEAD_PREFIX + name.replace(".", "_"), weight)
+        register_head(model, head)
     return model
 
 
@@ -146,20 +144,12 @@ def _build_trainer(config: MntpConfig, run: Run, text: Text, head: Head, model: 
     )
 
 
-def _score_untrained(trainer: GatheredTrainer, run: Run, model: str) -> None:
-    trainer.remove_callback(RunCallback)
-    row = {f"eval_{name}": score for name, score in take_scores(trainer.evaluate()).items()}
-    logger.info("step 0, %s: loss %.4g, accuracy %.4g", model, row["eval_loss"], row["eval_accuracy"])
-    run.log({"step": 0, "model": model, **row})
-
-
 def _save(
     config: MntpConfig, run: Run, trainer: GatheredTrainer, text: Text, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Write ``adapter/`` and ``model/``."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    for name in [name for name in model._parameters if name.startswith(HEAD_PREFIX)]:
-        del model._parameters[name]
+    unregister_head(model)
     save_result(
         config,
         run,

@@ -26,7 +26,7 @@ from transformers import TrainingArguments
 
 from turncoder.config import MAY_CHANGE, differences, to_dict, to_toml
 from turncoder.errors import UserError, first_line
-from turncoder.keys import TrainKeys
+from turncoder.keys import FitKeys
 
 __all__ = [
     "MARKER",
@@ -167,7 +167,7 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def open_run(config: TrainKeys, stage: str) -> Run:
+def open_run(config: FitKeys, stage: str) -> Run:
     """Create the run folder, or open it again to resume.
 
     Parameters
@@ -269,7 +269,7 @@ def _wants_more(old: dict[str, Any], new: dict[str, Any]) -> bool:
     return any(old.get(key) != new.get(key) for key in STEP_KEYS)
 
 
-def _new_record(config: TrainKeys, stage: str) -> dict[str, Any]:
+def _new_record(config: FitKeys, stage: str) -> dict[str, Any]:
     versions = {}
     for name in PACKAGES:
         try:
@@ -303,7 +303,7 @@ def _git_revision() -> str | None:
 
 
 def training_arguments(
-    config: TrainKeys,
+    config: FitKeys,
     run: Run,
     *,
     steps: int,

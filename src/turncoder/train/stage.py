@@ -20,8 +20,9 @@ from turncoder.errors import UserError, first_line
 from turncoder.keys import TrainKeys
 from turncoder.model.adapters import attach_lora, merge_adapter
 from turncoder.model.conversion import is_converted
+from turncoder.model.heads import Head
 from turncoder.train.course import Course
-from turncoder.train.recording import take_scores
+from turncoder.train.recording import RunCallback, take_scores
 from turncoder.train.running import Run, checkpoint_step, open_run, write_atomically
 
 __all__ = [
@@ -29,10 +30,13 @@ __all__ = [
     "choose_trainables",
     "fit",
     "perform",
+    "register_head",
     "save_result",
     "score_end",
+    "score_untrained",
     "tell_parameters",
     "tell_parents",
+    "unregister_head",
     "will_merge",
 ]
 
@@ -43,6 +47,7 @@ TOLD = (
     "lora_alpha", "lora_dropout", "mlm_probability", "simcse_dropout", "loss_scale", "temperature", "seed",
 )  # fmt: skip
 """Keys that a model card shows."""
+HEAD_PREFIX = "vocabulary_head_"
 MERGED_BYTES = 10 * 2**30  # save_merged=auto keeps merged models up to this size
 
 
@@ -136,6 +141,18 @@ def choose_trainables(config: TrainKeys, backbone: PreTrainedModel) -> PreTraine
     )
 
 
+def register_head(model: torch.nn.Module, head: Head) -> None:
+    """Put what is the head's alone into the tree of the model, so that the Trainer optimizes, clips and saves it."""
+    for name, weight in head.named_parameters().items():
+        model.register_parameter(HEAD_PREFIX + name.replace(".", "_"), weight)
+
+
+def unregister_head(model: torch.nn.Module) -> None:
+    """Undo `register_head`."""
+    for name in [name for name in model._parameters if name.startswith(HEAD_PREFIX)]:
+        del model._parameters[name]
+
+
 def tell_parameters(run: Run, trainable: int, total: int) -> None:
     """Say and record how many weights train, of all."""
     run.update(parameters={"trainable": trainable, "total": total})
@@ -163,6 +180,14 @@ def _restore(trainer: StageTrainer, checkpoint: Path) -> None:
     trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     trainer._load_from_checkpoint(best or str(checkpoint))
+
+
+def score_untrained(trainer: Any, run: Run, model: str) -> None:
+    """Log the scores of a model before its training, under a name."""
+    trainer.remove_callback(RunCallback)
+    row = {f"eval_{name}": score for name, score in take_scores(trainer.evaluate()).items()}
+    logger.info("step 0, %s: loss %.4g, accuracy %.4g", model, row["eval_loss"], row["eval_accuracy"])
+    run.log({"step": 0, "model": model, **row})
 
 
 def score_end(trainer: StageTrainer) -> dict[str, float]:

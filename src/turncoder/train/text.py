@@ -7,21 +7,35 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from turncoder.config import CorpusKeys, MntpConfig
+from turncoder.config import MntpConfig
 from turncoder.data.corpus import open_corpora
-from turncoder.data.masking import Masking, collate
+from turncoder.data.masking import Masking, MaskingStyle, collate
 from turncoder.data.packing import Blocks, prepare_blocks
 from turncoder.data.tokenizer import mask_token_id, pad_token_id, special_ids
 from turncoder.errors import UserError
+from turncoder.keys import CorpusKeys
 from turncoder.model.isolation import can_isolate
+from turncoder.pretrainconfig import PretrainConfig
 
-__all__ = ["Text", "choose_block_size", "choose_masking", "open_blocks", "open_text"]
+__all__ = [
+    "Text",
+    "choose_block_size",
+    "choose_masking",
+    "count_targets",
+    "measure_bytes",
+    "open_blocks",
+    "open_text",
+]
 
 logger = logging.getLogger("turncoder")
+
+COUNTED_AT_ONCE = 1 << 24
+MEASURED = 1000  # documents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +74,9 @@ class Text:
         return batch
 
 
-def open_text(config: MntpConfig, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Text:
+def open_text(
+    config: MntpConfig | PretrainConfig, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Text:
     """Prepare the corpus for a model: blocks with isolated documents, or one document a row where that is not proven.
 
     Raises
@@ -75,13 +91,14 @@ def open_text(config: MntpConfig, backbone: PreTrainedModel, tokenizer: PreTrain
     if isolate and (reason := can_isolate(backbone)) is not True:
         logger.warning("documents cannot be isolated within a row (%s): one document per row, by length", reason)
         train, held_out, isolate = train.by_document(block_size), held_out.by_document(block_size), False
+    if isinstance(config, PretrainConfig) and train.is_packed:
+        train, held_out = _drop_remainders(train, "train_file"), _drop_remainders(held_out, "validation_file")
     seed = None if config.as_llm2vec else config.seed  # LLM2Vec takes the first ones
     if config.max_train_samples:
         train = train.select(config.max_train_samples, seed=seed)
     if config.max_eval_samples:
         held_out = held_out.select(config.max_eval_samples, seed=seed)
-    masking = choose_masking(config, tokenizer)
-    scored_as = "default" if config.data_collator_type == "unmasked" else config.data_collator_type
+    masking, scored_as = choose_masking(config, tokenizer)
     return Text(
         train=train,
         validation=held_out,
@@ -138,17 +155,67 @@ def open_blocks(
     return train, held_out
 
 
-def choose_masking(config: MntpConfig, tokenizer: PreTrainedTokenizerBase) -> Masking:
-    """Say how rows are corrupted in training."""
+def choose_masking(
+    config: MntpConfig | PretrainConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Masking, MaskingStyle]:
+    """Say how rows are corrupted in training, and in which style in evaluation."""
+    style: MaskingStyle
+    scored_as: MaskingStyle
+    if isinstance(config, PretrainConfig):
+        style = "default" if config.kind == "mlm" else "unmasked"
+        scored_as = style
+        if config.kind == "clm":
+            return Masking(mlm_probability=1.0, mask_token_id=0, vocab_size=1, style=style, seed=config.seed), scored_as
+    else:
+        style = config.data_collator_type
+        scored_as = "default" if style == "unmasked" else style
     mask_id = mask_token_id(tokenizer, config.mask_token_type)
-    return Masking(
+    masking = Masking(
         mlm_probability=config.mlm_probability,
         mask_token_id=mask_id,
         vocab_size=len(tokenizer),
         special_ids=special_ids(tokenizer, mask_id, as_llm2vec=config.as_llm2vec),
-        style=config.data_collator_type,
+        style=style,
         seed=config.seed,
+        first_counts=isinstance(config, PretrainConfig),
     )
+    return masking, scored_as
+
+
+def count_targets(text: Text) -> torch.Tensor:
+    """Count how often each token id can be a target in the training text, int64 of as many as there are ids there."""
+    file, special = text.train.file, np.array(text.masking.special_ids, dtype=np.int64)
+    counts_V = np.zeros(0, dtype=np.int64)
+    for start in range(0, len(file.tokens), COUNTED_AT_ONCE):
+        part_V = np.bincount(file.tokens[start : start + COUNTED_AT_ONCE])
+        longer, shorter = sorted([counts_V, part_V], key=len, reverse=True)
+        counts_V = longer.copy()
+        counts_V[: len(shorter)] += shorter
+    counts_V[special[special < len(counts_V)]] = 0
+    return torch.from_numpy(counts_V)
+
+
+def measure_bytes(blocks: Blocks, tokenizer: PreTrainedTokenizerBase, special: tuple[int, ...] = ()) -> float:
+    """Measure how many bytes of UTF-8 a token stands for, on the first documents; ``special`` ones do not count."""
+    documents = np.split(
+        blocks.file.tokens[: blocks.file.ends[:MEASURED][-1]], blocks.file.ends[:MEASURED][:-1].astype(int)
+    )
+    texts = tokenizer.batch_decode(
+        [document.tolist() for document in documents], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    tokens = sum(int(np.isin(document, special, invert=True).sum()) for document in documents)
+    return sum(len(text.encode()) for text in texts) / max(tokens, 1)
+
+
+def _drop_remainders(blocks: Blocks, key: str) -> Blocks:
+    """Keep the full rows; raises UserError where there is none."""
+    full = blocks.without_remainder()
+    if not len(full):
+        raise UserError(
+            f"{key}: the text has {blocks.file.num_tokens:,} tokens, which fill no block of {blocks.block_size}; "
+            "lower max_seq_length, or bring more text (of held-out text: raise validation_split_percentage)"
+        )
+    return full
 
 
 def choose_block_size(

@@ -5,6 +5,7 @@ Shapes: B batch, L length, D width, V vocabulary, K selected rows.
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -46,29 +47,43 @@ class GatheredTrainer(Trainer):
         Whether documents in one row must not see each other.
     budget_bytes
         Size of the largest piece of logits.
+    shift
+        The state at ``t - shift`` predicts the token at t.
+    bytes_per_token
+        Of the text that is evaluated on, for the bits per byte; None leaves them out.
     kwargs
         As for `transformers.Trainer`.
     """
 
     def __init__(
-        self, *, course: Course | None = None, head: Head, isolate: bool, budget_bytes: int, **kwargs: Any
+        self,
+        *,
+        course: Course | None = None,
+        head: Head,
+        isolate: bool,
+        budget_bytes: int,
+        shift: int = 1,
+        bytes_per_token: float | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(compute_metrics=summarise, callbacks=course.callbacks if course else None, **kwargs)
+        metrics = functools.partial(summarise, bytes_per_token=bytes_per_token)
+        super().__init__(compute_metrics=metrics, callbacks=course.callbacks if course else None, **kwargs)
         self.course = course
         self.head = head.to(self.args.device)
         self.isolate = isolate
         self.budget_bytes = budget_bytes
+        self.shift = shift
         self.model_accepts_loss_kwargs = True  # our loss is a sum over the rows of the whole accumulation window
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)  # disable_tqdm = false, in LLM2Vec's files
 
     def rows(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the backbone and gather the states that predict the masked tokens.
+        """Run the backbone and gather the states that predict the labels.
 
         Returns
         -------
         rows_KD, targets_K
-            The state at t-1 and the token at t, for every label.
+            The state that predicts it and the token, for every label.
         """
         mask_BL, documents_BL = inputs["attention_mask"], inputs["document_ids"]
         kwargs: dict[str, Any] = {"attention_mask": None if bool(mask_BL.all()) else mask_BL}
@@ -76,7 +91,11 @@ class GatheredTrainer(Trainer):
             unwrapped = self.accelerator.unwrap_model(model)
             kwargs = isolation_mask(unwrapped, documents_BL, next(unwrapped.parameters()).dtype)
         output = model(input_ids=inputs["input_ids"], use_cache=False, **kwargs)
-        return select_rows(output.last_hidden_state, inputs["labels"])
+        return select_rows(output.last_hidden_state, inputs["labels"], self.shift)
+
+    def sum_losses(self, rows_KD: torch.Tensor, targets_K: torch.Tensor) -> torch.Tensor:
+        """Sum what is minimised over rows."""
+        return cross_entropy(rows_KD, targets_K, self.head, budget_bytes=self.budget_bytes)
 
     def compute_loss(
         self,
@@ -85,10 +104,10 @@ class GatheredTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Sum the cross-entropy of the masked rows and divide by their true count over window and processes."""
+        """Sum the loss of the rows and divide by their true count over window and processes."""
         with self.accelerator.autocast():
             rows_KD, targets_K = self.rows(model, inputs)
-            total = cross_entropy(rows_KD, targets_K, self.head, budget_bytes=self.budget_bytes)
+            total = self.sum_losses(rows_KD, targets_K)
         if model.training and self.course is not None:
             self.course.record.count_tokens(inputs["attention_mask"])
         assert num_items_in_batch is not None
@@ -109,7 +128,7 @@ class GatheredTrainer(Trainer):
             scores = score_rows(rows_KD, targets_K, self.head, budget_bytes=self.budget_bytes)
         columns_K4 = torch.stack([*(score.double() for score in scores), torch.ones_like(scores[0]).double()], dim=1)
         sums_B4 = columns_K4.new_zeros(len(inputs["input_ids"]), 4).index_add_(
-            0, select_batch(inputs["labels"]), columns_K4
+            0, select_batch(inputs["labels"], self.shift), columns_K4
         )
         return None, sums_B4, sums_B4[:, 3:]
 
@@ -143,15 +162,17 @@ class GatheredTrainer(Trainer):
                     weight.copy_(saved[name])
 
 
-def summarise(prediction: EvalPrediction) -> dict[str, float]:
+def summarise(prediction: EvalPrediction, bytes_per_token: float | None = None) -> dict[str, float]:
     """Turn sums per row (loss, right, right among five, masked tokens) into loss, perplexity and accuracies."""
     loss, right, right5, count = np.asarray(prediction.predictions, dtype=np.float64).sum(axis=0)
     if count == 0:
         raise UserError(
             "the evaluation has no masked token: raise mlm_probability, max_eval_samples or validation_split_percentage"
         )
+    bits = {} if bytes_per_token is None else {"bits_per_byte": loss / count / math.log(2) / bytes_per_token}
     return {
         "loss": loss / count,
+        **bits,
         "perplexity": math.exp(min(loss / count, 700.0)),
         "accuracy": right / count,
         "top5_accuracy": right5 / count,

@@ -1,0 +1,190 @@
+"""A language model to pretrain: an architecture with random weights, or weights to go on with.
+
+Legend: V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from turncoder.data.tokenizer import pad_token_id
+from turncoder.errors import UserError, first_line
+from turncoder.keys import locate_model
+from turncoder.model.backbone import (
+    count_embeddings,
+    load_causal_lm,
+    load_masked_lm,
+    load_model_config,
+    try_implementations,
+)
+from turncoder.pretrainconfig import PretrainConfig
+from turncoder.settings import nearest
+
+__all__ = ["build_config", "start_model"]
+
+logger = logging.getLogger("turncoder")
+
+DERIVED = {
+    "hidden_size": ("head_dim", "intermediate_size"),
+    "num_attention_heads": ("head_dim", "num_key_value_heads"),
+    "num_hidden_layers": ("layer_types",),
+}
+"""Keys of a config that follow from others, where a config.json has both."""
+
+
+def start_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Build the language model, or load it, with embeddings for every token of the tokenizer, in float32.
+
+    Random weights are drawn from torch's generator: seed it before.
+
+    Returns
+    -------
+    PreTrainedModel
+        A causal or a masked language model, in evaluation mode. Where there is a contrast with the embeddings, the head
+        is tied to them.
+
+    Raises
+    ------
+    UserError
+        The architecture is unknown or has no such head, a key of its config does not exist, or its head cannot be tied.
+    """
+    if config.config_name:
+        model = _build(config, tokenizer)
+    else:
+        load = load_causal_lm if config.kind == "clm" else load_masked_lm
+        name = str(config.model_name_or_path)
+        model = load(name, attn_implementation=config.attn_implementation, **locate_model(config))
+        fit_vocabulary(model, tokenizer)
+    if config.objective != "cross_entropy":
+        _tie(model)
+    return model.float().eval()
+
+
+def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the model embeddings for the tokens that the tokenizer has beyond them, and say so."""
+    size = max(tokenizer.get_vocab().values()) + 1
+    before = count_embeddings(model)
+    if size > before:
+        logger.warning(
+            "the tokenizer has %s tokens and the model %s embeddings: %s new ones, drawn around the mean of the others",
+            f"{size:,}", f"{before:,}", f"{size - before:,}",
+        )  # fmt: skip
+        model.resize_token_embeddings(size)
+
+
+def build_config(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """Make the configuration of the architecture: as named, with what is overridden, for the tokenizer's vocabulary.
+
+    Raises
+    ------
+    UserError
+        See `start_model`.
+    """
+    name, overrides = str(config.config_name), dict(config.config_overrides)
+    if name in CONFIG_MAPPING and not Path(name).exists():
+        kind, table = name, {}
+    else:
+        table = _read_config(config, name)
+        kind = table.pop("model_type")
+    known = CONFIG_MAPPING[kind]()
+    for key in overrides:
+        if not hasattr(known, key):
+            raise UserError(
+                f"config_overrides.{key}: {type(known).__name__} has no such key"
+                f"{nearest(key, [key for key in vars(known) if not key.startswith('_')])}"
+            )
+        for follower in DERIVED.get(key, ()):
+            if follower not in overrides:
+                table.pop(follower, None)
+    ends = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos")}
+    ours = {
+        "vocab_size": max(tokenizer.get_vocab().values()) + 1,
+        "pad_token_id": pad_token_id(tokenizer),
+        **{key: token for key, token in ends.items() if token is not None},
+        **({"tie_word_embeddings": True} if config.objective != "cross_entropy" else {}),
+    }
+    asked = table.get("vocab_size", ours["vocab_size"])
+    if asked != ours["vocab_size"] and "vocab_size" not in overrides:
+        logger.warning(
+            "config_name: %s says vocab_size = %s; the tokenizer has %s tokens, and the model as many embeddings",
+            name, asked, ours["vocab_size"],
+        )  # fmt: skip
+    try:
+        made = AutoConfig.for_model(kind, **{**table, **ours, **overrides})
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"config_overrides: {kind} refuses {overrides}: {first_line(error)}") from error
+    if made.vocab_size < ours["vocab_size"]:
+        raise UserError(
+            f"config_overrides.vocab_size = {made.vocab_size} is less than the {ours['vocab_size']} tokens of the "
+            "tokenizer; drop it"
+        )
+    return made
+
+
+def _read_config(config: PretrainConfig, name: str) -> dict[str, Any]:
+    """Read the keys that a config.json sets."""
+    path = Path(name)
+    if path.is_file():
+        try:
+            table = json.loads(path.read_text(encoding="utf8"))
+        except ValueError as error:
+            raise UserError(f"config_name: {name} is broken JSON ({error})") from error
+    else:
+        try:
+            table = load_model_config(name, **locate_model(config)).to_diff_dict()
+        except UserError as error:
+            types = [kind for kind in CONFIG_MAPPING if "_" not in kind]
+            raise UserError(
+                f"config_name: {name} is no config.json, no folder, no model type{nearest(name, types)}, and the hub "
+                f"does not give it: {str(error).partition(': ')[2]}"
+            ) from error
+    if not isinstance(table, dict) or table.get("model_type") not in CONFIG_MAPPING:
+        raise UserError(f"config_name: {name} has no model_type that transformers knows; add one, such as llama")
+    drop = ("architectures", "transformers_version", "_name_or_path", "dtype", "torch_dtype", "auto_map")
+    return {key: value for key, value in table.items() if key not in drop}
+
+
+def _build(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    model_config = build_config(config, tokenizer)
+    auto_class = AutoModelForCausalLM if config.kind == "clm" else AutoModelForMaskedLM
+    if type(model_config) not in auto_class._model_mapping:
+        other = "clm" if config.kind == "mlm" else "mlm"
+        raise UserError(
+            f"kind = {config.kind!r}: transformers has no such language model of {model_config.model_type}; use kind = "
+            f"{other!r}" + (" and then turncoder turn" if config.kind == "mlm" else ", or another architecture")
+        )
+    return try_implementations(
+        str(config.config_name),
+        config.attn_implementation,
+        lambda choice: auto_class.from_config(model_config, attn_implementation=choice, dtype=torch.float32),
+    )
+
+
+def _tie(model: PreTrainedModel) -> None:
+    """See that the output embedding is the input embedding, as the contrast has it."""
+    output, inputs = model.get_output_embeddings(), model.get_input_embeddings()
+    if output is not None and output.weight is inputs.weight:
+        return
+    if output is None or output.weight.shape != inputs.weight.shape:
+        raise UserError(
+            f"objective: the output embedding of {type(model).__name__} cannot be tied to its input embeddings; use "
+            "objective = 'cross_entropy', or another architecture"
+        )
+    model.config.tie_word_embeddings = True
+    logger.warning("the model's own output embedding is dropped: the contrast is with its input embeddings")
+    model.tie_weights()
+    assert model.get_output_embeddings().weight is inputs.weight

@@ -1,0 +1,270 @@
+"""Pretraining, masked or causal: headless by contrastive weight tying, or by cross-entropy over the selected rows.
+
+What flows: blocks -> corrupted inputs and labels -> backbone -> rows that predict -> their contrast with the embeddings
+of a pool of targets, or their cross-entropy -> run folder with an ordinary language model. Validation is in
+cross-entropy and bits per byte whatever the loss: a headless model gets its unigram prior back for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from turncoder.artifact import save_language_model
+from turncoder.data.corpus import open_corpora
+from turncoder.data.masking import MaskedBlocks
+from turncoder.data.packing import default_cache
+from turncoder.data.tokenizer import end_documents, load_tokenizer, tokenizer_files
+from turncoder.data.vocabulary import open_trained
+from turncoder.errors import UserError
+from turncoder.evaluate.anisotropy import measure_anisotropy
+from turncoder.keys import locate_model
+from turncoder.model.adapters import count_parameters
+from turncoder.model.backbone import count_embeddings, resolve_model
+from turncoder.model.heads import Head, take_backbone, take_head
+from turncoder.model.prior import Prior
+from turncoder.model.scratch import start_model
+from turncoder.pretrainconfig import PretrainConfig, split_negatives
+from turncoder.train.course import lay_course
+from turncoder.train.cwt_trainer import Contrast, CwtTrainer, Source
+from turncoder.train.running import Run, training_arguments
+from turncoder.train.stage import (
+    check_data,
+    fit,
+    perform,
+    register_head,
+    score_end,
+    score_untrained,
+    tell_parameters,
+    tell_parents,
+    unregister_head,
+)
+from turncoder.train.text import Text, count_targets, measure_bytes, open_text
+from turncoder.train.trainer import GatheredTrainer
+
+__all__ = ["train"]
+
+logger = logging.getLogger("turncoder")
+
+DECAY_SHARE = 0.2  # of a warmup-stable-decay schedule
+VOCABULARY = 16384
+LOOKED_AT = 16  # rows of held-out text that anisotropy is measured on
+
+
+def train(config: PretrainConfig) -> Path:
+    """Pretrain from a configuration; the same call again resumes.
+
+    Parameters
+    ----------
+    config
+        See `turncoder.pretrainconfig.PretrainConfig`.
+
+    Returns
+    -------
+    Path
+        The run folder: ``run.json``, ``config.toml``, ``metrics.jsonl``, ``checkpoints/``, ``model/``.
+
+    Raises
+    ------
+    UserError
+        The input is wrong; the message names the key, the value and the remedy.
+    """
+    return perform(config, "pretrain", _train)
+
+
+def _train(config: PretrainConfig, run: Run) -> None:
+    _refuse_early(config, run)
+    tokenizer = open_tokenizer(config)
+    set_seed(config.seed)
+    model = start_model(config, tokenizer)
+    backbone, head = take_backbone(model), take_head(model, trainable=True)
+    text = open_text(config, backbone, end_documents(tokenizer, config.append_eos))
+    check_data(run, text.train.fingerprint)
+    prior = _count(config, text, count_embeddings(model))
+    needs_prior = config.objective != "cross_entropy" or config.head_prior
+    if needs_prior:
+        prior.complete(head)
+    run.update(
+        data={"train": text.train.counts, "validation": text.validation.counts, "fingerprint": text.train.fingerprint},
+        parents=tell_parents(config.model_name_or_path) if config.model_name_or_path else [],
+        vocabulary={"size": len(prior.counts_V), "seen": int((prior.counts_V > 0).sum())},
+    )
+    _choose_weights(config, backbone, head)
+    tell_parameters(run, *count_parameters(backbone))
+    size = measure_bytes(text.validation, tokenizer, text.masking.special_ids)
+    build = functools.partial(_build_trainer, config, run, text, backbone, head, prior, size)
+    if config.evaluate_step_zero and config.do_eval and not run.logged():
+        score_untrained(build(), run, "untrained")
+    trainer = build()
+    if config.do_train:
+        fit(trainer, run)
+    if config.do_eval:
+        run.update(results=score_end(trainer), anisotropy=_look(trainer, text, backbone))
+    unregister_head(backbone)
+    if PartialState().is_main_process:
+        save_language_model(
+            model,
+            run.folder / "model",
+            tokenizer=tokenizer,
+            tokenizer_files=_files_of(config, tokenizer),
+            prior=prior if needs_prior else None,
+            record={
+                "stage": "pretrain",
+                "kind": config.kind,
+                "objective": config.objective,
+                "max_seq_length": text.block_size,
+                "parents": run.record["parents"],
+            },
+        )
+
+
+def open_tokenizer(config: PretrainConfig) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that a configuration names, or train it on the text; raises UserError."""
+    if not config.train_tokenizer:
+        name = config.tokenizer_name or resolve_model(config.model_name_or_path or str(config.config_name))
+        if not config.tokenizer_name and config.config_name and not Path(name).is_dir() and "/" not in name:
+            raise UserError(
+                f"config_name = {config.config_name!r} has no tokenizer: give tokenizer_name, or --train_tokenizer bpe"
+            )
+        return load_tokenizer(name, **locate_model(config))
+    corpus, _ = open_corpora(
+        dataset_name=config.dataset_name,
+        dataset_config_name=config.dataset_config_name,
+        train_file=config.train_file,
+        validation_file=config.validation_file,
+        text_column=config.text_column,
+        cache_dir=config.cache_dir,
+    )
+    with PartialState().main_process_first():
+        folder = open_trained(
+            corpus,
+            config.vocab_size or VOCABULARY,
+            algorithm=config.train_tokenizer,
+            closes=config.kind == "mlm",
+            root=default_cache() / "tokenizers",
+        )
+    return load_tokenizer(folder)
+
+
+def _refuse_early(config: PretrainConfig, run: Run) -> None:
+    """Find wrong input before anything is read."""
+    training_arguments(config, run, steps=1, steps_per_epoch=1, **_schedule(config, 1))
+    if config.sparse_embeddings and torch.accelerator.is_available():
+        raise UserError("sparse_embeddings: sparse gradients are summed and clipped on CPUs here; drop it on a GPU")
+
+
+def _schedule(config: PretrainConfig, steps: int) -> dict[str, Any]:
+    """Give a warmup-stable-decay schedule its decay, the last fifth, where the configuration says nothing."""
+    if config.lr_scheduler_type != "warmup_stable_decay" or "lr_scheduler_kwargs" in config.training:
+        return {}
+    return {"lr_scheduler_kwargs": {"num_decay_steps": max(1, round(DECAY_SHARE * steps))}}
+
+
+def _count(config: PretrainConfig, text: Text, size: int) -> Prior:
+    """Count the targets of the training text, over all embeddings of the model."""
+    seen_V = count_targets(text)
+    counts_V = torch.zeros(size, dtype=torch.long)
+    counts_V[: len(seen_V)] = seen_V
+    return Prior(counts_V, config.temperature, config.tau)
+
+
+def _choose_weights(config: PretrainConfig, backbone: PreTrainedModel, head: Head) -> None:
+    """Let those weights train that the configuration says."""
+    embedding = backbone.get_input_embeddings()
+    if config.objective != "cross_entropy" and not head.is_linear:
+        raise UserError(
+            "objective: what this architecture does after its output embedding cannot be left out of a contrast; use "
+            "objective = 'cross_entropy'"
+        )
+    backbone.requires_grad_(config.trains == "all")
+    if config.trains == "head" and head.is_tied:
+        raise UserError(
+            "trains = 'head': the head is the input embeddings, which the body needs as they are; untie it first with "
+            "turncoder head add --untied"
+        )
+    if config.trains != "head":
+        embedding.weight.requires_grad_(True)
+    head.train(config.trains != "embeddings")
+    head.trainable = True  # the gradient reaches a tied weight through the head too
+    if config.objective == "cwt" and head.output_bias is not None:
+        head.output_bias.requires_grad_(False)  # no contrast moves it
+    if config.sparse_embeddings:
+        if type(embedding) is not torch.nn.Embedding and type(embedding).forward is not torch.nn.Embedding.forward:
+            raise UserError(f"sparse_embeddings: {type(embedding).__name__} is no plain embedding; drop the key")
+        embedding.sparse = True  # type: ignore[assignment]
+    if config.gradient_checkpointing:
+        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    register_head(backbone, head)
+
+
+def _build_trainer(
+    config: PretrainConfig,
+    run: Run,
+    text: Text,
+    backbone: PreTrainedModel,
+    head: Head,
+    prior: Prior,
+    bytes_per_token: float,
+) -> GatheredTrainer:
+    """Lay out the steps and build the trainer."""
+    course = lay_course(config, run, len(text.train))
+    epochs = math.ceil(course.scheduled * course.per_step / len(text.train))
+    common: dict[str, Any] = {
+        "course": course,
+        "head": head,
+        "isolate": text.isolate,
+        "budget_bytes": config.vocabulary_budget_mb * 10**6,
+        "shift": 1 if config.kind == "clm" else 0,
+        "bytes_per_token": bytes_per_token,
+        "model": backbone,
+        "args": training_arguments(
+            config,
+            run,
+            steps=course.scheduled,
+            steps_per_epoch=course.per_epoch,
+            **_schedule(config, course.scheduled),
+        ),
+        "data_collator": text.collate,
+        "train_dataset": MaskedBlocks(text.train, text.masking, epochs=epochs, batch_size=course.per_step),
+        "eval_dataset": MaskedBlocks(text.validation, text.eval_masking, evaluation=True),
+    }
+    if config.objective == "cross_entropy":
+        return GatheredTrainer(**common)
+    source, size = split_negatives(config.negatives)
+    return CwtTrainer(
+        contrast=Contrast(
+            source=cast(Source, source),
+            size=size,
+            log_prior_V=prior.log_p_V,
+            tau=config.tau,
+            weight=config.cwt_weight if config.objective == "both" else 1.0,
+            cross_entropy_weight=config.cross_entropy_weight if config.objective == "both" else 0.0,
+            sparse=config.sparse_embeddings,
+            seed=config.seed,
+        ),
+        **common,
+    )
+
+
+def _look(trainer: GatheredTrainer, text: Text, backbone: PreTrainedModel) -> list[float]:
+    """Measure the anisotropy of every layer on held-out text, uncorrupted."""
+    rows = [text.validation[row][0] for row in range(min(LOOKED_AT, len(text.validation)))]
+    width = min(map(len, rows))
+    token_ids_BL = torch.from_numpy(np.stack([row[:width] for row in rows])).to(trainer.args.device)
+    return measure_anisotropy(backbone, token_ids_BL, torch.ones_like(token_ids_BL))
+
+
+def _files_of(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> list[Path] | None:
+    """Find the tokenizer's own files, to be copied; None for one that was trained here."""
+    if config.train_tokenizer:
+        return None
+    name = config.tokenizer_name or resolve_model(config.model_name_or_path or str(config.config_name))
+    return tokenizer_files(name, revision=config.model_revision, cache_dir=config.cache_dir)
