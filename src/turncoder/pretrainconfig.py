@@ -60,7 +60,8 @@ class PretrainConfig(FitKeys, CorpusKeys):
 
     # the loss
     negatives: str = "global"
-    """Of cwt: whose targets a row is contrasted with: micro (of its forward pass), window (of the optimiser step), global (also of the other processes), or unigram:N (N draws from the corpus)."""
+    """Of cwt: whose targets a row is contrasted with: micro (of its forward pass), window (of the optimiser step),
+    global (also of the other processes), or unigram:N (N draws from the corpus)."""
     temperature: float = 1.0
     """Of cwt: what logits are divided by."""
     tau: float = 0.0

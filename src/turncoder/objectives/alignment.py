@@ -15,8 +15,8 @@ def select_rows(hidden_BLD: Tensor, labels_BL: Tensor, shift: int = 1) -> tuple[
     """Gather the states that predict a labelled token, and those tokens.
 
     The label at t goes with the state at ``t - shift``: 1 in causal models and in masked next token prediction
-    (LLM2Vec, arXiv 2404.05961, section 2.2), where position 0 has no state before it, so its label is never used; 0 in masked
-    language models. Padding carries no label and is therefore never selected.
+    (LLM2Vec, arXiv 2404.05961, section 2.2), where position 0 has no state before it, so its label is never
+    used; 0 in masked language models. Padding carries no label and is therefore never selected.
 
     Parameters
     ----------
