@@ -22,6 +22,7 @@ from turncoder.config import (
 )
 from turncoder.errors import UserError
 from turncoder.hub import find_run, list_parents, look_for_hub
+from turncoder.glueconfig import GlueConfig
 from turncoder.keys import locate_model
 from turncoder.notices import listen, say_limit
 from turncoder.pretrainconfig import PretrainConfig
@@ -237,6 +238,23 @@ def _pretrain(config: PretrainConfig, words: list[str], console: Console) -> int
     return 0
 
 
+def _glue(config: GlueConfig, words: list[str], console: Console) -> int:
+    look_for_hub(config.model_name_or_path, None if config.data else "nyu-mll/glue", *config.adapters)
+    if config.dry_run:
+        from turncoder.evaluate.glueplan import plan_glue
+        from turncoder.plan import show as show_plan
+
+        show_plan(plan_glue(config), console)
+        return 0
+    from turncoder.evaluate.glue import evaluate, show
+    from turncoder.evaluate.scoring import read_results
+
+    run = evaluate(config)
+    show(read_results(run), console)
+    console.print(f"{run}", highlight=False)
+    return 0
+
+
 def _mine(config: MineConfig, words: list[str], console: Console) -> int:
     look_for_hub(config.model_name_or_path, config.pairs_file, config.corpus_file, *config.adapters)
     from turncoder.estimate import plan_mine
@@ -298,6 +316,7 @@ COMMANDS = {
     "supervised": Command("[CONFIG]", SupervisedConfig, _train),
     "pretrain": Command("[CONFIG]", PretrainConfig, _pretrain),
     "words": Command("[CONFIG]", WordsConfig, _words),
+    "evaluate glue": Command("MODEL [CONFIG]", GlueConfig, _glue, ("model_name_or_path",)),
     "mine": Command("PAIRS [CONFIG]", MineConfig, _mine, ("pairs_file",)),
     "encode": Command("MODEL INPUT [CONFIG]", EncodeConfig, _encode, ("model_name_or_path", "input_file")),
     "merge": Command("MODEL [CONFIG]", MergeConfig, _merge, ("model_name_or_path",)),

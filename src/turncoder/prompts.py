@@ -6,7 +6,7 @@ What stands around both (a chat template, an end of text) is here too.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +16,7 @@ from turncoder.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Template", "append_eos", "check_prompt", "llm2vec_template"]
+__all__ = ["Template", "append_eos", "check_prompt", "llm2vec_template", "mark_border"]
 
 
 class Template(NamedTuple):
@@ -106,25 +106,59 @@ def append_eos(tokenizer: "PreTrainedTokenizerBase") -> None:
     eos = tokenizer.eos_token
     if eos is not None and tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:
         return
+    if eos is None or getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise UserError("pooling = 'eos_token': the tokenizer has no end-of-text token; choose mean or last_token")
+
+    def end(template: dict[str, Any]) -> None:
+        template["single"].append({"SpecialToken": {"id": eos, "type_id": 0}})
+        template["pair"].append({"SpecialToken": {"id": eos, "type_id": 1}})
+
+    _change_template(tokenizer, end, single=f"$A {eos}", pair=f"$A {eos} $B:1 {eos}:1")
+
+
+def mark_border(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Have a tokenizer put its end-of-text token between two texts, if it puts nothing there.
+
+    Returns
+    -------
+    bool
+        Whether something is there; not so where the tokenizer has no such token.
+    """
+    if not tokenizer.is_fast:  # which go by the rules of their architecture
+        return True
+    sides = tokenizer("a", "b").sequence_ids(0)
+    if None in sides[sides.index(0) : sides.index(1)]:
+        return True
+    eos = tokenizer.eos_token
+    if eos is None:
+        return False
+
+    def part(template: dict[str, Any]) -> None:
+        first = next(number for number, piece in enumerate(template["pair"]) if "Sequence" in piece)
+        template["pair"].insert(first + 1, {"SpecialToken": {"id": eos, "type_id": 0}})
+
+    _change_template(tokenizer, part, single="$A", pair=f"$A {eos} $B:1")
+    return True
+
+
+def _change_template(tokenizer: Any, change: Callable[[dict[str, Any]], None], *, single: str, pair: str) -> None:
+    """Change the template of a tokenizer, which then has its end-of-text token; ``single`` and ``pair`` if it has none.
+
+    The end-of-text token must be there.
+    """
     from tokenizers import Tokenizer, processors
 
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if eos is None or backend is None:
-        raise UserError("pooling = 'eos_token': the tokenizer has no end-of-text token; choose mean or last_token")
-    number = tokenizer.eos_token_id
+    eos, number, backend = tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.backend_tokenizer
     state = json.loads(backend.to_str())
     steps = state["post_processor"]["processors"] if _kind(state) == "Sequence" else [state["post_processor"]]
     template = next((step for step in steps if step and step["type"] == "TemplateProcessing"), None)
     if template is None:
-        ends = processors.TemplateProcessing(
-            single=f"$A {eos}", pair=f"$A {eos} $B:1 {eos}:1", special_tokens=[(eos, number)]
-        )
+        own = processors.TemplateProcessing(single=single, pair=pair, special_tokens=[(eos, number)])
         before = backend.post_processor
-        backend.post_processor = ends if before is None else processors.Sequence([before, ends])
+        backend.post_processor = own if before is None else processors.Sequence([before, own])
         return
     template["special_tokens"][eos] = {"id": eos, "ids": [number], "tokens": [eos]}
-    template["single"].append({"SpecialToken": {"id": eos, "type_id": 0}})
-    template["pair"].append({"SpecialToken": {"id": eos, "type_id": 1}})
+    change(template)
     backend.post_processor = Tokenizer.from_str(json.dumps(state)).post_processor
 
 

@@ -11,7 +11,8 @@ from turncoder.data.alignment import Alignment, align_words, choose_bos
 from turncoder.data.labels import IGNORED, UNSEEN
 from turncoder.model.adapters import attach_lora
 from turncoder.train.features import read_states
-from turncoder.train.tagging import TaggedWindows, TaggingTrainer, WordModel, collate_windows, load_trained
+from turncoder.train.headtrainer import HeadTrainer, load_trained
+from turncoder.train.tagging import TaggedWindows, WordModel, add_losses, collate_windows
 
 TEXTS = ("Once upon a time there was a little dog.", "Hm.", "Unbelievably tremendous!", "a b c d e f g h " * 12, "x")
 
@@ -154,7 +155,7 @@ def test_the_loss_is_a_mean_over_all_labels_of_all_tasks(stories, alignment, tmp
     model = WordModel(backbone, {"a": 4, "b": 3}, 64, layer=None, dropout=0.0).eval()
     windows = lay_out(alignment)
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", remove_unused_columns=False)
-    trainer = TaggingTrainer(judge=dict, model=model, args=args, train_dataset=windows)
+    trainer = HeadTrainer(judge=dict, add_losses=add_losses, model=model, args=args, train_dataset=windows)
     batch = collate_windows([windows[item] for item in range(len(windows))], 0)
     counted = (batch["labels"] != IGNORED).sum()
     loss = trainer.compute_loss(model, batch, num_items_in_batch=counted)
@@ -188,7 +189,9 @@ def test_what_trains_is_what_a_checkpoint_holds(tmp_path, alignment):
     ids = torch.arange(3, 20)[None]
     for mode in ("lora", "full"):
         model, other = build(mode, 1), build(mode, 2)
-        trainer = TaggingTrainer(judge=dict, model=model, args=args, train_dataset=lay_out(alignment))
+        trainer = HeadTrainer(
+            judge=dict, add_losses=add_losses, model=model, args=args, train_dataset=lay_out(alignment)
+        )
         trainer._save(str(tmp_path / mode))
         names = set(load_file(tmp_path / mode / "trained.safetensors"))
         assert names == {name for name, weight in model.named_parameters() if weight.requires_grad}

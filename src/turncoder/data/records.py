@@ -32,6 +32,7 @@ __all__ = [
     "read_records",
     "read_rows",
     "split_lines",
+    "split_tabs",
 ]
 
 RECORD_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -102,7 +103,7 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ".jsonl": lambda path: _objects(path, parse_json_lines(path)),
         ".json": lambda path: _objects(path, parse_json(path)),
         ".csv": lambda path: _rows(path, read_rows(path, strict=True)),
-        ".tsv": lambda path: _rows(path, _split_tabs(path)),
+        ".tsv": lambda path: _rows(path, split_tabs(path)),
         ".parquet": _parquet_records,
     }
     yield from readers[ending](path)
@@ -127,7 +128,7 @@ def _rows(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[s
         yield f"{path}, line {line}", dict(zip(header, row, strict=True))
 
 
-def _split_tabs(path: Path) -> Iterator[tuple[int, list[str]]]:
+def split_tabs(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Split lines at tabs; a quotation mark is one, as in STS-B's files."""
     yield from ((number, line.split("\t")) for number, line in enumerate(split_lines(decode(path)), 1) if line)
 

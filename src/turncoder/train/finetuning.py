@@ -20,9 +20,10 @@ from turncoder.evaluate.prediction import Head, Reader, predict
 from turncoder.model.adapters import choose_targets, count_parameters, merge_adapter
 from turncoder.train.course import lay_course
 from turncoder.train.features import LAST, Reading
+from turncoder.train.headtrainer import HeadTrainer, load_trained
 from turncoder.train.running import Run, training_arguments
 from turncoder.train.stage import choose_trainables, fit, save_result, tell_parameters
-from turncoder.train.tagging import TaggedWindows, TaggingTrainer, WordModel, collate_windows, load_trained
+from turncoder.train.tagging import TaggedWindows, WordModel, add_losses, collate_windows
 from turncoder.train.wordtasks import READINGS, Found, Splits, Task, open_backbone, tell_layers
 from turncoder.wordconfig import WordsConfig
 
@@ -143,7 +144,7 @@ def _build_trainer(
     tasks: list[Task],
     splits: Splits,
     judge: Callable[[], dict[str, float]],
-) -> TaggingTrainer:
+) -> HeadTrainer:
     """Lay out the steps and build the trainer."""
     processes = PartialState().num_processes
     per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
@@ -157,9 +158,10 @@ def _build_trainer(
     }
     rows = len(TaggedWindows(**data, epochs=1))
     course = lay_course(config, run, rows)
-    return TaggingTrainer(
+    return HeadTrainer(
         course=course,
         judge=judge,
+        add_losses=add_losses,
         model=model,
         args=training_arguments(
             config, run, steps=course.scheduled, steps_per_epoch=course.per_epoch, **_settings(config)
