@@ -10,6 +10,7 @@ from turncoder.errors import ConversionError, UserError
 
 __all__ = [
     "ConversionError",
+    "GlueConfig",
     "MntpConfig",
     "PretrainConfig",
     "SimcseConfig",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "GlueConfig": "turncoder.glueconfig",
     "MntpConfig": "turncoder.config",
     "PretrainConfig": "turncoder.pretrainconfig",
     "SimcseConfig": "turncoder.config",

@@ -246,10 +246,11 @@ def _glue(config: GlueConfig, words: list[str], console: Console) -> int:
 
         show_plan(plan_glue(config), console)
         return 0
-    from turncoder.evaluate.glue import evaluate, show
+    import turncoder
+    from turncoder.evaluate.glue import show
     from turncoder.evaluate.scoring import read_results
 
-    run = evaluate(config)
+    run = turncoder.train(config)
     show(read_results(run), console)
     console.print(f"{run}", highlight=False)
     return 0

@@ -3,6 +3,7 @@
 Importing this module imports neither torch nor transformers.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +12,7 @@ from turncoder.errors import UserError
 from turncoder.evaluate.gluetasks import GLUE, TASKS, name_task
 from turncoder.keys import Pooling, TrainKeys, check_ranges
 
-__all__ = ["RECIPES", "GlueConfig", "settle"]
+__all__ = ["RECIPES", "GlueConfig", "count_epochs", "settle"]
 
 Choice = Literal["best_epoch", "last"]
 
@@ -70,6 +71,7 @@ class GlueConfig(TrainKeys):
 
     STAGE: ClassVar[str] = "glue"
     as_llm2vec: ClassVar[bool] = False
+    chat_template: ClassVar[bool] = False
 
     model_name_or_path: str | None = None
     """MODEL: a run or model folder, a decoder, an encoder, an adapter, or a hub id."""
@@ -196,3 +198,12 @@ def settle(config: GlueConfig, task: str, rows: int) -> GlueConfig:
         values["learning_rate"] = LEARNING_RATES[config.train_mode]
         values["num_train_epochs"] = next((epochs for most, epochs in EPOCHS if rows < most), MANY_ROWS_EPOCHS)
     return replace(config, **{name: value for name, value in values.items() if getattr(config, name) is None})
+
+
+def count_epochs(config: GlueConfig, rows: int, processes: int = 1) -> GlueConfig:
+    """Give a settled configuration the steps of its epochs, so that each ends in a step and can be evaluated."""
+    assert config.per_device_train_batch_size and config.num_train_epochs
+    if config.max_steps > 0:
+        return config
+    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+    return replace(config, max_steps=max(1, round(math.ceil(rows / per_step) * config.num_train_epochs)))

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,22 @@ SCORES = {
     "token_accuracy": "token acc. %",
     "macro_f1": "macro F1 %",
     "span_f1": "span F1 %",
+    "class_accuracy": "acc. %",
+    "f1": "F1 %",
+    "matthews": "Matthews %",
+    "spearman": "Spearman %",
+    "pearson": "Pearson %",
+    "average": "average %",
 }
 """The scores of all stages, with headings that leave room; a table shows those that some row has."""
 HEADINGS = {"model": "run", "step": "step", "seeds": "seeds", **SCORES, "tokens": "tokens", "seconds": "time"}
 PERCENT = ("accuracy", "top5_accuracy")
 WORD_SCORES = ("token_accuracy", "macro_f1", "weighted_f1", "span_precision", "span_recall", "span_f1")
+GLUE_SCORES = {
+    "accuracy": "class_accuracy", "f1": "f1", "matthews": "matthews", "spearman": "spearman", "pearson": "pearson",
+}  # fmt: skip
+"""Metrics of ``evaluate glue``, and what they are called here: ``accuracy`` is that of masked tokens."""
+OVER_SEEDS = (*WORD_SCORES, *GLUE_SCORES.values(), "average")
 FOLDED = 16  # letters of a run's name, before it takes another line
 STAGES = {"mntp": "+MNTP", "simcse": "+SimCSE", "supervised": "+pairs"}
 
@@ -52,8 +63,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     dict
         ``name``, ``stage``, ``status``, ``config``, and ``rows``: one for each model that was scored (causal,
         bidirectional untrained, trained; every rung of a turn), with ``model``, ``step``, ``tokens``, ``seconds`` and
-        the stage's scores: ``loss``, ``accuracy`` (aligned, in [0, 1]), ``sts_spearman`` and so on. A run on words has
-        a row for each task: the means over its ``seeds``, and their standard deviations in ``std``.
+        the stage's scores: ``loss``, ``accuracy`` (aligned, in [0, 1]), ``sts_spearman`` and so on. A run on words, or
+        on GLUE, has a row for each task: the means over its ``seeds``, and their standard deviations in ``std``.
 
     Raises
     ------
@@ -83,9 +94,9 @@ def read_run(folder: Path) -> dict[str, Any]:
             _score({**rung, "sts_spearman": rung.get("sts"), "triplet_accuracy": rung.get("triplets")}, rung["name"])
             for rung in rungs
         ]
-    if stage == "words":
-        rows = _read_tasks(folder / "results.json", record)
-    trained = _find_trained(record, logged) if stage not in ("turn", "words") else None
+    if stage in ("words", "glue"):
+        rows = _read_tasks(folder / "results.json", record, _take_words if stage == "words" else _take_glue)
+    trained = _find_trained(record, logged) if stage not in ("turn", "words", "glue") else None
     if trained is not None:
         rows.append({**trained, "tokens": record.get("tokens"), "seconds": record.get("wall_time_s")})
     return {
@@ -104,28 +115,51 @@ def read_baseline(folder: Path) -> dict[str, Any]:
     return {"name": str(folder), "stage": "machamp", "status": "done", "config": {}, "rows": read_machamp(folder)}
 
 
-def _read_tasks(path: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Read what a run on words scored; nothing of one that is not done."""
+def _read_tasks(
+    path: Path, record: dict[str, Any], take: Callable[[dict[str, Any]], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Read what a run scored on tasks; nothing of one that is not done."""
     if not path.exists():
         return []
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        rows = [
-            {
-                "model": f"{results.get('train_mode', '')} {task}".strip(),
-                "task": task,
-                "seeds": len(found["seeds"]),
-                **{name: found["mean"].get(name) for name in WORD_SCORES},
-                "std": {name: found["std"].get(name) for name in WORD_SCORES},
-                "test_file": results.get("test_file"),
-                **{name: found.get(name) for name in ("words_scored", "words_in_file")},
-            }
-            for task, found in results["tasks"].items()
-        ]
+        rows = take(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is broken ({type(error).__name__}: {error}); run it again") from None
     seconds = record.get("wall_time_s") or None  # of all tasks together
     return [{**row, "seconds": None if number else seconds} for number, row in enumerate(rows)]
+
+
+def _take_words(results: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "model": f"{results.get('train_mode', '')} {task}".strip(),
+            "task": task,
+            "seeds": len(found["seeds"]),
+            **{name: found["mean"].get(name) for name in WORD_SCORES},
+            "std": {name: found["std"].get(name) for name in WORD_SCORES},
+            "test_file": results.get("test_file"),
+            **{name: found.get(name) for name in ("words_scored", "words_in_file")},
+        }
+        for task, found in results["tasks"].items()
+    ]
+
+
+def _take_glue(results: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = [
+        {
+            "model": f"{results.get('train_mode', '')} {task}".strip(),
+            "seeds": len(found["seeds"]),
+            **{name: found["mean"].get(metric) for metric, name in GLUE_SCORES.items()},
+            "std": {name: found["std"].get(metric) for metric, name in GLUE_SCORES.items()},
+            "test_file": found["test_file"],
+        }
+        for task, found in results["tasks"].items()
+    ]
+    average = results.get("average")  # a run of one seed on one task has none
+    if len(rows) > 1 and average:
+        told = {"average": average["mean"], "std": {"average": average["std"]}}
+        rows.append({"model": f"{results['train_mode']} average", "seeds": rows[0]["seeds"], **told})
+    return rows
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -193,7 +227,7 @@ def _tell(name: str, value: Any, deviation: float | None = None) -> str:
         return ""
     if isinstance(value, str):
         return value
-    if name in WORD_SCORES:
+    if name in OVER_SEEDS:
         return f"{100 * value:.2f}" + ("" if deviation is None else f" ±{100 * deviation:.2f}")
     if name in PERCENT:
         return f"{100 * value:.1f} %"

@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreT
 from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig
 from turncoder.encoder import apply_flags, read_modules, wrap_model
 from turncoder.errors import UserError, first_line
+from turncoder.glueconfig import GlueConfig
 from turncoder.model.adapters import attach_lora
 from turncoder.model.backbone import load_model_config
 from turncoder.model.dropout import set_attention_dropout
@@ -21,7 +22,7 @@ __all__ = ["build_unstored", "open_unstored"]
 
 
 def build_unstored(
-    model_config: PretrainedConfig, config: MntpConfig | SimcseConfig | SupervisedConfig
+    model_config: PretrainedConfig, config: MntpConfig | SimcseConfig | SupervisedConfig | GlueConfig
 ) -> PreTrainedModel:
     """Build the model on the meta device, with its adapter, trainable as the run would have it.
 
@@ -65,7 +66,7 @@ def build_unstored(
     return model.train()
 
 
-def open_unstored(config: SimcseConfig | SupervisedConfig) -> SentenceTransformer:
+def open_unstored(config: SimcseConfig | SupervisedConfig | GlueConfig) -> SentenceTransformer:
     """Open the encoder that training starts from, around a model without storage.
 
     It tokenises, cuts and pools as the encoder itself does.
@@ -75,7 +76,7 @@ def open_unstored(config: SimcseConfig | SupervisedConfig) -> SentenceTransforme
     UserError
         As `turncoder.encoder.load_encoder`, as far as it can be told without weights.
     """
-    name = config.model_name_or_path
+    name = str(config.model_name_or_path)
     source = find_source(name, config.adapters, revision=config.model_revision, cache_dir=config.cache_dir)
     where: dict[str, Any] = {
         "revision": source.revision,
@@ -83,7 +84,8 @@ def open_unstored(config: SimcseConfig | SupervisedConfig) -> SentenceTransforme
         "trust_remote_code": config.trust_remote_code,
     }
     listed = read_modules(source, where) if source.is_encoder else []
-    if listed and (len(listed) != 2 or not listed[1]["type"].endswith("Pooling")):
+    more = len(listed) > 2 and not isinstance(config, GlueConfig)  # whose head reads whatever comes out
+    if listed and (more or len(listed) < 2 or not listed[1]["type"].endswith("Pooling")):
         raise UserError(f"model_name_or_path: {name} has other modules than a model and its pooling; name their model")
     model = build_unstored(load_model_config(source.base, **where), config)
     if not listed:
@@ -99,7 +101,7 @@ def open_unstored(config: SimcseConfig | SupervisedConfig) -> SentenceTransforme
     place = {"cache_folder": where.pop("cache_dir"), **where}
     modules = [
         kind.load(source.base, subfolder=one["path"], **place)
-        for kind, one in zip((Unstored, Pooling), listed, strict=True)
+        for kind, one in zip((Unstored, Pooling), listed[:2], strict=True)
     ]
     encoder = SentenceTransformer(modules=modules, device="meta")
     apply_flags(encoder, config.pooling, config.max_seq_length)

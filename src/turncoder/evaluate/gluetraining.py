@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from turncoder.evaluate.gluescores import Target, balance, score
 from turncoder.evaluate.gluetasks import TASKS, Job
 from turncoder.evaluate.scoring import write_results
 from turncoder.evaluate.words import summarise
-from turncoder.glueconfig import GlueConfig
+from turncoder.glueconfig import GlueConfig, count_epochs
 from turncoder.llm2vec import LLM2VecTransformer
 from turncoder.model.adapters import choose_targets, count_parameters
 from turncoder.model.attention import inspect_attention
@@ -34,7 +34,7 @@ from turncoder.train.headtrainer import HeadTrainer
 from turncoder.train.running import Run, training_arguments, write_atomically
 from turncoder.train.stage import check_data, choose_trainables, fit, tell_parameters, tell_parents
 
-__all__ = ["refuse_early", "train_one"]
+__all__ = ["choose_prompt", "refuse_early", "tell_apart", "train_one"]
 
 logger = logging.getLogger("turncoder")
 
@@ -117,7 +117,7 @@ def train_one(config: GlueConfig, run: Run, job: Job) -> None:
     choose_trainables(config, backbone)
     model = TextModel(encoder, target.width, dropout=float(config.classifier_dropout or 0))
     tell_parameters(run, *count_parameters(model))
-    collate = TextCollator(encoder, _choose_prompt(config, encoder, splits))
+    collate = TextCollator(encoder, choose_prompt(config, encoder, splits))
     pupil = Pupil(config, job, splits, target, model, collate)
     trainer = _build_trainer(pupil, run)
     fit(trainer, run)
@@ -152,19 +152,24 @@ def _open(config: GlueConfig) -> SentenceTransformer:
             f"model_name_or_path: {config.model_name_or_path} is no transformer that reads pairs of texts; name the "
             "model that it was made from"
         )
+    module.unpad_inputs = False  # tokens are counted by the mask
+    tell_apart(config, encoder)
+    return encoder
+
+
+def tell_apart(config: GlueConfig, encoder: SentenceTransformer) -> None:
+    """See that there is something between the texts of a pair; raises UserError where no pair can be read."""
     pairs = [name for name in config.tasks if len(TASKS[name].texts) > 1]
-    if pairs and "message" in module.modality_config:
+    if pairs and "message" in getattr(encoder[0], "modality_config", {}):
         raise UserError(
             f"tasks: {pairs[0]} has pairs of texts, and {config.model_name_or_path} puts a text through a chat "
             "template; name its base model"
         )
-    module.unpad_inputs = False  # tokens are counted by the mask
     if pairs and not mark_border(encoder.tokenizer):
         logger.warning("the tokenizer has no end-of-text token to put between two texts: they stand side by side")
-    return encoder
 
 
-def _choose_prompt(config: GlueConfig, encoder: SentenceTransformer, splits: Splits) -> str | None:
+def choose_prompt(config: GlueConfig, encoder: SentenceTransformer, splits: Splits) -> str | None:
     """Give what stands before each row; raises UserError where it does not stay apart from the text."""
     prompt = config.prompt or encoder.prompts.get(encoder.default_prompt_name or "") or None
     leaves_out = any(isinstance(module, Pooling) and not module.include_prompt for module in encoder)
@@ -186,12 +191,9 @@ def _settings(config: GlueConfig) -> dict[str, Any]:
 
 def _build_trainer(pupil: Pupil, run: Run) -> HeadTrainer:
     """Lay out the steps, whole epochs of them, and build the trainer."""
-    config, train = pupil.config, pupil.splits.train
+    train = pupil.splits.train
+    config = count_epochs(pupil.config, len(train), PartialState().num_processes)
     labels_N = pupil.target.encode(train.gold)
-    assert config.per_device_train_batch_size and config.num_train_epochs
-    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * PartialState().num_processes
-    if config.max_steps < 0:  # so that each epoch ends in a step, and can be evaluated
-        config = replace(config, max_steps=max(1, round(math.ceil(len(train) / per_step) * config.num_train_epochs)))
     course = lay_course(config, run, len(train))
     weight_C = balance(labels_N, pupil.target.width) if config.class_balanced and pupil.target.names else None
     return HeadTrainer(
@@ -210,9 +212,9 @@ def _build_trainer(pupil: Pupil, run: Run) -> HeadTrainer:
         train_dataset=LabelledTexts(
             train.texts,
             labels_N,
-            epochs=math.ceil(course.scheduled * per_step / len(train)),
+            epochs=math.ceil(course.scheduled * course.per_step / len(train)),
             seed=config.seed,
-            batch_size=per_step,
+            batch_size=course.per_step,
         ),
         eval_dataset=pupil.splits.train.texts,  # said to be there: the judge has its own
     )
@@ -225,11 +227,11 @@ def _finish(pupil: Pupil, run: Run, guesses: dict[str, list[Any]], steps: dict[s
     for name, part in pupil.splits.scored.items():
         scores = score(metrics, part.gold, guesses[name])
         file = f"predictions{'-' * bool(name)}{name}.tsv"
-        rows = io.StringIO()
-        csv.writer(rows, delimiter="\t", lineterminator="\n").writerows(
+        table = io.StringIO()
+        csv.writer(table, delimiter="\t", lineterminator="\n").writerows(
             [("gold", "predicted"), *zip(part.gold, guesses[name], strict=True)]
         )
-        write_atomically(run.folder / file, rows.getvalue())
+        write_atomically(run.folder / file, table.getvalue())
         tasks[f"{job.task} {name}".strip()] = {
             "task": job.task,
             "metrics": list(metrics),
@@ -238,4 +240,6 @@ def _finish(pupil: Pupil, run: Run, guesses: dict[str, list[Any]], steps: dict[s
             "seeds": {str(pupil.config.seed): {**scores, **steps}},
             **summarise([scores]),
         }
-    write_results(run, {"tasks": tasks, "train_rows": len(pupil.splits.train), "classes": list(pupil.target.names)})
+    told = {name: getattr(pupil.config, name) for name in ("recipe", "train_mode", "choose", "class_balanced")}
+    rows = len(pupil.splits.train)
+    write_results(run, {"tasks": tasks, **told, "train_rows": rows, "classes": list(pupil.target.names)})

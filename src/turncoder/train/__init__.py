@@ -18,7 +18,7 @@ class _Train(types.ModuleType):
         ----------
         config
             A `turncoder.MntpConfig`, `turncoder.SimcseConfig`, `turncoder.SupervisedConfig`,
-            `turncoder.WordsConfig`, `turncoder.PretrainConfig` or `turncoder.TurnConfig`.
+            `turncoder.WordsConfig`, `turncoder.PretrainConfig`, `turncoder.GlueConfig` or `turncoder.TurnConfig`.
 
         Raises
         ------
@@ -26,6 +26,7 @@ class _Train(types.ModuleType):
             The input is wrong: one line that names the key, the value and the remedy.
         """
         from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig, TurnConfig
+        from turncoder.glueconfig import GlueConfig
         from turncoder.pretrainconfig import PretrainConfig
         from turncoder.wordconfig import WordsConfig
 
@@ -45,6 +46,10 @@ class _Train(types.ModuleType):
             import turncoder.train.pretrain as pretrain
 
             return pretrain.train(config)
+        if isinstance(config, GlueConfig):
+            import turncoder.evaluate.glue as glue
+
+            return glue.evaluate(config)
         kind = type(config).__name__
         if isinstance(config, TurnConfig):
             from turncoder.turn import turn
