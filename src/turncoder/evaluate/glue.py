@@ -32,6 +32,7 @@ __all__ = ["evaluate", "show"]
 
 logger = logging.getLogger("turncoder")
 
+CHECKED_ROWS = 64  # of each task, that a prompt is tried on
 METRICS = {
     "accuracy": "accuracy", "f1": "F1", "matthews": "Matthews", "spearman": "Spearman", "pearson": "Pearson",
 }  # fmt: skip
@@ -62,9 +63,14 @@ def evaluate(config: GlueConfig) -> Path:
 def _evaluate(config: GlueConfig, run: Run) -> None:
     """Look at all tasks, then train what is not yet done."""
     jobs = find_jobs(config)
+    rows: dict[str, int] = {}
+    first: list[tuple[str, ...]] = []
     with PartialState().main_process_first():
-        rows = {job.name: len(open_splits(config, job).train) for job in jobs}
-    refuse_early(settle(config, jobs[0].task, rows[jobs[0].name]), run)
+        for job in jobs:
+            texts = open_splits(config, job).train.texts
+            rows[job.name] = len(texts)
+            first += texts[:CHECKED_ROWS]
+    refuse_early(settle(config, jobs[0].task, rows[jobs[0].name]), run, first)
     run.update(parents=tell_parents(str(config.model_name_or_path)))
     found: list[dict[str, Any]] = []
     spent = {"tokens": 0, "wall_time_s": 0.0}

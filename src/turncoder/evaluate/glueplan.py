@@ -76,7 +76,7 @@ def _add_work(plan: Plan, config: GlueConfig, encoder: SentenceTransformer, open
     rows, steps, tokens, longest = 0, 0, 0.0, (1, 1)
     for job, splits in opened.items():
         one = count_epochs(settle(config, job.task, len(splits.train)), len(splits.train))
-        collate = TextCollator(encoder, choose_prompt(one, encoder, splits))
+        collate = TextCollator(encoder, choose_prompt(one, encoder, splits.train.texts[:MEASURED]))
         spread = np.linspace(0, len(splits.train) - 1, min(MEASURED, len(splits.train)), dtype=int)
         features = collate.tokenise([splits.train.texts[row] for row in spread])
         lengths = features["attention_mask"].sum(1)

@@ -105,7 +105,7 @@ def _measure_f1(gold: Sequence[Any], predicted: Sequence[Any]) -> float:
 def _measure_matthews(gold: Sequence[Any], predicted: Sequence[Any]) -> float:
     from sklearn.metrics import matthews_corrcoef
 
-    return float(matthews_corrcoef(gold, predicted))
+    return float(matthews_corrcoef(gold, predicted)) if len({*gold, *predicted}) > 1 else 0.0
 
 
 def _measure_pearson(gold: Sequence[Any], predicted: Sequence[Any]) -> float:

@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +38,6 @@ from turncoder.train.stage import check_data, choose_trainables, fit, tell_param
 __all__ = ["choose_prompt", "refuse_early", "tell_apart", "train_one"]
 
 logger = logging.getLogger("turncoder")
-
-CHECKED_TEXTS = 64  # that a prompt is tried on
 
 
 @dataclass(frozen=True)
@@ -77,13 +76,14 @@ class Pupil:
         return {**told, "score": told[metrics[0]]}
 
 
-def refuse_early(config: GlueConfig, run: Run) -> None:
-    """Find wrong input before anything is trained: arguments, the model, targets; raises UserError."""
+def refuse_early(config: GlueConfig, run: Run, rows: Sequence[tuple[str, ...]]) -> None:
+    """Find wrong input before anything is trained: arguments, the model, targets, the prompt; raises UserError."""
     training_arguments(config, run, steps=1, steps_per_epoch=1, **_settings(config))
-    backbone = _open(config).transformers_model
-    assert backbone is not None
+    encoder = _open(config)
+    assert encoder.transformers_model is not None
     if config.train_mode == "lora":
-        choose_targets(backbone, config.lora_target_modules)
+        choose_targets(encoder.transformers_model, config.lora_target_modules)
+    choose_prompt(config, encoder, rows)
 
 
 def train_one(config: GlueConfig, run: Run, job: Job) -> None:
@@ -117,7 +117,7 @@ def train_one(config: GlueConfig, run: Run, job: Job) -> None:
     choose_trainables(config, backbone)
     model = TextModel(encoder, target.width, dropout=float(config.classifier_dropout or 0))
     tell_parameters(run, *count_parameters(model))
-    collate = TextCollator(encoder, choose_prompt(config, encoder, splits))
+    collate = TextCollator(encoder, choose_prompt(config, encoder, []))
     pupil = Pupil(config, job, splits, target, model, collate)
     trainer = _build_trainer(pupil, run)
     fit(trainer, run)
@@ -169,13 +169,12 @@ def tell_apart(config: GlueConfig, encoder: SentenceTransformer) -> None:
         logger.warning("the tokenizer has no end-of-text token to put between two texts: they stand side by side")
 
 
-def choose_prompt(config: GlueConfig, encoder: SentenceTransformer, splits: Splits) -> str | None:
-    """Give what stands before each row; raises UserError where it does not stay apart from the text."""
+def choose_prompt(config: GlueConfig, encoder: SentenceTransformer, rows: Sequence[tuple[str, ...]]) -> str | None:
+    """Give what stands before each row; raises UserError where it does not stay apart from these."""
     prompt = config.prompt or encoder.prompts.get(encoder.default_prompt_name or "") or None
     leaves_out = any(isinstance(module, Pooling) and not module.include_prompt for module in encoder)
     if prompt and leaves_out:
-        texts = [row[0] for row in splits.train.texts[:CHECKED_TEXTS]]
-        check_prompt(encoder.tokenizer, prompt, texts, encoder.max_seq_length or 1 << 30)
+        check_prompt(encoder.tokenizer, prompt, [row[0] for row in rows], encoder.max_seq_length or 1 << 30)
     return prompt
 
 
