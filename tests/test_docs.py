@@ -34,6 +34,13 @@ bidirectional = false
 [models.mntp]
 model_name_or_path = "mine"
 """
+GLUE: list[tuple[str, str, bool, list[tuple[str, int, int]]]] = [
+    ("QNLI", "qnli/dev.tsv", True, [("train", 1, 161), ("dev", 161, 241)]),
+    ("STS-B", "stsb/stsb-train.tsv", True, [("train", 1, 161), ("dev", 161, 241)]),
+    ("pawsx", "pawsx/dev-en.tsv", False, [("train-en", 0, 160), ("dev-en", 160, 200), ("test-en", 200, 240)]),
+    ("pawsx", "pawsx/dev-ko.tsv", False, [("test-ko", 200, 240)]),
+]
+"""Folder, source, whether it has a header, and the rows of each file."""
 BLOCK = re.compile(r"```(console|python)\n(.*?)```", re.DOTALL)
 
 
@@ -61,6 +68,12 @@ def place(stories: Path, stories_text: Path, shared: Path, tmp_path: Path, monke
             some = "\n\n".join(whole.split("\n\n")[:count])
             Path(f"{split.partition('.')[0]}.{ending}").write_text(some + "\n\n", encoding="utf8")
     Path("grid.toml").write_text(GRID, encoding="utf8")
+    for name, source, headed, parts in GLUE:
+        lines = (shared / "data" / source).read_text(encoding="utf8").split("\n")
+        for part, start, stop in parts:
+            path = Path("glue") / name / f"{part}.tsv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join([lines[0]] * headed + lines[start:stop]) + "\n", encoding="utf8")
     words = "mntp --model_name_or_path stories260k --train_file stories.txt --max_seq_length 64 --max_steps 20"
     assert main([*words.split(), "--learning_rate", "1e-3", "--output", "mine", "--max_eval_samples", "8"]) == 0
     return tmp_path

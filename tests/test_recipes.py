@@ -5,8 +5,10 @@ import pytest
 
 from turncoder.cli import main
 from turncoder.config import MntpConfig, differences, load_config, to_dict
+from turncoder.glueconfig import GlueConfig
 from turncoder.grid import open_grid
 
+GLUE = sorted((Path(__file__).parents[1] / "recipes" / "glue").glob("*.toml"))
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 PAIRS = {
     "mntp-sheared-llama-1.3b": "llm2vec/train_configs/mntp/Sheared-Llama.json",
@@ -77,3 +79,13 @@ def test_the_grid_of_words():
     stacks = {cell.model: cell.config.adapters for cell in cells}
     assert [len(stacks[f"mistral-{kind}"]) for kind in ("uni", "bi", "bi-mntp", "bi-mntp-simcse")] == [0, 0, 1, 2]
     assert "command   turncoder words --grid recipes/words/grid.toml" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("recipe", GLUE, ids=lambda path: path.stem)
+def test_recipes_of_glue_are_read_and_say_what_they_take(recipe, caplog):
+    config = load_config(GlueConfig, recipe, ["--model_name_or_path", "m"])
+    assert not caplog.records and len(config.seeds) == 3
+    head = [line for line in recipe.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    told = {match[1]: match[2] for line in head if (match := re.match(r"# (\w+) +(.+)", line))}
+    assert set(HEAD) <= told.keys()
+    assert told["command"].startswith(f"turncoder evaluate glue MODEL recipes/glue/{recipe.name}")

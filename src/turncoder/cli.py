@@ -21,8 +21,8 @@ from turncoder.config import (
     TurnConfig,
 )
 from turncoder.errors import UserError
-from turncoder.hub import find_run, list_parents, look_for_hub
 from turncoder.glueconfig import GlueConfig
+from turncoder.hub import find_run, list_parents, look_for_hub
 from turncoder.keys import locate_model
 from turncoder.notices import listen, say_limit
 from turncoder.pretrainconfig import PretrainConfig

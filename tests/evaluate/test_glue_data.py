@@ -194,7 +194,7 @@ WRONG = {
     "a test set": (lambda home: (home / "dev.tsv").write_text("sentence\tlabel\na\t-1\n"), r"GLUE's test sets"),
     "labels that training lacks": (
         lambda home: (home / "dev.tsv").write_text("sentence\tlabel\na\tyes\nb\tyes\nc\t0\n"),
-        r"dev\.tsv: labels that .*train\.tsv does not have: 'yes' \(2 rows\); it has '0', '1'",
+        r"dev\.tsv: labels that .*train\.tsv does not have: 'yes' \(2 of 3 rows\); it has '0', '1'",
     ),
     "one label": (
         lambda home: (home / "train.tsv").write_text("sentence\tlabel\na\t1\nb\t1\n"),

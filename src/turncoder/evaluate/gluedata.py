@@ -133,7 +133,9 @@ def _check_classes(train: Examples, others: Sequence[Examples], task: GlueTask) 
     for examples in others:
         unseen = Counter(str(label) for label in examples.gold if label not in known)
         if unseen:
-            told = ", ".join(f"{label!r} ({count} rows)" for label, count in unseen.most_common(TOLD))
+            told = ", ".join(
+                f"{label!r} ({count} of {len(examples):,} rows)" for label, count in unseen.most_common(TOLD)
+            )
             raise UserError(
                 f"{examples.where}: labels that {train.where} does not have: {told}; it has "
                 f"{', '.join(map(repr, sorted(known)[: 2 * TOLD]))}"
