@@ -23,6 +23,7 @@ from turncoder.rungs import (
     open_trial,
     score_rung,
     score_words,
+    write_page,
 )
 
 PROMPTS = {"query": "Find:\n", "document": "Text:\n"}
@@ -73,6 +74,27 @@ def test_a_table_of_all_scores_is_whole_at_80_columns_and_each_is_explained() ->
     for heading in (*COLUMNS.values(), "ner"):
         assert heading in text and heading.lower() in told
     assert "ner (a, b, c, d, e, f, g, ...): f1 over chunks (conlleval's) of 1,234 test words" in told
+
+
+def test_shares_of_right_labels_have_f1_beside_them_where_80_columns_are_enough(trial: Trial) -> None:
+    told = {"labels": ["A", "B"], "metric": "token_accuracy", "seeds": 3, "std": 0.01, "words": 1234}
+    keys = [f"words/{column}{more}" for column in ("case", "pos_tags") for more in ("", " F1")]
+    quick = [name for name in COLUMNS if name not in ("sts", "triplets", "pairs_mrr@10")]  # what quickstart measures
+    for scores, names in (
+        (quick, ["case", "case F1", "pos", "pos F1"]),
+        ([*quick, "sts", "triplets"], ["case", "pos"]),
+    ):
+        row = {"name": "causal, more steps", **dict.fromkeys([*scores, *keys], 0.5), "loss": 12.345}
+        row["probes"] = {"case": told, "pos_tags": told}
+        console = Console(width=80, record=True, file=io.StringIO())
+        console.print(build_table([row], "What each step gave"))
+        text = console.export_text()
+        heading = next(line for line in text.splitlines() if "loss" in line).replace("┃", "│").split("│")
+        assert [cell.strip() for cell in heading][len(scores) + 1 :] == names
+        assert "12.345" in text and text.count("0.500") == len(scores) - 1 + len(names)
+        page = write_page("", [row], "", explain([row], None), trial)
+        assert "| case | case F1 | pos | pos F1 |" in page
+        assert "case F1, pos F1 (macro): the mean of the labels' F1, in which rare ones count as much." in page
 
 
 def test_few_documents_are_said_and_words_are_scored_on_pairs_all_the_same(caplog: pytest.LogCaptureFixture) -> None:

@@ -116,6 +116,7 @@ def test_words_are_scored_on_sentences_that_no_probe_saw(turned: Path, material:
         row = rows_of(turned)[name]
         scores = [seed["token_accuracy"] for seed in results["seeds"].values()]
         assert row["words/xpos"] == pytest.approx(np.mean(scores), abs=1e-12)
+        assert row["words/xpos F1"] == results["mean"]["macro_f1"] < row["words/xpos"]
         assert len(results["seeds"]) == row["probes"]["xpos"]["seeds"] == 3
         assert (json.loads((run / "run.json").read_text())["attention"]["verdict"] == "causal") == (place != "simcse")
 

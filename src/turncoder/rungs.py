@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLUMNS",
+    "MACRO",
     "PROBED",
     "USUAL_TAG",
     "Rung",
@@ -69,6 +70,8 @@ COLUMNS = {
 """The scores and their headings, short enough for a table of all of them to be whole at 80 columns."""
 PROBED = "words/"
 """What the keys of scores on labels of words begin with; the column of labels follows."""
+MACRO = " F1"
+"""What the key of macro F1 ends in, which stands beside the share of right labels."""
 PROBE_SCORES = {"token_accuracy": "the share of right labels", "span_f1": "F1 over chunks (conlleval's)"}
 SHOWN_LABELS = 7
 USUAL_TAG = "usual tag (words)"
@@ -226,15 +229,17 @@ def choose_columns(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def _name_probe(column: str) -> str:
-    return column.removeprefix("feats:").removesuffix("_tags")
+    return column.removeprefix("feats:").replace(f"_tags{MACRO}", MACRO).removesuffix("_tags")
 
 
 def build_table(rows: Sequence[dict[str, Any]], title: str) -> "Table":
-    """Lay out the rungs; a dash where one has no such score."""
+    """Lay out the rungs for a terminal; a dash where one has no such score."""
     from rich.table import Table
 
     columns = choose_columns(rows)
-    narrow = len(columns) > len(COLUMNS)  # than which no more fit into 80 columns
+    if len(columns) > len(COLUMNS) + 1:  # than which no more fit into 80 columns; the page has them all
+        columns = {key: told for key, told in columns.items() if not key.endswith(MACRO)}
+    narrow = len(columns) > len(COLUMNS)
     table = Table(title=title, show_edge=False, pad_edge=False, collapse_padding=narrow)
     table.add_column("", no_wrap=True)
     for told in columns.values():
@@ -285,6 +290,8 @@ def _explain_probes(probes: dict[str, dict[str, Any]]) -> list[str]:
             f"{name} ({labels}): {metric} of {told['words']:,} test words, read from the frozen states by a linear "
             f"probe; mean of {told['seeds']} seeds (standard deviation on the last row {told['std']:.3f})."
         )
+    if by_class := [_name_probe(column) + MACRO for column, told in probes.items() if told["metric"] != "span_f1"]:
+        lines.append(f"{', '.join(by_class)} (macro): the mean of the labels' F1, in which rare ones count as much.")
     if probes:
         lines.append(f"'{USUAL_TAG}' gives each word the label that it has most often in the training words.")
     return lines

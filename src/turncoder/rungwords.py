@@ -23,7 +23,7 @@ from turncoder.evaluate.scoring import read_results
 from turncoder.evaluate.significance import bootstrap
 from turncoder.evaluate.wordfiles import read_predictions
 from turncoder.preview import quiet
-from turncoder.rungs import PROBED, Rung
+from turncoder.rungs import MACRO, PROBED, Rung
 from turncoder.train.words import train
 from turncoder.train.wordtasks import open_splits, open_tasks
 from turncoder.wordconfig import WordsConfig
@@ -190,12 +190,12 @@ def train_probes(probes: dict[str, WordsConfig]) -> None:
 
 
 def read_probe(run: Path) -> dict[str, Any]:
-    """Read what a probe scored: ``words/COLUMN`` is the mean over seeds, ``probes`` tells more of each column."""
+    """Read what a probe scored: ``words/COLUMN`` (and `` F1``) are means over seeds, ``probes`` tells more of each."""
     results = read_results(run)
     row: dict[str, Any] = {"probes": {}}
     for column, told in results["tasks"].items():
         metric = told["metric"]
-        row[PROBED + column] = told["mean"][metric]
+        row |= _choose_scores(column, metric, told["mean"])
         support = {label: scores["support"] for label, scores in told["per_class"].items()}
         row["probes"][column] = {
             "labels": sorted(support, key=lambda label: -support[label]),
@@ -214,7 +214,7 @@ def score_usual(probe: WordsConfig) -> dict[str, Any]:
         splits = open_splits(probe)
         tasks = open_tasks(probe, splits)
     assert splits.test is not None
-    row = {}
+    row: dict[str, float] = {}
     for task in tasks:
         seen: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for words, tags in zip(splits.train.forms(), splits.train.labels(task.column), strict=True):
@@ -223,8 +223,14 @@ def score_usual(probe: WordsConfig) -> dict[str, Any]:
         usual = {word: tags.most_common(1)[0][0] for word, tags in seen.items()}
         rest = sum(seen.values(), Counter()).most_common(1)[0][0]
         guessed = ([usual.get(word) or rest for word in words] for words in splits.test.forms())
-        row[PROBED + task.column] = task.score(splits.test.labels(task.column), guessed)[task.metric]
+        row |= _choose_scores(task.column, task.metric, task.score(splits.test.labels(task.column), guessed))
     return row
+
+
+def _choose_scores(column: str, metric: str, scores: dict[str, Any]) -> dict[str, float]:
+    """Choose what the table shows: beside the share of right labels, which frequent ones decide, F1 over all."""
+    more = {PROBED + column + MACRO: scores["macro_f1"]} if metric == "token_accuracy" else {}
+    return {PROBED + column: scores[metric], **more}
 
 
 def compare_probes(probes: dict[str, WordsConfig], first: str, second: str) -> list[str]:
