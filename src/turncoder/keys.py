@@ -9,7 +9,20 @@ from typing import Any, ClassVar, Literal
 from turncoder import settings
 from turncoder.errors import UserError
 
-__all__ = ["ContrastKeys", "CorpusKeys", "DataKeys", "FitKeys", "OpenKeys", "TrainKeys", "check_ranges", "locate_model"]
+__all__ = [
+    "MOST_SEED",
+    "ContrastKeys",
+    "CorpusKeys",
+    "DataKeys",
+    "FitKeys",
+    "OpenKeys",
+    "TrainKeys",
+    "check_ranges",
+    "locate_model",
+]
+
+MOST_SEED = 2**32 - 1
+"""NumPy's global generator takes no more."""
 
 
 def check_ranges(
@@ -218,7 +231,8 @@ class FitKeys:
         check_ranges(self, "gradient_accumulation_steps", "stop_after_n_steps", "save_total_limit", least=1)
         check_ranges(self, "max_train_samples", "max_eval_samples", "early_stopping_patience", least=1)
         check_ranges(self, "eval_steps", "save_steps", "logging_steps", "num_train_epochs", "max_grad_norm", above=0)
-        check_ranges(self, "learning_rate", "warmup_steps", "weight_decay", "dataloader_num_workers", "seed", least=0)
+        check_ranges(self, "learning_rate", "warmup_steps", "weight_decay", "dataloader_num_workers", least=0)
+        check_ranges(self, "seed", least=0, most=MOST_SEED)
         if self.max_steps == 0 or self.max_steps < -1:
             raise UserError(f"max_steps = {self.max_steps} must be at least 1, or -1 to count epochs")
         if self.bf16 and self.fp16:

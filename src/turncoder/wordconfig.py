@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from turncoder import settings
 from turncoder.errors import UserError
-from turncoder.keys import TrainKeys, check_ranges
+from turncoder.keys import MOST_SEED, TrainKeys, check_ranges
 
 __all__ = ["PROBE_SCHEDULES", "Alignment", "WordsConfig"]
 
@@ -140,7 +140,7 @@ class WordsConfig(TrainKeys):
         if self.eval_strategy == "no":
             object.__setattr__(self, "early_stopping_patience", None)
         self.check_training()
-        check_ranges(self, "seeds", least=0)
+        check_ranges(self, "seeds", least=0, most=MOST_SEED)
         check_ranges(self, "max_seq_length", least=8)
         check_ranges(self, "probe_batch_words", least=1)
         check_ranges(self, "classifier_dropout", least=0, below=1)

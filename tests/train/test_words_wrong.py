@@ -228,6 +228,25 @@ def test_keys_that_are_of_no_use_are_told_once(say: Say) -> None:
     assert "--evaluate RUN" in say(2, do_train=False, output_dir="new")
 
 
+def test_heads_are_no_model(say: Say) -> None:
+    say(output_dir="probe")
+    assert "holds no model of its own, only heads; name /" in say(2, model="probe", output_dir="new")
+    say(output_dir="seeds", train_mode="lora", seeds=[1, 2], max_steps=1)
+    error = say(2, model="seeds", output_dir="new")
+    assert "only heads; name one of seed-1-rate-0.01, seed-2-rate-0.01 in it" in error
+
+
+def test_what_is_not_read_is_told_and_a_dry_run_writes_nothing(say: Say) -> None:
+    say()
+    flags = {"evaluate": "run", "test_file": "test", "output_dir": "out", "dry_run": True}
+    assert "is not read" not in launch(write_words("words", {**flags, "task": "pos"}))
+    said = launch(write_words("words", {**flags, "task": "ner"}))
+    assert "note: task = ['ner'] is not read: the run was trained on ['pos'], and is scored with that" in said
+    export = {"export_machamp": "out", "train_file": "train", "validation_file": "dev", "task": "pos", "dry_run": True}
+    assert launch(write_words("words", export)).splitlines()[-1] == "would write: out"
+    assert not Path("out").exists()
+
+
 def test_a_data_set_without_splits_is_not_scored_on_itself(say: Say, caplog: pytest.LogCaptureFixture) -> None:
     data = {"tokens": [["the", "dog"], ["a", "cat"]] * 9, "tags": [["DET", "NOUN"]] * 18}
     Dataset.from_dict(data).save_to_disk("words")
@@ -269,6 +288,13 @@ def test_too_few_words_to_hold_some_out(say: Say) -> None:
         ({"model": "gone"}, ["gone"]),
         ({"train_mode": "frozen"}, ["train_mode", "probe"]),
         ({"seeds": [1, 2], "train_mode": "full", "layer": 9}, ["layer = 9"]),
+        ({"seeds": [1, 2**32]}, ["seeds = 4294967296", "at most 4294967295"]),
+        ({"seed": 2**32, "train_mode": "full"}, ["seed = 4294967296"]),
+        ({"report_to": "tensorbord", "train_mode": "full"}, ["report_to: tensorbord", "none"]),
+        ({"output_dir": "train"}, ["--output train", "is a file; name a folder"]),
+        ({"output_dir": "train/run"}, ["--output train/run: train is a file"]),
+        ({"output_dir": "train", "overwrite": True}, ["--output train: train is a file"]),
+        ({"train_file": "."}, ["train_file: .", "name a file in it"]),
     ],
     ids=str,
 )
@@ -318,7 +344,8 @@ def test_what_cannot_be_evaluated(say: Say) -> None:
         return said
 
     say(train_mode="lora")
-    assert "gone" in refuse("gone")
+    assert "there is no run gone" in refuse("gone")
+    assert "name the run, run" in refuse("run/tagger")
     assert "gone" in refuse("run", "gone")
     assert "7" in refuse("run/7")
     Path("other").mkdir()
@@ -328,6 +355,7 @@ def test_what_cannot_be_evaluated(say: Say) -> None:
     Path("empty").write_text("")
     assert "empty" in refuse("run", "empty")
     assert "holds something already" in refuse("run", output_dir="run")
+    assert "test is a file" in refuse("run", output_dir="test")
     Path("words.jsonl").write_text('{"tokens": ["a"], "x": ["N"], "y": ["M"]}\n')
     assert "x, y" in refuse("run", "words.jsonl")
     (Path("run/tagger/tagger.json")).write_text((Path("run/tagger/tagger.json")).read_text()[:50])

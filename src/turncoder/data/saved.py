@@ -102,5 +102,8 @@ def has_split(name: str, split: str, *, config: str | None = None, cache_dir: st
     try:
         builder = datasets.load_dataset_builder(find_home(name), config, cache_dir=cache_dir)
     except Exception as error:
-        raise UserError(f"dataset_name: {name!r} cannot be loaded: {first_line(error)}") from error
+        raise UserError(
+            f"dataset_name: {name!r} cannot be loaded: {first_line(error)}; check the name and the network, or give a "
+            "local file instead"
+        ) from error
     return split in {*(builder.info.splits or {}), *(builder.config.data_files or {})}

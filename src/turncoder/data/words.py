@@ -160,7 +160,8 @@ def open_words(
 
 def _from_file(path: Path, key: str) -> Source:
     if not path.is_file():
-        raise UserError(f"{key}: {path}: {'a folder, but no saved data set' if path.exists() else 'no such file'}")
+        why = "a folder, but no saved data set; name a file in it" if path.exists() else "no such file"
+        raise UserError(f"{key}: {path}: {why}")
 
     def begin() -> tuple[tuple[str, ...], bool, Callable[[Counter[str]], Iterator[Sentence]]]:
         if ending in RECORD_ENDINGS:

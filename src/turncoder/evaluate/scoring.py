@@ -7,6 +7,7 @@ import logging
 import shutil
 import tempfile
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from turncoder.evaluate.wordfiles import write_confusion, write_predictions
 from turncoder.evaluate.words import summarise, tally
 from turncoder.hub import find_run
 from turncoder.model.source import read_json
-from turncoder.train.running import MARKER, Run, complete_checkpoints, write_atomically
+from turncoder.train.running import MARKER, Run, complete_checkpoints, refuse_file, write_atomically
 from turncoder.train.wordtasks import Task
 from turncoder.wordconfig import WordsConfig
 
@@ -132,7 +133,7 @@ def evaluate_run(config: WordsConfig) -> dict[str, Any]:
     ----------
     config
         ``evaluate`` names the run, a checkpoint in it, or RUN/STEP; ``test_file`` or ``dataset_name`` the words.
-        Scores and predictions are written where ``output_dir`` says, if it does.
+        Scores and predictions are written where ``output_dir`` says, if it does and this is no dry run.
 
     Returns
     -------
@@ -145,8 +146,11 @@ def evaluate_run(config: WordsConfig) -> dict[str, Any]:
         No such run, no such words, or an output that is there already.
     """
     out = Path(config.output_dir) if config.output_dir else None
+    if out is not None:
+        refuse_file(out)
     if out is not None and out.exists() and any(out.iterdir()) and not config.overwrite:
         raise UserError(f"--output {out} holds something already; name another folder, or use --overwrite")
+    out = None if config.dry_run else out
     words = open_test(config)
     run = Path(str(config.evaluate))
     _tell_model(config, run)
@@ -170,15 +174,18 @@ def evaluate_run(config: WordsConfig) -> dict[str, Any]:
 
 
 def _tell_model(config: WordsConfig, run: Path) -> None:
-    """Say so where a file of LLM2Vec names another model than the run has: the run's own is read."""
+    """Say so where another model or task is named than the run has: the run's own is read."""
     home = find_run(str(run))
     trained = read_json(home / "run.json")["config"] if home is not None else {}
-    for name, given in (("model_name_or_path", config.model_name_or_path), ("adapters", list(config.adapters))):
-        if home is not None and given and given != trained.get(name):
+    default = {field.name: field.default for field in fields(config)}
+    for name in ("model_name_or_path", "adapters", "task"):
+        given = getattr(config, name)
+        told = list(given) if isinstance(given, tuple) else given
+        if home is not None and given != default[name] and told != trained.get(name):
             logger.warning(
                 "%s = %r is not read: the run was trained on %r, and is scored with that",
                 name,
-                given,
+                told,
                 trained.get(name),
             )
 

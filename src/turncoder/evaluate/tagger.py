@@ -25,7 +25,7 @@ from turncoder.encoder import load_encoder
 from turncoder.errors import UserError
 from turncoder.evaluate.prediction import Head, Reader, predict
 from turncoder.evaluate.words import find_spans
-from turncoder.hub import locate_parent
+from turncoder.hub import find_run, locate_parent
 from turncoder.model.source import read_json
 from turncoder.wordconfig import WordsConfig
 from turncoder.wordvectors import split_words
@@ -278,8 +278,12 @@ def _find_folder(folder: Path) -> Path:
             return fmean(task["seeds"][seed]["dev"][task["metric"]] for task in told["tasks"].values())
 
         folder /= told["runs"][max(told["runs"], key=value)] if "runs" in told else ""
+    if not folder.exists():
+        raise UserError(f"there is no run {folder}; name the folder that turncoder words wrote")
     if not (folder / "tagger" / "tagger.json").exists():
-        raise UserError(f"{folder} is no finished run of turncoder words: it has no tagger/tagger.json")
+        home = find_run(str(folder))
+        remedy = f"; name the run, {home}" if home not in (None, folder) else ""
+        raise UserError(f"{folder} is no finished run of turncoder words: it has no tagger/tagger.json{remedy}")
     return folder
 
 

@@ -128,6 +128,10 @@ def _read_kept(adapter: str, cache_dir: str | None) -> dict[str, Any]:
 def _find_run(folder: Path, record: dict[str, Any], cache_dir: str | None) -> Source:
     if (folder / "model").is_dir():
         return Source(str(folder / "model"), is_encoder=True, tokenizer=str(folder / "model"))
+    if not (folder / "adapter").is_dir() and record.get("stage") == "words" and record.get("status") == "done":
+        inner = [place.name for place in sorted(folder.glob("seed-*"))]
+        remedy = f"name one of {', '.join(inner)} in it" if inner else f"name {record['config']['model_name_or_path']}"
+        raise UserError(f"model_name_or_path: the run {folder} holds no model of its own, only heads; {remedy}")
     if not (folder / "adapter").is_dir():
         raise UserError(f"model_name_or_path: the run {folder} has neither model/ nor adapter/ yet; let it finish")
     config = record["config"]

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from turncoder.config import MAY_CHANGE, differences, to_dict, to_toml
 from turncoder.errors import UserError, first_line
@@ -34,6 +35,7 @@ __all__ = [
     "checkpoint_step",
     "complete_checkpoints",
     "open_run",
+    "refuse_file",
     "training_arguments",
     "write_atomically",
 ]
@@ -190,6 +192,7 @@ def open_run(config: FitKeys, stage: str) -> Run:
     if not config.output_dir:
         raise UserError("--output is missing: name the folder that the run should be written to")
     folder = Path(config.output_dir)
+    refuse_file(folder)
     state = PartialState(cpu=not torch.accelerator.is_available())  # without this, torchrun on CPUs is not seen
     run = Run(folder, _new_record(config, stage))
     if config.overwrite and state.is_main_process:
@@ -222,6 +225,13 @@ def open_run(config: FitKeys, stage: str) -> Run:
     run.update(status="running")
     state.wait_for_everyone()
     return run
+
+
+def refuse_file(folder: Path) -> None:
+    """Refuse to write into what is a file, or lies in one; raises UserError."""
+    place = next(one for one in (folder, *folder.parents) if one.exists())
+    if not place.is_dir():
+        raise UserError(f"--output {folder}: {place} is a file; name a folder")
 
 
 def _set_aside(run: Run) -> None:
@@ -363,10 +373,15 @@ def training_arguments(
     )
     values |= {name: getattr(config, name) for name in same.split()}
     try:
-        return kind(**{**values, **others, **config.training})
+        arguments = kind(**{**values, **others, **config.training})
     except (TypeError, ValueError) as error:
         said = first_line(error)
         named = [
             key for key, value in {**values, **config.training}.items() if isinstance(value, str) and value in said
         ]
         raise UserError(f"{named[-1] if named else 'training'}: {said}") from error
+    there = get_available_reporting_integrations()
+    for name in arguments.report_to or ():
+        if name not in there:
+            raise UserError(f"report_to: {name} is not installed, or no tracker; give {', '.join([*there, 'none'])}")
+    return arguments

@@ -146,6 +146,8 @@ def export_splits(config: WordsConfig) -> str:
     """Write the words of a run as MaChAmp reads them; give the commands that train and score it."""
     splits = open_splits(config)
     tasks = {task.name: task.column for task in open_tasks(config, splits)}
+    if config.dry_run:
+        return f"would write: {config.export_machamp}"
     named = {"train": splits.train, "dev": splits.held_out, **({"test": splits.test} if splits.test else {})}
     model: dict[str, Any] = {"model": config.model_name_or_path} if config.model_name_or_path else {}
     frozen = config.train_mode == "probe"
