@@ -267,3 +267,27 @@ def test_scores_of_machamp_stand_in_the_same_table(tmp_path, capsys):
     assert main(["report"]) == 2
     assert main(["report", "--machamp", str(tmp_path)]) == 2
     assert "has no metrics.json" in capsys.readouterr().err
+
+
+def test_scores_of_lm_eval_have_its_names_and_errors(tmp_path):
+    (tmp_path / "run").mkdir()
+    record = {"stage": "language", "status": "done", "config": {"limit": None}, "wall_time_s": 3.5}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    parts = {name: {"metrics": {"acc": acc}, "stderr": {"acc": 0.01}} for name, acc in (("one", 0.5), ("two", 0.25))}
+    tasks = {
+        "lambada_openai": {
+            "metrics": {"perplexity": 170.23, "acc": 0.195},
+            "stderr": {"perplexity": 7.5, "acc": 0.006},
+        },
+        "squad": {"metrics": {"f1": 66.0, "exact": 41.5}, "stderr": {"f1": None, "exact": None}},
+        "apart": {"metrics": {}, "stderr": {}, "parts": parts},
+        "together": {"metrics": {"acc": 0.4}, "stderr": {"acc": None}, "parts": parts},
+    }
+    (tmp_path / "run" / "results.json").write_text(json.dumps({"tasks": tasks}))
+    run = read_run(tmp_path / "run")
+    assert [row["model"] for row in run["rows"]] == ["lambada_openai", "squad", "one", "two", "together"]
+    text = shown([run])
+    assert all(part in text for part in ("170.2 ±7.5", "0.195 ±0.006", "66.000", "41.500", "0.400", "3.5 s"))
+    (tmp_path / "run" / "results.json").write_text("{}")
+    with pytest.raises(UserError, match="is broken"):
+        read_run(tmp_path / "run")

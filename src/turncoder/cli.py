@@ -24,6 +24,7 @@ from turncoder.errors import UserError
 from turncoder.glueconfig import GlueConfig
 from turncoder.hub import find_run, list_parents, look_for_hub
 from turncoder.keys import locate_model
+from turncoder.languageconfig import LanguageConfig
 from turncoder.notices import listen, say_limit
 from turncoder.pretrainconfig import PretrainConfig
 from turncoder.wordconfig import WordsConfig
@@ -256,6 +257,21 @@ def _glue(config: GlueConfig, words: list[str], console: Console) -> int:
     return 0
 
 
+def _evaluate_language(config: LanguageConfig, words: list[str], console: Console) -> int:
+    look_for_hub(config.model_name_or_path, *config.tasks)
+    from turncoder.evaluate import language
+
+    if config.dry_run:
+        from turncoder.plan import show
+
+        show(language.plan_language(config), console)
+        return 0
+    run = language.evaluate_language(config)
+    language.show(run, console)
+    console.print(f"{run}", highlight=False)
+    return 0
+
+
 def _mine(config: MineConfig, words: list[str], console: Console) -> int:
     look_for_hub(config.model_name_or_path, config.pairs_file, config.corpus_file, *config.adapters)
     from turncoder.estimate import plan_mine
@@ -318,6 +334,7 @@ COMMANDS = {
     "pretrain": Command("[CONFIG]", PretrainConfig, _pretrain),
     "words": Command("[CONFIG]", WordsConfig, _words),
     "evaluate glue": Command("MODEL [CONFIG]", GlueConfig, _glue, ("model_name_or_path",)),
+    "evaluate language": Command("MODEL [CONFIG]", LanguageConfig, _evaluate_language, ("model_name_or_path",)),
     "mine": Command("PAIRS [CONFIG]", MineConfig, _mine, ("pairs_file",)),
     "encode": Command("MODEL INPUT [CONFIG]", EncodeConfig, _encode, ("model_name_or_path", "input_file")),
     "merge": Command("MODEL [CONFIG]", MergeConfig, _merge, ("model_name_or_path",)),

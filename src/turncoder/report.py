@@ -13,6 +13,7 @@ from rich.table import Table
 
 from turncoder.config import differences
 from turncoder.errors import UserError
+from turncoder.taskrows import GLUE_SCORES, TAKES, WORD_SCORES
 
 __all__ = ["read_baseline", "read_run", "read_runs", "show", "table"]
 
@@ -36,15 +37,15 @@ SCORES = {
     "spearman": "Spearman %",
     "pearson": "Pearson %",
     "average": "average %",
+    "acc": "acc",
+    "acc_norm": "acc norm",
+    "word_perplexity": "word ppl",
+    "byte_perplexity": "byte ppl",
+    "bits_per_byte": "bits/byte",
 }
 """The scores of all stages, with headings that leave room; a table shows those that some row has."""
 HEADINGS = {"model": "run", "step": "step", "seeds": "seeds", **SCORES, "tokens": "tokens", "seconds": "time"}
 PERCENT = ("accuracy", "top5_accuracy")
-WORD_SCORES = ("token_accuracy", "macro_f1", "weighted_f1", "span_precision", "span_recall", "span_f1")
-GLUE_SCORES = {
-    "accuracy": "class_accuracy", "f1": "f1", "matthews": "matthews", "spearman": "spearman", "pearson": "pearson",
-}  # fmt: skip
-"""Metrics of ``evaluate glue``, and what they are called here: ``accuracy`` is that of masked tokens."""
 OVER_SEEDS = (*WORD_SCORES, *GLUE_SCORES.values(), "average")
 FOLDED = 16  # letters of a run's name, before it takes another line
 STAGES = {"mntp": "+MNTP", "simcse": "+SimCSE", "supervised": "+pairs"}
@@ -64,7 +65,8 @@ def read_run(folder: Path) -> dict[str, Any]:
         ``name``, ``stage``, ``status``, ``config``, and ``rows``: one for each model that was scored (causal,
         bidirectional untrained, trained; every rung of a turn), with ``model``, ``step``, ``tokens``, ``seconds`` and
         the stage's scores: ``loss``, ``accuracy`` (aligned, in [0, 1]), ``sts_spearman`` and so on. A run on words, or
-        on GLUE, has a row for each task: the means over its ``seeds``, and their standard deviations in ``std``.
+        on GLUE, has a row for each task: the means over its ``seeds``, and their standard deviations in ``std``; an
+        evaluation of a language model too: lm-eval's metrics, and their standard errors in ``std``.
 
     Raises
     ------
@@ -94,9 +96,9 @@ def read_run(folder: Path) -> dict[str, Any]:
             _score({**rung, "sts_spearman": rung.get("sts"), "triplet_accuracy": rung.get("triplets")}, rung["name"])
             for rung in rungs
         ]
-    if stage in ("words", "glue"):
-        rows = _read_tasks(folder / "results.json", record, _take_words if stage == "words" else _take_glue)
-    trained = _find_trained(record, logged) if stage not in ("turn", "words", "glue") else None
+    if stage in TAKES:
+        rows = _read_tasks(folder / "results.json", record, TAKES[stage])
+    trained = _find_trained(record, logged) if stage not in ("turn", *TAKES) else None
     if trained is not None:
         rows.append({**trained, "tokens": record.get("tokens"), "seconds": record.get("wall_time_s")})
     return {
@@ -127,39 +129,6 @@ def _read_tasks(
         raise UserError(f"{path} is broken ({type(error).__name__}: {error}); run it again") from None
     seconds = record.get("wall_time_s") or None  # of all tasks together
     return [{**row, "seconds": None if number else seconds} for number, row in enumerate(rows)]
-
-
-def _take_words(results: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {
-            "model": f"{results.get('train_mode', '')} {task}".strip(),
-            "task": task,
-            "seeds": len(found["seeds"]),
-            **{name: found["mean"].get(name) for name in WORD_SCORES},
-            "std": {name: found["std"].get(name) for name in WORD_SCORES},
-            "test_file": results.get("test_file"),
-            **{name: found.get(name) for name in ("words_scored", "words_in_file")},
-        }
-        for task, found in results["tasks"].items()
-    ]
-
-
-def _take_glue(results: dict[str, Any]) -> list[dict[str, Any]]:
-    rows = [
-        {
-            "model": f"{results.get('train_mode', '')} {task}".strip(),
-            "seeds": len(found["seeds"]),
-            **{name: found["mean"].get(metric) for metric, name in GLUE_SCORES.items()},
-            "std": {name: found["std"].get(metric) for metric, name in GLUE_SCORES.items()},
-            "test_file": found["test_file"],
-        }
-        for task, found in results["tasks"].items()
-    ]
-    average = results.get("average")  # a run of one seed on one task has none
-    if len(rows) > 1 and average:
-        told = {"average": average["mean"], "std": {"average": average["std"]}}
-        rows.append({"model": f"{results['train_mode']} average", "seeds": rows[0]["seeds"], **told})
-    return rows
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -208,11 +177,13 @@ def table(runs: list[dict[str, Any]]) -> Table:
     grid = Table(show_edge=False, pad_edge=False, collapse_padding=True)
     filled = {name for run in runs for row in run["rows"] for name, value in row.items() if value is not None}
     columns = [name for name in HEADINGS if name == "model" or name in filled]
+    rows = [row for run in runs if run["stage"] == "language" for row in run["rows"]]
+    columns += dict.fromkeys(name for row in rows for name in row["std"] if name not in HEADINGS)  # lm-eval has many
     for name in columns:
         if name == "model":
             grid.add_column(HEADINGS[name], overflow="fold")
         else:
-            grid.add_column(HEADINGS[name], justify="right", no_wrap=True)
+            grid.add_column(HEADINGS.get(name, name), justify="right", no_wrap=True)
     for run in runs:
         grid.add_row(run["name"], style="bold")
         rows = run["rows"] or [{"model": f"no evaluation yet ({run['status']})"}]
@@ -237,7 +208,8 @@ def _tell(name: str, value: Any, deviation: float | None = None) -> str:
         return f"{value:,}"
     if name == "seconds":
         return f"{value / 60:,.1f} min" if value >= 100 else f"{value:.1f} s"
-    return f"{value:,.4g}" if name == "perplexity" else f"{value:.3f}"
+    form = ",.4g" if name.endswith("perplexity") else ".3f"
+    return f"{value:{form}}" + ("" if deviation is None else f" ±{deviation:{form}}")
 
 
 def show(runs: list[dict[str, Any]], console: Console, *, as_json: bool = False) -> None:

@@ -52,6 +52,7 @@ PACKAGES = (
     "accelerate",
     "datasets",
     "tokenizers",
+    "lm_eval",
 )
 STEP_KEYS = frozenset({"max_steps", "num_train_epochs", "stop_after_n_steps"})
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -199,15 +200,17 @@ def open_run(config: FitKeys, stage: str) -> Run:
         _set_aside(run)
     state.wait_for_everyone()
     starts_anew = False
+    own: frozenset[str] = getattr(config, "MAY_CHANGE", frozenset())
     if (folder / "run.json").exists():
         old = _read_record(folder)
         run.resume_from = next(reversed(complete_checkpoints(run.checkpoints)), None)
-        if _failed_early(old, run, stage):
+        if not own and _failed_early(old, run, stage):
             logger.warning("%s: the run before failed with nothing to resume; it starts anew", folder)
             starts_anew = True
         else:
-            _check_same(old, run.record, stage, folder)
-            run.finished = old.get("status") == "done" and not _wants_more(old["config"], run.record["config"])
+            _check_same(old, run.record, stage, folder, own)
+            is_done = old.get("status") == "done" and not _wants_more(old["config"], run.record["config"])
+            run.finished = is_done and not own  # a stage with keys of its own sees itself what is missing
             run.record = {**old, "config": run.record["config"], "versions": run.record["versions"]}
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"--output {folder} exists and is not a run folder: name another, or empty it")
@@ -254,12 +257,12 @@ def _read_record(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def _check_same(old: dict[str, Any], new: dict[str, Any], stage: str, folder: Path) -> None:
+def _check_same(old: dict[str, Any], new: dict[str, Any], stage: str, folder: Path, own: frozenset[str]) -> None:
     if old.get("stage") != stage:
         raise UserError(f"--output {folder} holds a run of '{old.get('stage')}', not of '{stage}': name another folder")
     open_ended = old["config"].get("lr_scheduler_type") in OPEN_ENDED_SCHEDULES
     before, after = old["config"], new["config"]
-    changed = differences(before, after, MAY_CHANGE | STEP_KEYS if open_ended else MAY_CHANGE)
+    changed = differences(before, after, MAY_CHANGE | own | (STEP_KEYS if open_ended else frozenset()))
     if changed:
         only_steps = not differences(before, after, MAY_CHANGE | STEP_KEYS)
         why = " (the learning rate's schedule ends with the steps; only a constant one grows)" if only_steps else ""

@@ -1,0 +1,304 @@
+"""A causal language model on tasks of EleutherAI's LM Evaluation Harness (lm-eval), and on files as such tasks."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import math
+import sys
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate import PartialState
+from rich.console import Console
+from rich.table import Table
+from transformers import set_seed
+
+from turncoder import settings
+from turncoder.config import to_toml
+from turncoder.errors import UserError, first_line
+from turncoder.evaluate.taskfiles import TaskFile, open_task_file
+from turncoder.languageconfig import LanguageConfig
+from turncoder.model.backbone import describe_model, digest_module
+from turncoder.model.source import read_json
+from turncoder.plan import Plan
+from turncoder.progress import open_bar
+from turncoder.train.running import Run, write_atomically
+from turncoder.train.stage import perform, tell_parents
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+    from turncoder.evaluate.harness import CausalModel
+
+__all__ = ["HEADLESS", "evaluate_language", "plan_language", "show"]
+
+logger = logging.getLogger("turncoder")
+
+HEADLESS = ("boolq", "crows_pairs_english", "race", "sciq", "pubmedqa", "qasper_bool")
+"""The zero-shot tasks of Godey et al. 2024 (arXiv 2309.08351) by lm-eval's names; it does not say which part of QASPER,
+but its F1 of 66 is out of reach of free answers."""
+BOOTSTRAPS = 1000
+"""Draws for the standard error of a metric that has no formula: it is then right to about 2 %."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be scored: lm-eval's tasks and groups by ``names``, and files by the names of their tasks."""
+
+    names: list[str]
+    files: dict[str, TaskFile]
+    manager: TaskManager
+
+    def load(self, wanted: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+        """Load tasks and their data: what lm-eval scores, and why others could not be loaded."""
+        from turncoder.evaluate.harness import hushed
+
+        loaded: dict[str, dict[str, Any]] = {}
+        failed: dict[str, str] = {}
+        for name in wanted:
+            try:
+                with hushed():
+                    spec = self.files[name].configure() if name in self.files else name
+                    loaded[name] = dict(self.manager.load(spec))
+                if any(getattr(task, "UNSAFE_CODE", False) for task in loaded[name]["tasks"].values()):
+                    del loaded[name]
+                    failed[name] = "it runs code that the model writes"
+            except Exception as error:  # whatever the code of many authors, and the hub, may raise
+                failed[name] = first_line(error)
+        return loaded, failed
+
+
+def evaluate_language(config: LanguageConfig) -> Path:
+    """Score a language model; what the folder has already is not scored again.
+
+    Parameters
+    ----------
+    config
+        See `turncoder.languageconfig.LanguageConfig`.
+
+    Returns
+    -------
+    Path
+        The run folder: ``results.json`` with every metric and its standard error, as lm-eval gives them, and
+        ``lm_eval/TASK.json``, lm-eval's own account.
+
+    Raises
+    ------
+    UserError
+        No such task, file or model; a model that is no causal language model; other settings than those of the scores
+        that the folder holds; or, after the other tasks have been scored, tasks whose data could not be had.
+    """
+    if PartialState().num_processes > 1:
+        raise UserError("evaluate language runs in one process; start it without torchrun or accelerate launch")
+    asked = _read_asked(config)
+    return perform(config, "language", lambda config, run: _evaluate(config, run, asked))
+
+
+def _evaluate(config: LanguageConfig, run: Run, asked: Asked) -> None:
+    started, before = time.perf_counter(), run.record["wall_time_s"]
+    from turncoder.evaluate.harness import open_model
+
+    done = _read_done(run.folder)
+    missing = [name for name in (*asked.files, *asked.names) if _is_missing(name, asked, done)]
+    if not missing:
+        logger.warning("%s has all these scores already; --overwrite starts anew", run.folder)
+        return
+    loaded, failed = asked.load(missing)
+    if not loaded:
+        reasons = "; ".join(f"{name} ({why})" for name, why in failed.items())
+        raise UserError(f"tasks: none of them can be loaded: {reasons}")
+    for name, why in failed.items():
+        logger.warning("%s cannot be loaded, and is left out: %s", name, why)
+    model = open_model(config)
+    results = {**_tell_model(config, run, model), "tasks": done}
+    for number, (name, tasks) in enumerate(loaded.items(), 1):
+        logger.info("[%d/%d] %s", number, len(loaded), name)
+        found = _score(config, model, name, tasks)
+        (run.folder / "lm_eval").mkdir(exist_ok=True)
+        text = json.dumps(found, indent=1, ensure_ascii=False, default=str)
+        write_atomically(run.folder / "lm_eval" / f"{name.replace('/', '_')}.json", text + "\n")
+        done[name] = _take(found, name)
+        if name in asked.files:
+            done[name] |= {"file": str(asked.files[name].path), "fingerprint": asked.files[name].fingerprint}
+        write_atomically(run.folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        run.update(
+            results={name: told["metrics"] for name, told in done.items()},
+            wall_time_s=before + time.perf_counter() - started,
+        )
+    if failed:
+        raise UserError(
+            f"tasks: {', '.join(failed)} could not be loaded (see above); the others are scored, and the same command "
+            "tries these again"
+        )
+
+
+def plan_language(config: LanguageConfig) -> Plan:
+    """Plan an evaluation: the tasks with a text of each, and the model.
+
+    Raises
+    ------
+    UserError
+        Whatever `evaluate_language` would refuse.
+    """
+    plan = Plan(to_toml(config), legend="the first text of each task: what is given [->what is scored]")
+    asked = _read_asked(config)
+    from turncoder.evaluate.harness import open_model
+
+    model = open_model(config).model
+    loaded, failed = asked.load([*asked.files, *asked.names])
+    plan.unseen = [f"{name}: {why}" for name, why in failed.items()]
+    for name, task in [(name, task) for tasks in loaded.values() for name, task in tasks["tasks"].items()]:
+        texts = len(task.eval_docs)
+        if config.limit is not None:
+            texts = math.ceil(texts * config.limit) if config.limit < 1 else min(texts, int(config.limit))
+        plan.samples.append(f"{name}, {texts:,} texts: {_show_request(task)}")
+        plan.steps = {"texts": plan.steps.get("texts", 0) + texts}
+    parameters = list(model.parameters())
+    plan.parameters = {"total": sum(one.numel() for one in parameters)}
+    plan.memory = {"model": sum(one.numel() * one.element_size() for one in parameters)}
+    folder = Path(config.output_dir or "RUN")
+    plan.files = [str(folder / name) for name in ("run.json", "config.toml", "results.json")]
+    plan.files += [str(folder / "lm_eval" / f"{name}.json") for name in loaded]
+    return plan
+
+
+def _show_request(task: Any) -> str:
+    """Show what is scored, or written, of the first text of a task."""
+    document = task.eval_docs[0]
+    made = task.construct_requests(document, task.doc_to_text(document))
+    *given, scored = (made[0] if isinstance(made, list) else made).args
+    return f"{''.join(given)}[->{'...' if isinstance(scored, dict) else scored}]"
+
+
+@cache
+def _open_manager(everything: bool) -> TaskManager:
+    """Open lm-eval, with its tasks or with none; reading their 14,000 names takes seconds."""
+    try:
+        from lm_eval.tasks import TaskManager
+
+        from turncoder.evaluate.harness import hushed
+    except ImportError as error:
+        missing = str(error.name).partition(".")[0]
+        raise UserError(f"evaluate language needs {missing}: pip install 'turncoder[language]'") from error
+    with hushed():
+        return TaskManager(include_defaults=everything)
+
+
+def _read_asked(config: LanguageConfig) -> Asked:
+    """Read the files, and look the names up, tags and sets unfolded; raises UserError."""
+    manager = _open_manager(bool(config.tasks))
+    files = [open_task_file(spec) for spec in config.task_file]
+    names: list[str] = []
+    known = [*manager.all_tasks, "headless"]
+    for name in config.tasks:
+        if name not in known:
+            near = settings.nearest(name, known) or "; `lm_eval ls tasks` lists them"
+            raise UserError(f"tasks = {name!r} is no task of lm-eval{near}")
+        tagged = manager.task_index[name].tags if name in manager.all_tags else {name}
+        names += HEADLESS if name == "headless" else sorted(tagged)
+    everything = [*(file.name for file in files), *names]
+    for name in everything:
+        if everything.count(name) > 1:
+            raise UserError(f"{name} is asked for twice: name it once, or give one of the files another name")
+    return Asked(names, {file.name: file for file in files}, manager)
+
+
+def _is_missing(name: str, asked: Asked, done: dict[str, Any]) -> bool:
+    if name not in done:
+        return True
+    return name in asked.files and done[name].get("fingerprint") != asked.files[name].fingerprint
+
+
+def _read_done(folder: Path) -> dict[str, Any]:
+    path = folder / "results.json"
+    return read_json(path)["tasks"] if path.exists() else {}
+
+
+def _tell_model(config: LanguageConfig, run: Run, opened: CausalModel) -> dict[str, Any]:
+    """Tell what is scored, and refuse to put scores of another model beside those that the folder holds."""
+    model, prior = opened.model, opened.prior
+    fingerprint = digest_module(model, [*describe_model(model), prior and prior.describe()])
+    path = run.folder / "results.json"
+    if path.exists() and read_json(path)["model"]["fingerprint"] != fingerprint:
+        raise UserError(
+            f"--output {run.folder} holds scores of another {config.model_name_or_path}: its weights have changed; "
+            "use --overwrite to start anew, or another folder"
+        )
+    run.update(parents=tell_parents(str(config.model_name_or_path)))
+    told = {"name": config.model_name_or_path, "fingerprint": fingerprint, "parameters": model.num_parameters()}
+    return {"model": told, "lm_eval": importlib.metadata.version("lm_eval")}
+
+
+def _score(config: LanguageConfig, model: CausalModel, name: str, tasks: dict[str, Any]) -> dict[str, Any]:
+    """Score one task, or group, as lm-eval does; what it gives does not depend on the tasks before."""
+    import lm_eval
+
+    from turncoder.evaluate.harness import hushed
+
+    for task in tasks["tasks"].values():
+        own = task.get_config("num_fewshot")
+        if own != 0:  # which a task may insist on
+            task.set_config("num_fewshot", own or 0 if config.num_fewshot is None else config.num_fewshot)
+        task.set_fewshot_seed(config.seed)
+    set_seed(config.seed)
+    model.cut = 0
+    bar = open_bar()
+    bar.console.file = sys.stderr  # as it is now, and not hushed
+    with bar:
+        shown = bar.add_task(name, total=None, speed="")
+        model.advance = lambda rows: bar.update(shown, advance=rows, speed=f"{bar.tasks[shown].completed:,.0f} texts")
+        with hushed():
+            found = lm_eval.evaluate(
+                model, tasks, limit=config.limit, bootstrap_iters=BOOTSTRAPS, log_samples=False, verbosity=None
+            )
+    if model.cut:
+        logger.warning(
+            "%s: %d times the beginning of a context was cut off; the model reads %d tokens",
+            name,
+            model.cut,
+            model.max_length,
+        )
+    return found
+
+
+def _take(found: dict[str, Any], name: str) -> dict[str, Any]:
+    """Take metrics and standard errors out of lm-eval's account: of the task itself, and of the parts of a group."""
+    told = {task: _take_one(found, task) for task in found["results"]}
+    own = told.pop(name, {"metrics": {}, "stderr": {}})
+    return {**own, "parts": told} if told else own
+
+
+def _take_one(found: dict[str, Any], task: str) -> dict[str, Any]:
+    metrics: dict[str, float] = {}
+    errors: dict[str, float | None] = {}
+    for key, value in found["results"][task].items():
+        metric, comma, how = key.partition(",")
+        if not comma:
+            continue
+        into: dict[str, Any] = errors if metric.endswith("_stderr") else metrics
+        into[metric.removesuffix("_stderr") + ("" if how == "none" else f",{how}")] = (
+            None if value == "N/A" else float(value)
+        )
+    told = {"metrics": metrics, "stderr": errors, "num_fewshot": found["n-shot"].get(task)}
+    samples = found["n-samples"].get(task, {})
+    return {**told, "texts": samples.get("effective"), "version": found["versions"].get(task)}
+
+
+def show(folder: Path, console: Console) -> None:
+    """Print the scores of a run folder, a row for each metric."""
+    table = Table()
+    for title in ("task", "metric", "score", "±", "texts"):
+        table.add_column(title, justify="left" if title in ("task", "metric") else "right")
+    for task, told in read_json(folder / "results.json")["tasks"].items():
+        for name, one in ({task: told} if told["metrics"] else told["parts"]).items():
+            for number, (metric, value) in enumerate(one["metrics"].items()):
+                error = one["stderr"].get(metric)
+                texts = "" if one["texts"] is None or number else f"{one['texts']:,}"
+                shown = "" if error is None else f"{error:.4f}"
+                table.add_row("" if number else name, metric, f"{value:,.4f}", shown, texts)
+    console.print(table)
