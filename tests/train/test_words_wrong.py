@@ -150,7 +150,8 @@ def test_a_tagger_opens_from_another_folder_and_takes_nothing_but_texts(
     monkeypatch.chdir(place.parent)
     tagger = load_tagger(place / "run", device="cpu")
     assert [one.words for one in tagger.tag([["the", "cat"], "the dog"])] == [["the", "cat"], ["the", "dog"]]
-    for wrong in ("the dog", [["the", 1]], [None]):
+    assert tagger.tag([]) == []
+    for wrong in ("the dog", [["the", 1]], [None], None, iter(["the dog"]), {"the dog": 1}):
         with pytest.raises(UserError, match="texts must be a list of strings, or of lists of words"):
             tagger.tag(wrong)  # type: ignore[arg-type]
 
@@ -172,7 +173,7 @@ def test_a_run_finds_its_model_from_another_folder(
     (place / "model").rename(place / "moved")
     said = launch(write_words("words", {**flags, "output_dir": "again"}), 2)
     assert said.count("error: ") == 1 and "Traceback" not in said
-    assert "../run needs the model that it was trained on; put it back: model_name_or_path: " in said
+    assert "../run: the model that it was trained on cannot be opened: model_name_or_path: " in said
 
 
 def test_each_task_has_the_best_seed_that_it_can_have(say: Say) -> None:

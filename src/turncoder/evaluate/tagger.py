@@ -117,13 +117,20 @@ class Tagger:
         Raises
         ------
         UserError
-            A string instead of a list of them, or something else that is no text.
+            Something else than a list of them, such as a string.
         """
-        if isinstance(texts, str) or not all(
-            isinstance(text, str) or (isinstance(text, list | tuple) and all(isinstance(word, str) for word in text))
-            for text in texts
+        if (
+            isinstance(texts, str)
+            or not isinstance(texts, Sequence)
+            or not all(
+                isinstance(text, str)
+                or (isinstance(text, list | tuple) and all(isinstance(word, str) for word in text))
+                for text in texts
+            )
         ):
             raise UserError("texts must be a list of strings, or of lists of words")
+        if not texts:
+            return []
         data = _lay_out(texts)
         heads = [head for head in self.heads if head.seed == self.best[head.task]]
         known = [number for number, starts in enumerate(data["starts"]) if starts]
@@ -244,7 +251,7 @@ def load_tagger(
             name = spec["model"]["name"]
             encoder = load_encoder(**{**spec["model"], "name": str(folder) if name == "." else name}, device=device)
     except UserError as error:
-        raise UserError(f"{folder} needs the model that it was trained on; put it back: {error}") from error
+        raise UserError(f"{folder}: the model that it was trained on cannot be opened: {error}") from error
     heads = _build_heads(spec, weights)
     width = encoder.transformers_model.config.get_text_config().hidden_size  # type: ignore[union-attr]
     for head in heads:

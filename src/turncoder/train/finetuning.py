@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, set_seed
 
 from turncoder.data.alignment import Alignment
 from turncoder.data.tokenizer import pad_token_id
+from turncoder.data.words import WordSet
 from turncoder.evaluate.prediction import Head, Reader, predict
 from turncoder.model.adapters import choose_targets, count_parameters, merge_adapter
 from turncoder.train.course import lay_course
@@ -36,6 +38,54 @@ def refuse_early(config: WordsConfig, run: Run, backbone: PreTrainedModel) -> No
     choose_targets(backbone, config.lora_target_modules)
 
 
+@dataclass(frozen=True)
+class _Exam:
+    """The held-out words, and the model that is scored on them while it trains."""
+
+    config: WordsConfig
+    encoder: SentenceTransformer
+    reader: Reader
+    layer: int
+    tasks: list[Task]
+    held_out: WordSet
+    model: WordModel
+
+    def take_heads(self) -> list[Head]:
+        """Give the heads as they are now."""
+        return [
+            Head(
+                task.name,
+                self.config.seeds[0],
+                task.labels.names,
+                cast(Reading, self.config.alignment),
+                (self.layer,),
+                linear.weight.detach().float().clone(),
+                linear.bias.detach().float().clone(),
+            )
+            for task, linear in zip(self.tasks, self.model.heads, strict=True)
+        ]
+
+    def score(self) -> dict[str, dict[str, Any]]:
+        """Give all scores of each task."""
+        guesses = predict(
+            self.encoder, self.reader, self.held_out.data, self.take_heads(), backbone=self.model.backbone
+        )
+        return {
+            task.name: task.score(self.held_out.labels(task.column), guess)
+            for task, guess in zip(self.tasks, guesses, strict=True)
+        }
+
+    def judge(self) -> dict[str, float]:
+        """Give what is logged; ``score``, which is chosen by, is the mean over tasks."""
+        scores = self.score()
+        told = {
+            f"{task.name}_{name}": scores[task.name][name]
+            for task in self.tasks
+            for name in dict.fromkeys([task.metric, "token_accuracy"])
+        }
+        return {**told, "score": float(np.mean([scores[task.name][task.metric] for task in self.tasks]))}
+
+
 def fine_tune(
     config: WordsConfig,
     run: Run,
@@ -50,7 +100,6 @@ def fine_tune(
     assert isinstance(backbone, PreTrainedModel)
     backbone.config.use_cache = False
     alignment = reader.align(encoder.tokenizer, splits.train.data, splits.train.where)
-    reading = cast(Reading, config.alignment)
     set_seed(config.seeds[0])  # again: the adapter must not depend on what was drawn, or cached, before
     trained = choose_trainables(config, backbone)
     model = WordModel(
@@ -62,35 +111,17 @@ def fine_tune(
     )
     tell_parameters(run, *count_parameters(model))
 
-    def take_heads() -> list[Head]:
-        return [
-            Head(
-                task.name, config.seeds[0], task.labels.names, reading, (layer,),
-                linear.weight.detach().float().clone(), linear.bias.detach().float().clone(),
-            )
-            for task, linear in zip(tasks, model.heads, strict=True)
-        ]  # fmt: skip
-
-    gold = {task.name: list(splits.held_out.labels(task.column)) for task in tasks}
-
-    def score_held_out() -> dict[str, dict[str, Any]]:
-        with trainer.accelerator.autocast():
-            guesses = predict(encoder, reader, splits.held_out.data, take_heads(), backbone=model.backbone)
-        return {task.name: task.score(gold[task.name], guess) for task, guess in zip(tasks, guesses, strict=True)}
+    exam = _Exam(config, encoder, reader, layer, tasks, splits.held_out, model)
 
     def judge() -> dict[str, float]:
-        scores = score_held_out()
-        told = {
-            f"{task.name}_{name}": scores[task.name][name]
-            for task in tasks
-            for name in dict.fromkeys([task.metric, "token_accuracy"])
-        }
-        return {**told, "score": float(np.mean([scores[task.name][task.metric] for task in tasks]))}
+        with trainer.accelerator.autocast():
+            return exam.judge()
 
     trainer = _build_trainer(config, run, model, encoder, alignment, tasks, splits, judge)
     fit(trainer, run)
     model.eval()
-    dev = {(name, config.seeds[0]): scores for name, scores in score_held_out().items()}
+    with trainer.accelerator.autocast():
+        dev = {(name, config.seeds[0]): scores for name, scores in exam.score().items()}
     chosen = {
         task.name: {
             "alignment": config.alignment,
@@ -101,7 +132,7 @@ def fine_tune(
         }
         for task in tasks
     }
-    found = Found(reader, take_heads(), chosen=chosen, dev=dev)
+    found = Found(reader, exam.take_heads(), chosen=chosen, dev=dev)
     text = splits.train.data[0]["text"]
     save_result(
         config,

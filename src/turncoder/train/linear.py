@@ -145,21 +145,16 @@ def fit_heads(
     """
     rows_N = (train.labels_M >= 0).nonzero().squeeze(1)
     mean_KD, scale_KD = _measure(train, device)
-    layers, width = mean_KD.shape
     seeds, rates = len(recipe.seeds), len(recipe.learning_rates)
     draws = [torch.Generator().manual_seed(seed) for seed in recipe.seeds]
+    weights, biases, mixes = _draw_heads(draws, rates, classes, mean_KD)
     noises = [np.random.SFC64(seed) for seed in recipe.seeds]
     dropped = min(round(recipe.dropout * STEPS), STEPS - 1)
     factor_KD = 1 / (scale_KD * (1 - dropped / STEPS))
-    bound = 1 / math.sqrt(width)
-    first_SDC = torch.stack([torch.empty(width, classes).uniform_(-bound, bound, generator=draw) for draw in draws])
-    weights = [first_SDC.clone().to(device).requires_grad_() for _ in range(rates)]
-    biases = [torch.zeros(seeds, 1, classes, device=device, requires_grad=True) for _ in range(rates)]
-    mixes = [torch.zeros(seeds, layers, device=device, requires_grad=layers > 1) for _ in range(rates)]
     optimizer = torch.optim.AdamW(
         [
-            {"params": [weight, bias, *([mix] if layers > 1 else [])], "lr": rate}
-            for weight, bias, mix, rate in zip(weights, biases, mixes, recipe.learning_rates, strict=True)
+            {"params": [part for part in parts if part.requires_grad], "lr": rate}
+            for *parts, rate in zip(weights, biases, mixes, recipe.learning_rates, strict=True)
         ],
         weight_decay=recipe.weight_decay,
         fused=True,
@@ -195,6 +190,19 @@ def fit_heads(
                 break
     assert best.heads is not None
     return best.heads
+
+
+def _draw_heads(
+    draws: Sequence[torch.Generator], rates: int, classes: int, mean_KD: torch.Tensor
+) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+    """Give the first weights [S, D, C], biases [S, 1, C] and mixes [S, K] of each learning rate."""
+    (layers, width), device, seeds = mean_KD.shape, mean_KD.device, len(draws)
+    bound = 1 / math.sqrt(width)
+    first_SDC = torch.stack([torch.empty(width, classes).uniform_(-bound, bound, generator=draw) for draw in draws])
+    weights = [first_SDC.clone().to(device).requires_grad_() for _ in range(rates)]
+    biases = [torch.zeros(seeds, 1, classes, device=device, requires_grad=True) for _ in range(rates)]
+    mixes = [torch.zeros(seeds, layers, device=device, requires_grad=layers > 1) for _ in range(rates)]
+    return weights, biases, mixes
 
 
 class _Best:
