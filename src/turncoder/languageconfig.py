@@ -49,8 +49,8 @@ class LanguageConfig:
     max_seq_length: int | None = None
     """Tokens that are read at once, context included; default: what the model's config.json says."""
 
-    batch_size: int = 8
-    """Texts that go through the model at once."""
+    batch_size: int | None = None
+    """Texts that go through the model at once; default: so many that their logits take at most 1 GiB, at most 32."""
     device: str | None = None
     """cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one."""
     seed: int = 1234

@@ -295,6 +295,14 @@ def test_models_that_predict_no_next_token_are_refused(
     refuse(stories, "device = 'cud' is none", device="cud")
 
 
+def test_the_batch_fits_its_logits(stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """512 tokens of 512 logits of 4 bytes each: a MiB a text."""
+    for budget, asked, expected in ((2**30, None, 32), (5 * 2**20, None, 5), (1, None, 1), (1, 7, 7)):
+        monkeypatch.setattr(harness, "LOGITS_BYTES", budget)
+        config = LanguageConfig(model_name_or_path=str(stories), tasks=("sciq",), device="cpu", batch_size=asked)
+        assert harness.open_model(config).batch_size == expected
+
+
 def test_a_tokenizer_without_a_first_token_is_refused(stories: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(stories)
     tokenizer = AutoTokenizer.from_pretrained(stories)

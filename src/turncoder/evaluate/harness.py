@@ -28,6 +28,8 @@ from turncoder.model.prior import Prior, read_prior
 __all__ = ["CausalModel", "hushed", "open_model"]
 
 LOOKED_AT = 8  # tokens
+LARGEST_BATCH, LOGITS_BYTES = 32, 2**30
+"""Where no batch size is given."""
 REMEDY = "name a causal language model, such as the decoder that it was made of"
 
 
@@ -129,7 +131,10 @@ def open_model(config: LanguageConfig) -> CausalModel:
     if prior is not None:
         _complete(model, prior)
     with hushed():
-        opened = CausalModel(model, tokenizer, batch_size=config.batch_size, max_length=config.max_seq_length)
+        opened = CausalModel(model, tokenizer, batch_size=config.batch_size or 1, max_length=config.max_seq_length)
+    if config.batch_size is None:
+        fitting = LOGITS_BYTES // (4 * opened.max_length * count_embeddings(model))
+        opened.batch_size_per_gpu = min(max(fitting, 1), LARGEST_BATCH)
     opened.prior = prior
     return opened
 
