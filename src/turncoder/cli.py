@@ -117,14 +117,15 @@ def _turn(config: TurnConfig, words: list[str], console: Console) -> int:
 
 
 def _prepare(config: PrepareConfig, words: list[str], console: Console) -> int:
-    look_for_hub(config.model_name_or_path, config.tokenizer_name, config.dataset_name)
-    from turncoder.data.tokenizer import load_tokenizer
-    from turncoder.model.backbone import load_model_config, resolve_model
-    from turncoder.train.text import choose_block_size, open_blocks
+    look_for_hub(config.model_name_or_path, config.config_name, config.tokenizer_name, config.dataset_name)
+    from turncoder.data.tokenizer import end_documents
+    from turncoder.model.backbone import load_model_config
+    from turncoder.train.text import choose_block_size, open_blocks, open_tokenizer
 
-    name = resolve_model(config.model_name_or_path)
-    tokenizer = load_tokenizer(config.tokenizer_name or name, **locate_model(config))
-    block_size = choose_block_size(config, load_model_config(name, **locate_model(config)), tokenizer)
+    tokenizer, name = open_tokenizer(config), config.model_name_or_path
+    if config.pretrains:
+        tokenizer = end_documents(tokenizer, config.append_eos)
+    block_size = choose_block_size(config, load_model_config(name, **locate_model(config)) if name else None, tokenizer)
     folder = Path(config.output_dir) if config.output_dir else None
     train, held_out = open_blocks(config, tokenizer, block_size, folder)
     for split, blocks in (("train", train), ("validation", held_out)):
@@ -232,7 +233,7 @@ def _list_models(config: WordsConfig) -> Iterable[str | None]:
 
 
 def _pretrain(config: PretrainConfig, words: list[str], console: Console) -> int:
-    look_for_hub(config.model_name_or_path, config.tokenizer_name, config.dataset_name)
+    look_for_hub(config.model_name_or_path, config.config_name, config.tokenizer_name, config.dataset_name)
     import turncoder
 
     console.print(f"{turncoder.train(config)}", highlight=False)
@@ -386,6 +387,8 @@ def _dispatch(words: list[str], console: Console) -> int:
     if "--help" in rest or "-h" in rest:
         _help(name, command)
     flags, others = settings.read_flags(command.flags, rest, "[CONFIG]" in command.takes)
+    if "[CONFIG]" in command.takes and "config" in flags and not others:
+        others.append(str(flags.pop("config")))
     path = _take_config(command, others)
     if len(others) > len(command.keys) and (not command.takes or "[CONFIG]" in command.takes):
         raise UserError(

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from turncoder import settings
 from turncoder.errors import UserError
 from turncoder.keys import ContrastKeys, CorpusKeys, OpenKeys, TrainKeys, check_ranges
+from turncoder.pretrainconfig import PretrainConfig, VocabularyKeys
 
 __all__ = [
     "MAY_CHANGE",
@@ -248,19 +249,32 @@ class TurnConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig(CorpusKeys):
+class PrepareConfig(VocabularyKeys):
     """Corpus to packed blocks on disk, where training with the same keys finds them.
 
     A training config works here too: its other keys are passed over.
     """
 
+    OF_HEADLESS: ClassVar[str] = "prepare"
+    """What `turncoder.legacy_headless` takes files and flags of headless-lm for."""
+
     output_dir: str | None = None
     """Folder for the blocks (--output); default: the cache that training looks into."""
 
-    PASSED_OVER: ClassVar[frozenset[str]] = frozenset(f.name for f in fields(MntpConfig)) - {
-        f.name for f in fields(CorpusKeys)
-    }
+    PASSED_OVER: ClassVar[frozenset[str]] = frozenset(
+        f.name for f in (*fields(MntpConfig), *fields(PretrainConfig))
+    ) - {f.name for f in fields(VocabularyKeys)}
     """Keys of a training config that say nothing here, its run folder among them."""
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether the text is for pretraining, where documents end as ``append_eos`` says."""
+        return self.kind is not None or self.append_eos is not None or not self.model_name_or_path
+
+    def check_model(self) -> None:
+        """Refuse what names no tokenizer."""
+        if not (self.tokenizer_name or self.train_tokenizer or self.model_name_or_path or self.config_name):
+            raise UserError("no tokenizer: give tokenizer_name, or the model_name_or_path that it belongs to")
 
 
 OF_TEXTS = ("pooling", "prompt", "prompt_name", "chat_template", "llm2vec", "id_column", "processes")

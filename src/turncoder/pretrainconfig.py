@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from turncoder.errors import UserError
 from turncoder.keys import CorpusKeys, FitKeys, check_ranges
 
-__all__ = ["PretrainConfig", "split_negatives"]
+__all__ = ["PretrainConfig", "VocabularyKeys", "split_negatives"]
 
 SMALLEST_VOCABULARY = 300
 
@@ -25,7 +25,39 @@ def split_negatives(negatives: str) -> tuple[str, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(FitKeys, CorpusKeys):
+class VocabularyKeys(CorpusKeys):
+    """Which model is pretrained, and into which tokens its text is cut: shared by ``pretrain`` and ``prepare``."""
+
+    kind: Literal["mlm", "clm"] | None = None
+    """Of pretraining: clm or mlm; without it, the text for a model_name_or_path is for MNTP."""
+    model_name_or_path: str | None = None  # type: ignore[assignment]
+    """Weights to start from: a folder, a run, or a hub id."""
+    config_name: str | None = None
+    """Architecture to start from with random weights: a config.json, a folder, a hub id, or a model type (llama)."""
+    train_tokenizer: Literal["bpe", "unigram"] | None = None
+    """Train a tokenizer on the text: byte-level BPE, or a unigram model."""
+    vocab_size: int | None = None
+    """Tokens of the tokenizer that is trained; default: 16384."""
+    append_eos: bool | None = None
+    """Put the end-of-text token after each document; default: where the tokenizer puts nothing around a text."""
+
+    def __post_init__(self) -> None:
+        """Check values; see `CorpusKeys`."""
+        super().__post_init__()
+        check_ranges(self, "vocab_size", least=SMALLEST_VOCABULARY)
+        if self.train_tokenizer and self.tokenizer_name:
+            raise UserError(
+                f"train_tokenizer = {self.train_tokenizer!r} and tokenizer_name = {self.tokenizer_name!r} are both "
+                "set; keep one"
+            )
+        if self.vocab_size and not self.train_tokenizer:
+            raise UserError(
+                f"vocab_size = {self.vocab_size} is for a tokenizer that is trained: add --train_tokenizer bpe"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(FitKeys, VocabularyKeys):
     """Pretraining, masked or causal, headless (contrastive weight tying) or by cross-entropy.
 
     From a config (random weights) or from weights. Any other field of transformers' TrainingArguments:
@@ -33,30 +65,22 @@ class PretrainConfig(FitKeys, CorpusKeys):
     """
 
     STAGE: ClassVar[str] = "pretrain"
+    OF_HEADLESS: ClassVar[str] = "pretrain"
+    """What `turncoder.legacy_headless` takes files and flags of headless-lm for."""
 
     # what is trained
     kind: Literal["mlm", "clm"] = "clm"
     """clm: a decoder predicts the next token; mlm: an encoder predicts masked ones."""
     objective: Literal["cwt", "cross_entropy", "both"] = "cwt"
     """cwt: contrast with the embeddings of other targets (headless); cross_entropy: over the whole vocabulary."""
-    model_name_or_path: str | None = None  # type: ignore[assignment]
-    """Weights to start from: a folder, a run, or a hub id."""
-    config_name: str | None = None
-    """Architecture to start from with random weights: a config.json, a folder, a hub id, or a model type (llama)."""
     config_overrides: dict[str, Any] = field(default_factory=dict)
     """Keys of the architecture's config to change: --config_overrides.hidden_size 256."""
     trains: Literal["all", "head", "embeddings"] = "all"
     """Which weights train: all, the vocabulary head alone, or the embeddings alone (after a change of vocabulary)."""
 
     # tokenizer
-    train_tokenizer: Literal["bpe", "unigram"] | None = None
-    """Train a tokenizer on the text: byte-level BPE, or a unigram model."""
-    vocab_size: int | None = None
-    """Tokens of the tokenizer that is trained; default: 16384."""
     swap_vocabulary: bool = False
     """Keep the body of model_name_or_path and give it the tokenizer's vocabulary, with new embeddings."""
-    append_eos: bool | None = None
-    """Put the end-of-text token after each document; default: where the tokenizer puts nothing around a text."""
 
     # the loss
     negatives: str = "global"
@@ -80,6 +104,10 @@ class PretrainConfig(FitKeys, CorpusKeys):
     # text
     mlm_probability: float = 0.15
     """Of mlm: share of tokens that are predicted."""
+    mask_share: float = 0.8
+    """Of those that are predicted: share that the mask token stands for."""
+    random_share: float = 0.1
+    """Of those that are predicted: share that a random token stands for; the rest stays as it is."""
     mask_token_type: str = "mask"
     """Of mlm: mask (the tokenizer's own), blank ("_"), eos, or a token of the vocabulary."""
     isolate_documents: bool = False
@@ -111,7 +139,13 @@ class PretrainConfig(FitKeys, CorpusKeys):
         check_ranges(self, "vocabulary_budget_mb", least=1)
         check_ranges(self, "temperature", "cwt_weight", "cross_entropy_weight", above=0)
         check_ranges(self, "tau", least=0, most=1)
-        check_ranges(self, "vocab_size", least=SMALLEST_VOCABULARY)
+        check_ranges(self, "mask_share", "random_share", least=0, most=1)
+        if self.mask_share + self.random_share > 1:
+            raise UserError(
+                f"mask_share = {self.mask_share:g} and random_share = {self.random_share:g} are more than 1 together"
+            )
+        if self.as_llm2vec:
+            raise UserError("as_llm2vec: LLM2Vec does not pretrain, so there is no way of its own; drop the key")
         split_negatives(self.negatives)
         self._check_tokenizer()
         self._check_objective()
@@ -129,15 +163,6 @@ class PretrainConfig(FitKeys, CorpusKeys):
             )
 
     def _check_tokenizer(self) -> None:
-        if self.train_tokenizer and self.tokenizer_name:
-            raise UserError(
-                f"train_tokenizer = {self.train_tokenizer!r} and tokenizer_name = {self.tokenizer_name!r} are both "
-                "set; keep one"
-            )
-        if self.vocab_size and not self.train_tokenizer:
-            raise UserError(
-                f"vocab_size = {self.vocab_size} is for a tokenizer that is trained: add --train_tokenizer bpe"
-            )
         if self.swap_vocabulary and not self.model_name_or_path:
             raise UserError("swap_vocabulary keeps the body of trained weights: give model_name_or_path")
         if self.swap_vocabulary and not (self.tokenizer_name or self.train_tokenizer):

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from turncoder import legacy
+from turncoder import legacy, legacy_headless
 from turncoder.errors import UserError
 
 __all__ = ["coerce", "load", "nearest", "read_file", "read_flags", "set_types", "training_argument_names", "write_toml"]
@@ -38,13 +38,17 @@ class Entry:
 def load(cls: type[Config], path: Path | None, flags: dict[str, Any]) -> Config:
     """Build ``cls`` from a file and the keys that `read_flags` gives; see `turncoder.config.load_config`."""
     table = read_file(path) if path is not None else {}
+    if (stage := getattr(cls, "OF_HEADLESS", None)) and legacy_headless.is_headless({**table, **flags}):
+        table, flags, notices = legacy_headless.translate(stage, table, flags, f"{path}: " if path else "")
+        for notice in notices:
+            logger.warning("%s", notice)
     from_file = _gather(cls, table, f"{path}: ")
     from_flags = _gather(cls, flags, "--")
     entries = {**_displace(from_file, from_flags), **from_flags}
     for name, entry in from_flags.items():
         if isinstance(entry.value, dict) and name in from_file and isinstance(from_file[name].value, dict):
             entries[name] = Entry({**from_file[name].value, **entry.value}, entry.said)
-    if path is not None and path.suffix == ".json" and legacy.is_llm2vec(table):
+    if path is not None and path.suffix == ".json" and stage != "pretrain" and legacy.is_llm2vec(table):
         _mean_as_llm2vec(cls, path, entries)
     hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
@@ -98,23 +102,23 @@ def _gather(cls: type, raw: dict[str, Any], origin: str) -> dict[str, Entry]:
             raise UserError(f"{origin}{name} is given twice, by itself and under training")
         raw[name] = value
     ours = [f.name for f in fields(cls)]
-    translated, notices = legacy.translate(raw, origin, getattr(cls, "IGNORED", None), ours)
+    passed_over: frozenset[str] = getattr(cls, "PASSED_OVER", frozenset()) if origin != "--" else frozenset()
+    translated, notices = legacy.translate(raw, origin, getattr(cls, "IGNORED", None), {*ours, *passed_over})
     for notice in notices:
         logger.warning("%s", notice)
-    passed_over: frozenset[str] = getattr(cls, "PASSED_OVER", frozenset()) if origin != "--" else frozenset()
     gathered = {}
     for name, value in translated.items():
         if name in passed_over or (passed_over and name not in ours and name in training_argument_names()):
             continue
         if name not in ours and not ("training" in ours and name in training_argument_names()):
-            raise UserError(_unknown(name, origin, ours))
+            raise UserError(_unknown(name, origin, ours, getattr(cls, "OF_HEADLESS", None) is not None))
         gathered[name] = Entry(value, f"{origin}{name}")
     return gathered
 
 
-def _unknown(name: str, origin: str, ours: list[str]) -> str:
+def _unknown(name: str, origin: str, ours: list[str], of_headless: bool) -> str:
     """Say which key nobody knows, and the nearest one that exists."""
-    known = [*(n for n in ours if n != "training"), *legacy.OLD_NAMES]
+    known = [*(n for n in ours if n != "training"), *legacy.OLD_NAMES, *(legacy_headless.NAMES if of_headless else ())]
     if "training" in ours:
         known += training_argument_names()
     flag = "--" if origin == "--" else ""

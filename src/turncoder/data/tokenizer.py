@@ -57,6 +57,7 @@ RESERVED = (
     "<|reserved_special_token_",
     "<|reserved_",
     "<SPECIAL_",
+    "<|padding|>",  # of GPT-NeoX, which packs
 )
 
 

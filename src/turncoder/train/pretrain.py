@@ -19,14 +19,10 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from turncoder.artifact import save_language_model
-from turncoder.data.corpus import open_corpora
 from turncoder.data.masking import MaskedBlocks
-from turncoder.data.packing import default_cache
-from turncoder.data.tokenizer import end_documents, load_tokenizer, tokenizer_files
-from turncoder.data.vocabulary import open_trained
+from turncoder.data.tokenizer import end_documents, tokenizer_files
 from turncoder.errors import UserError
 from turncoder.evaluate.anisotropy import measure_anisotropy
-from turncoder.keys import locate_model
 from turncoder.model.adapters import count_parameters
 from turncoder.model.backbone import count_embeddings, resolve_model
 from turncoder.model.heads import Head, take_backbone, take_head
@@ -47,7 +43,7 @@ from turncoder.train.stage import (
     tell_parents,
     unregister_head,
 )
-from turncoder.train.text import Text, count_targets, measure_bytes, open_text
+from turncoder.train.text import Text, count_targets, measure_bytes, open_text, open_tokenizer
 from turncoder.train.trainer import GatheredTrainer
 
 __all__ = ["train"]
@@ -55,7 +51,6 @@ __all__ = ["train"]
 logger = logging.getLogger("turncoder")
 
 DECAY_SHARE = 0.2  # of a warmup-stable-decay schedule
-VOCABULARY = 16384
 LOOKED_AT = 16  # rows of held-out text that anisotropy is measured on
 
 
@@ -124,34 +119,6 @@ def _train(config: PretrainConfig, run: Run) -> None:
                 "parents": run.record["parents"],
             },
         )
-
-
-def open_tokenizer(config: PretrainConfig) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that a configuration names, or train it on the text; raises UserError."""
-    if not config.train_tokenizer:
-        name = config.tokenizer_name or resolve_model(config.model_name_or_path or str(config.config_name))
-        if not config.tokenizer_name and config.config_name and not Path(name).is_dir() and "/" not in name:
-            raise UserError(
-                f"config_name = {config.config_name!r} has no tokenizer: give tokenizer_name, or --train_tokenizer bpe"
-            )
-        return load_tokenizer(name, **locate_model(config))
-    corpus, _ = open_corpora(
-        dataset_name=config.dataset_name,
-        dataset_config_name=config.dataset_config_name,
-        train_file=config.train_file,
-        validation_file=config.validation_file,
-        text_column=config.text_column,
-        cache_dir=config.cache_dir,
-    )
-    with PartialState().main_process_first():
-        folder = open_trained(
-            corpus,
-            config.vocab_size or VOCABULARY,
-            algorithm=config.train_tokenizer,
-            closes=config.kind == "mlm",
-            root=default_cache() / "tokenizers",
-        )
-    return load_tokenizer(folder)
 
 
 def _refuse_early(config: PretrainConfig, run: Run) -> None:

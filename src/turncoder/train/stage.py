@@ -143,7 +143,10 @@ def choose_trainables(config: TrainKeys, backbone: PreTrainedModel) -> PreTraine
 
 def register_head(model: torch.nn.Module, head: Head) -> None:
     """Put what is the head's alone into the tree of the model, so that the Trainer optimizes, clips and saves it."""
-    for name, weight in head.named_parameters().items():
+    weights = {
+        id(weight): (name, weight) for name, weight in head.named_parameters().items()
+    }  # BERT's bias has two names
+    for name, weight in weights.values():
         model.register_parameter(HEAD_PREFIX + name.replace(".", "_"), weight)
 
 

@@ -15,12 +15,14 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from turncoder.config import MntpConfig
 from turncoder.data.corpus import open_corpora
 from turncoder.data.masking import Masking, MaskingStyle, collate
-from turncoder.data.packing import Blocks, prepare_blocks
-from turncoder.data.tokenizer import mask_token_id, pad_token_id, special_ids
+from turncoder.data.packing import Blocks, default_cache, prepare_blocks
+from turncoder.data.tokenizer import load_tokenizer, mask_token_id, pad_token_id, special_ids
+from turncoder.data.vocabulary import open_trained
 from turncoder.errors import UserError
-from turncoder.keys import CorpusKeys
+from turncoder.keys import CorpusKeys, locate_model
+from turncoder.model.backbone import resolve_model
 from turncoder.model.isolation import can_isolate
-from turncoder.pretrainconfig import PretrainConfig
+from turncoder.pretrainconfig import PretrainConfig, VocabularyKeys
 
 __all__ = [
     "Text",
@@ -30,10 +32,12 @@ __all__ = [
     "measure_bytes",
     "open_blocks",
     "open_text",
+    "open_tokenizer",
 ]
 
 logger = logging.getLogger("turncoder")
 
+VOCABULARY = 16384
 COUNTED_AT_ONCE = 1 << 24
 MEASURED = 1000  # documents
 
@@ -85,6 +89,7 @@ def open_text(
         The corpus cannot be read, is empty, or leaves nothing to train or to evaluate on.
     """
     block_size = choose_block_size(config, backbone.config, tokenizer)
+    masking, scored_as = choose_masking(config, tokenizer)
     with PartialState().main_process_first():
         train, held_out = open_blocks(config, tokenizer, block_size)
     isolate = config.isolate_documents and train.is_packed
@@ -98,7 +103,6 @@ def open_text(
         train = train.select(config.max_train_samples, seed=seed)
     if config.max_eval_samples:
         held_out = held_out.select(config.max_eval_samples, seed=seed)
-    masking, scored_as = choose_masking(config, tokenizer)
     return Text(
         train=train,
         validation=held_out,
@@ -155,6 +159,34 @@ def open_blocks(
     return train, held_out
 
 
+def open_tokenizer(config: VocabularyKeys) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that a configuration names, or train it on the text; raises UserError."""
+    if not config.train_tokenizer:
+        name = config.tokenizer_name or resolve_model(config.model_name_or_path or str(config.config_name))
+        if not config.tokenizer_name and config.config_name and not Path(name).is_dir() and "/" not in name:
+            raise UserError(
+                f"config_name = {config.config_name!r} has no tokenizer: give tokenizer_name, or --train_tokenizer bpe"
+            )
+        return load_tokenizer(name, **locate_model(config))
+    corpus, _ = open_corpora(
+        dataset_name=config.dataset_name,
+        dataset_config_name=config.dataset_config_name,
+        train_file=config.train_file,
+        validation_file=config.validation_file,
+        text_column=config.text_column,
+        cache_dir=config.cache_dir,
+    )
+    with PartialState().main_process_first():
+        folder = open_trained(
+            corpus,
+            config.vocab_size or VOCABULARY,
+            algorithm=config.train_tokenizer,
+            closes=config.kind == "mlm",
+            root=default_cache() / "tokenizers",
+        )
+    return load_tokenizer(folder)
+
+
 def choose_masking(
     config: MntpConfig | PretrainConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Masking, MaskingStyle]:
@@ -177,8 +209,11 @@ def choose_masking(
         special_ids=special_ids(tokenizer, mask_id, as_llm2vec=config.as_llm2vec),
         style=style,
         seed=config.seed,
-        first_counts=isinstance(config, PretrainConfig),
     )
+    if isinstance(config, PretrainConfig):
+        masking = dataclasses.replace(
+            masking, mask_share=config.mask_share, random_share=config.random_share, first_counts=True
+        )
     return masking, scored_as
 
 
