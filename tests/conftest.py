@@ -1,5 +1,6 @@
 """What tests share: where the real data lies, and a quiet, offline, deterministic environment."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +43,13 @@ def proofs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ.pop("TURNCODER_CACHE")
     if before is not None:
         os.environ["TURNCODER_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def notices() -> Iterator[None]:
+    """What the library reports reaches caplog again, once, after a command has taken it to the console."""
+    yield
+    logging.getLogger("turncoder").propagate = True
 
 
 @pytest.fixture

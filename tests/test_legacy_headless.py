@@ -53,7 +53,6 @@ PER_RUN = {
 @pytest.fixture(autouse=True)
 def alone(monkeypatch, caplog):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    logging.getLogger("turncoder").propagate = True
     caplog.set_level(logging.WARNING)
 
 
