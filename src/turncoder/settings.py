@@ -234,9 +234,8 @@ def read_flags(cls: type, words: list[str], config_last: bool = False) -> tuple[
                 tables[table], flags.setdefault(table, {}), flag, name, value if equals else None, queue, config_last
             )
         elif dot and table in free:  # --config_overrides.hidden_size 256
-            if not equals and (not queue or _is_flag(queue[0])):
-                raise UserError(f"{flag} needs a value")
-            flags.setdefault(table, {})[name] = _literal(value if equals else queue.pop(0))
+            given = value if equals else queue.pop(0) if queue and not _is_flag(queue[0]) else True
+            flags.setdefault(table, {})[name] = _literal(given)
         else:
             name = f"{table}{dot}{name}"
             _read_flag(cls, flags, flag, name, value if equals else None, queue, config_last)

@@ -81,6 +81,11 @@ def _train(config: PretrainConfig, run: Run) -> None:
     set_seed(config.seed)
     model = start_model(config, tokenizer)
     backbone, head = take_backbone(model), take_head(model, trainable=True)
+    if config.objective != "cross_entropy" and not head.is_linear:
+        raise UserError(
+            "objective: what this architecture does after its output embedding cannot be left out of a contrast; use "
+            "objective = 'cross_entropy'"
+        )
     text = open_text(config, backbone, end_documents(tokenizer, config.append_eos))
     check_data(run, text.train.fingerprint)
     prior = _count(config, text, count_embeddings(model))
@@ -146,11 +151,6 @@ def _count(config: PretrainConfig, text: Text, size: int) -> Prior:
 def _choose_weights(config: PretrainConfig, backbone: PreTrainedModel, head: Head) -> None:
     """Let those weights train that the configuration says."""
     embedding = backbone.get_input_embeddings()
-    if config.objective != "cross_entropy" and not head.is_linear:
-        raise UserError(
-            "objective: what this architecture does after its output embedding cannot be left out of a contrast; use "
-            "objective = 'cross_entropy'"
-        )
     backbone.requires_grad_(config.trains == "all")
     if config.trains == "head" and head.is_tied:
         raise UserError(
