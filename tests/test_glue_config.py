@@ -1,5 +1,6 @@
 """Keys of ``evaluate glue``: recipes, what wins over them, what is refused."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,15 @@ def test_a_config_file_comes_back(tmp_path: Path) -> None:
     for config in (make(recipe="headless", tasks=("rte",)), settle(make(tasks=("rte",)), "rte", rows=10)):
         (tmp_path / "config.toml").write_text(to_toml(config))
         assert load_config(GlueConfig, tmp_path / "config.toml") == config
+
+
+def test_keys_of_no_use_are_known(caplog: pytest.LogCaptureFixture) -> None:
+    assert make().list_idle() == []
+    assert make(do_eval=False, save_merged="always", lora_r=4).list_idle() == ["do_eval", "save_merged"]
+    logging.getLogger("turncoder").propagate = True
+    flags = ["--model_name_or_path", "m", "--training.greater_is_better", "false", "--load_best_model_at_end"]
+    assert load_config(GlueConfig, None, flags).training == {}
+    assert "load_best_model_at_end is ignored: choose says whether the best epoch" in caplog.text
 
 
 def test_epochs_end_in_a_step() -> None:

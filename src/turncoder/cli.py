@@ -432,7 +432,9 @@ def _take_config(command: Command, words: list[str]) -> Path | None:
 
 def _overview() -> str:
     first = {name: (command.flags.__doc__ or "").split("\n")[0] for name, command in COMMANDS.items()}
-    rows = "\n".join(f"  {name + ' ' + COMMANDS[name].takes:27} {line}" for name, line in first.items())
+    shown = {f"{name} {COMMANDS[name].takes}": line for name, line in first.items()}
+    width = max(map(len, shown))
+    rows = "\n".join(f"  {name:{width}} {line}" for name, line in shown.items())
     return (
         "turncoder turns language models into text encoders, and proves what was done.\n\n"
         f"usage: turncoder COMMAND [CONFIG] [--flag value ...]\n\n{rows}\n\n"

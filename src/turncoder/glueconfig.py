@@ -4,7 +4,7 @@ Importing this module imports neither torch nor transformers.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 from turncoder import settings
@@ -138,6 +138,15 @@ class GlueConfig(TrainKeys):
     save_total_limit: int | None = 1
     """Keep only so many checkpoints, beside the best."""
 
+    IGNORED: ClassVar[dict[str, str]] = {
+        "load_best_model_at_end": "choose says whether the best epoch or the last is scored",
+        "metric_for_best_model": "the first metric of the task decides",
+        "greater_is_better": "it is",
+    }
+    """Keys of TrainingArguments that are decided here."""
+    OF_OTHERS: ClassVar[tuple[str, ...]] = ("do_eval", "do_train", "evaluate_step_zero", "save_merged")
+    """Keys that say something to other stages alone: models are not kept."""
+
     def __post_init__(self) -> None:
         """Check what can be checked without opening anything.
 
@@ -164,6 +173,11 @@ class GlueConfig(TrainKeys):
                 raise UserError(f"{name} = {list(values)} must name at least one, and each once")
         self._check_languages()
         self._check_choice()
+
+    def list_idle(self) -> list[str]:
+        """List the keys that are set, and say nothing here."""
+        default = {field.name: field.default for field in fields(self)}
+        return [name for name in self.OF_OTHERS if getattr(self, name) != default[name]]
 
     def _check_languages(self) -> None:
         many = [name for name in self.tasks if TASKS[name].languages]

@@ -106,7 +106,8 @@ def test_dropout_is_there_in_training_alone(encoder: SentenceTransformer) -> Non
 
 def test_batches_hold_rows_of_like_length_and_every_row_once_an_epoch() -> None:
     texts = [("a" * (1 + 37 * number % 100),) for number in range(100)]
-    rows = LabelledTexts(texts, np.arange(100), epochs=3, seed=1, batch_size=10)
+    lengths_N = np.array([len(one) for (one,) in texts])
+    rows = LabelledTexts(texts, np.arange(100), lengths_N, epochs=3, seed=1, batch_size=10)
     epochs = [[int(rows[epoch * 100 + place][1]) for place in range(100)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(100)) for epoch in epochs) and epochs[0] != epochs[1]
     assert all(rows[place][0] == texts[epochs[0][place]] for place in range(100))
@@ -114,6 +115,15 @@ def test_batches_hold_rows_of_like_length_and_every_row_once_an_epoch() -> None:
     assert max(spread) < 20  # of 100 lengths
     with pytest.raises(IndexError):
         rows[300]
+
+
+def test_tokens_are_counted_as_they_are_read(stories: Path) -> None:
+    encoder = load_encoder(str(stories), max_seq_length=16, device="cpu")
+    collate = TextCollator(encoder, None)
+    for texts in (TEXTS, [(first,) for first, _ in TEXTS]):
+        lengths_N = collate.count_tokens(texts)
+        assert lengths_N.tolist() == [int(collate.tokenise([row])["attention_mask"].sum()) for row in texts]
+        assert lengths_N.max() == 16 and lengths_N.min() < 10
 
 
 def test_what_is_too_long_is_cut_from_the_longer_text(stories: Path) -> None:

@@ -148,7 +148,7 @@ def test_what_is_done_is_not_done_again(
     write: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped before the third of four trainings, a run goes on with that one, to the same result."""
-    both = {"tasks": ["qnli", "stsb"], "seeds": [1, 2]}
+    both = {"tasks": ["qnli", "stsb"], "seeds": [1, 2], "max_steps": 2}
     launch(write("whole", **both))
     done: list[str] = []
     train_one = glue.train_one

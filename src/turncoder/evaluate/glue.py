@@ -57,6 +57,8 @@ def evaluate(config: GlueConfig) -> Path:
     UserError
         The input is wrong; the message names the key, the value and the remedy.
     """
+    if idle := config.list_idle():
+        logger.warning("%s: of no use in evaluate glue", ", ".join(idle))
     return perform(config, config.STAGE, _evaluate)
 
 

@@ -78,19 +78,21 @@ def _add_work(plan: Plan, config: GlueConfig, encoder: SentenceTransformer, open
         one = count_epochs(settle(config, job.task, len(splits.train)), len(splits.train))
         collate = TextCollator(encoder, choose_prompt(one, encoder, splits.train.texts[:MEASURED]))
         spread = np.linspace(0, len(splits.train) - 1, min(MEASURED, len(splits.train)), dtype=int)
-        features = collate.tokenise([splits.train.texts[row] for row in spread])
-        lengths = features["attention_mask"].sum(1)
+        lengths_N = collate.count_tokens([splits.train.texts[row] for row in spread])
         if not plan.samples:
+            features = collate.tokenise(splits.train.texts[:SAMPLES])
             plan.samples = [
-                f"{read_tokens(ids[:length].tolist(), encoder.tokenizer)} => {splits.train.gold[row]}"
-                for ids, length, row in zip(features["input_ids"], lengths, spread[:SAMPLES], strict=False)
+                f"{read_tokens(ids[mask > 0].tolist(), encoder.tokenizer)} => {label}"
+                for ids, mask, label in zip(
+                    features["input_ids"], features["attention_mask"], splits.train.gold, strict=False
+                )
             ]
         per_step = int(one.per_device_train_batch_size or 1) * config.gradient_accumulation_steps
         count, _ = count_steps(one, len(splits.train))
         rows += len(splits.train)
         steps += count * len(config.seeds)
-        tokens += count * len(config.seeds) * per_step * float(lengths.float().mean())
-        longest = max(longest, (int(lengths.max()), int(one.per_device_train_batch_size or 1)))
+        tokens += count * len(config.seeds) * per_step * float(lengths_N.mean())
+        longest = max(longest, (int(lengths_N.max()), int(one.per_device_train_batch_size or 1)))
     plan.steps = {"tasks": len(opened), "trainings": len(opened) * len(config.seeds), "rows": rows, "steps": steps}
     plan.steps["tokens"] = round(tokens)
     add_memory(plan, config, model, [(longest[1], longest[0])], {})

@@ -211,6 +211,7 @@ def _build_trainer(pupil: Pupil, run: Run) -> HeadTrainer:
         train_dataset=LabelledTexts(
             train.texts,
             labels_N,
+            pupil.collate.count_tokens(train.texts),
             epochs=math.ceil(course.scheduled * course.per_step / len(train)),
             seed=config.seed,
             batch_size=course.per_step,

@@ -23,6 +23,8 @@ __all__ = ["LabelledTexts", "TextCollator", "TextModel", "choose_loss", "predict
 
 Texts = tuple[str, ...]
 
+COUNTED_TOGETHER = 4096
+
 
 class LabelledTexts(Dataset[tuple[Texts, Any]]):
     """Rows with their labels, unrolled over epochs, each with its like in length.
@@ -33,6 +35,8 @@ class LabelledTexts(Dataset[tuple[Texts, Any]]):
         One or two of each row.
     labels_N
         int64 classes, or float32 numbers.
+    lengths_N
+        Tokens of each row.
     epochs
         How often the rows are gone through.
     seed
@@ -42,12 +46,19 @@ class LabelledTexts(Dataset[tuple[Texts, Any]]):
     """
 
     def __init__(
-        self, texts: Sequence[Texts], labels_N: np.ndarray, *, epochs: int, seed: int, batch_size: int
+        self,
+        texts: Sequence[Texts],
+        labels_N: np.ndarray,
+        lengths_N: np.ndarray,
+        *,
+        epochs: int,
+        seed: int,
+        batch_size: int,
     ) -> None:
         self.texts = texts
         self.labels_N = labels_N
         self.epochs = epochs
-        self.order = EpochOrder(len(texts), seed, count_characters(texts), batch_size)
+        self.order = EpochOrder(len(texts), seed, lengths_N, batch_size)
 
     def __len__(self) -> int:
         """Count the rows over all epochs."""
@@ -59,11 +70,6 @@ class LabelledTexts(Dataset[tuple[Texts, Any]]):
             raise IndexError(item)
         row = self.order(*divmod(item, len(self.texts)))
         return self.texts[row], self.labels_N[row]
-
-
-def count_characters(texts: Sequence[Texts]) -> np.ndarray:
-    """Count the characters of each row, int64 [N]: they tell its length in tokens well enough to sort by."""
-    return np.array([sum(map(len, row)) for row in texts], dtype=np.int64)
 
 
 class TextCollator:
@@ -83,12 +89,25 @@ class TextCollator:
 
     def tokenise(self, texts: Sequence[Texts]) -> dict[str, Any]:
         """Give ``input_ids``, ``attention_mask`` [B, L] and what else the encoder takes."""
-        return self.encoder.preprocess([row if len(row) > 1 else row[0] for row in texts], prompt=self.prompt)
+        return self.encoder.preprocess(_unwrap(texts), prompt=self.prompt)
+
+    def count_tokens(self, texts: Sequence[Texts]) -> np.ndarray:
+        """Count the tokens of each row, int64 [N], at most those that the model reads; without the prompt's."""
+        lengths: list[int] = []
+        for start in range(0, len(texts), COUNTED_TOGETHER):
+            ids = self.encoder.tokenizer(_unwrap(texts[start : start + COUNTED_TOGETHER]), verbose=False)["input_ids"]
+            lengths += map(len, ids)
+        return np.minimum(lengths, self.encoder.max_seq_length or np.inf).astype(np.int64)
 
     def __call__(self, rows: Sequence[tuple[Texts, Any]]) -> dict[str, Any]:
         """Make the batch, with ``labels`` [B]."""
         labels_B = torch.from_numpy(np.array([label for _, label in rows]))
         return {**self.tokenise([texts for texts, _ in rows]), "labels": labels_B}
+
+
+def _unwrap(texts: Sequence[Texts]) -> list[str] | list[Texts]:
+    """Give rows as a tokenizer takes them: strings, or pairs."""
+    return list(texts) if len(texts[0]) > 1 else [row[0] for row in texts]
 
 
 class TextModel(nn.Module):
@@ -145,7 +164,7 @@ def predict(model: TextModel, collate: TextCollator, texts: Sequence[Texts], bat
     """Give the outputs of the head for texts, float32 [N, C], batches of like length at a time."""
     training = model.training
     model.eval()
-    order_N = np.argsort(-count_characters(texts), kind="stable")
+    order_N = np.argsort([-sum(map(len, row)) for row in texts], kind="stable")  # by characters: near enough here
     parts = []
     for start in range(0, len(texts), batch_size):
         rows = order_N[start : start + batch_size]
