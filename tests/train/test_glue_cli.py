@@ -208,6 +208,7 @@ def test_from_python(tasks: Path, tiny: Callable[[str], Path], tmp_path: Path) -
         ({"train_mode": "lora", "lora_target_modules": ["nowhere"]}, "nowhere"),
         ({"tasks": ["stsb", "qnli"], "prompt": "Is it so? "}, "does not stay apart from the text"),
         ({"training.optim": "best"}, "best"),
+        ({"recipe": "headless", "bidirectional": False}, "the first token sees nothing of the text"),
         ({"tasks": ["pawsx"], "languages": ["en", "fr"]}, "has no test-fr.tsv"),
     ],
     ids=str,

@@ -28,6 +28,7 @@ from turncoder.glueconfig import GlueConfig, count_epochs
 from turncoder.llm2vec import LLM2VecTransformer
 from turncoder.model.adapters import choose_targets, count_parameters
 from turncoder.model.attention import inspect_attention
+from turncoder.pooling import pools_first
 from turncoder.prompts import check_prompt, mark_border
 from turncoder.train.classifying import LabelledTexts, TextCollator, TextModel, choose_loss, predict
 from turncoder.train.course import lay_course
@@ -35,7 +36,7 @@ from turncoder.train.headtrainer import HeadTrainer
 from turncoder.train.running import Run, training_arguments, write_atomically
 from turncoder.train.stage import check_data, choose_trainables, fit, tell_parameters, tell_parents
 
-__all__ = ["choose_prompt", "refuse_early", "tell_apart", "train_one"]
+__all__ = ["choose_prompt", "open_model", "refuse_early", "tell_apart", "train_one"]
 
 logger = logging.getLogger("turncoder")
 
@@ -79,11 +80,17 @@ class Pupil:
 def refuse_early(config: GlueConfig, run: Run, rows: Sequence[tuple[str, ...]]) -> None:
     """Find wrong input before anything is trained: arguments, the model, targets, the prompt; raises UserError."""
     training_arguments(config, run, steps=1, steps_per_epoch=1, **_settings(config))
-    encoder = _open(config)
+    encoder = open_model(config)
     assert encoder.transformers_model is not None
     if config.train_mode == "lora":
         choose_targets(encoder.transformers_model, config.lora_target_modules)
     choose_prompt(config, encoder, rows)
+    first = any(isinstance(module, Pooling) and pools_first(str(module.pooling_mode)) for module in encoder)
+    if first and inspect_attention(encoder.transformers_model).verdict == "causal":
+        raise UserError(
+            f"pooling = {config.pooling or 'cls'!r}: attention is causal, and the first token sees nothing of the text; "
+            "choose mean or last_token"
+        )
 
 
 def train_one(config: GlueConfig, run: Run, job: Job) -> None:
@@ -102,7 +109,7 @@ def train_one(config: GlueConfig, run: Run, job: Job) -> None:
     if not torch.accelerator.is_available():
         keep_freed_memory()
     splits = open_splits(config, job)
-    encoder = _open(config)
+    encoder = open_model(config)
     backbone = encoder.transformers_model
     assert isinstance(backbone, PreTrainedModel)
     fingerprint = splits.fingerprint()
@@ -129,7 +136,7 @@ def train_one(config: GlueConfig, run: Run, job: Job) -> None:
         _finish(pupil, run, guesses, {"steps": state.global_step, "chosen_step": chosen or state.global_step})
 
 
-def _open(config: GlueConfig) -> SentenceTransformer:
+def open_model(config: GlueConfig) -> SentenceTransformer:
     """Open the model, and see that its tokenizer tells two texts apart."""
     encoder = load_encoder(
         str(config.model_name_or_path),
