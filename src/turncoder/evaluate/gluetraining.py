@@ -88,8 +88,8 @@ def refuse_early(config: GlueConfig, run: Run, rows: Sequence[tuple[str, ...]]) 
     first = any(isinstance(module, Pooling) and pools_first(str(module.pooling_mode)) for module in encoder)
     if first and inspect_attention(encoder.transformers_model).verdict == "causal":
         raise UserError(
-            f"pooling = {config.pooling or 'cls'!r}: attention is causal, and the first token sees nothing of the text; "
-            "choose mean or last_token"
+            f"pooling = {config.pooling or 'cls'!r}: attention is causal, and the first token sees nothing of the "
+            "text; choose mean or last_token"
         )
 
 

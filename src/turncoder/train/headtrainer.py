@@ -72,7 +72,8 @@ class HeadTrainer(Trainer):
         """Score what is held out, on every process alike."""
         assert self.model is not None
         self.model.eval()
-        scores = {f"eval_{name}": value for name, value in self.judge().items()}
+        with self.accelerator.autocast():
+            scores = {f"eval_{name}": value for name, value in self.judge().items()}
         self.log(dict(scores))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores
