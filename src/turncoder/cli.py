@@ -22,6 +22,7 @@ from turncoder.config import (
 )
 from turncoder.errors import UserError
 from turncoder.glueconfig import GlueConfig
+from turncoder.headconfig import FinetuneConfig, HeadConfig
 from turncoder.hub import find_run, list_parents, look_for_hub
 from turncoder.keys import locate_model
 from turncoder.languageconfig import LanguageConfig
@@ -273,6 +274,13 @@ def _evaluate_language(config: LanguageConfig, words: list[str], console: Consol
     return 0
 
 
+def _add_head(config: HeadConfig, words: list[str], console: Console) -> int:
+    look_for_hub(config.model_name_or_path, config.dataset_name)
+    from turncoder.headless import add_head, plan_head
+
+    return _plan_or_do(config, console, plan_head, add_head)
+
+
 def _mine(config: MineConfig, words: list[str], console: Console) -> int:
     look_for_hub(config.model_name_or_path, config.pairs_file, config.corpus_file, *config.adapters)
     from turncoder.estimate import plan_mine
@@ -333,6 +341,8 @@ COMMANDS = {
     "simcse": Command("[CONFIG]", SimcseConfig, _train),
     "supervised": Command("[CONFIG]", SupervisedConfig, _train),
     "pretrain": Command("[CONFIG]", PretrainConfig, _pretrain),
+    "head add": Command("MODEL [CONFIG]", HeadConfig, _add_head, ("model_name_or_path",)),
+    "head finetune": Command("MODEL [CONFIG]", FinetuneConfig, _pretrain, ("model_name_or_path",)),
     "words": Command("[CONFIG]", WordsConfig, _words),
     "evaluate glue": Command("MODEL [CONFIG]", GlueConfig, _glue, ("model_name_or_path",)),
     "evaluate language": Command("MODEL [CONFIG]", LanguageConfig, _evaluate_language, ("model_name_or_path",)),

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import transformers
@@ -35,6 +35,7 @@ __all__ = [
     "describe_model",
     "digest_module",
     "find_file",
+    "find_kind",
     "load_backbone",
     "load_causal_lm",
     "load_masked_lm",
@@ -80,6 +81,18 @@ def load_model_config(
         )
     except (OSError, ValueError, HFValidationError) as error:
         raise UserError(_why_not(name, error)) from error
+
+
+def find_kind(name: str, *, trust_remote_code: bool = False, **where: Any) -> Literal["clm", "mlm"]:
+    """Tell what a language model predicts: the next token (clm), or masked ones (mlm), from what its config says.
+
+    Raises
+    ------
+    UserError
+        As `load_model_config`.
+    """
+    config = load_model_config(name, trust_remote_code=trust_remote_code, **where)
+    return "mlm" if any(one.endswith("ForMaskedLM") for one in config.architectures or ()) else "clm"
 
 
 def load_causal_lm(

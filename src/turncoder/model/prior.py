@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from turncoder.errors import UserError
-from turncoder.model.backbone import find_file
+from turncoder.model.backbone import find_file, resolve_model
 from turncoder.model.heads import Head
 
 __all__ = ["COUNTS_FILE", "Prior", "read_prior"]
@@ -68,13 +68,14 @@ def read_prior(name: str, *, revision: str = "main", cache_dir: str | None = Non
     Parameters
     ----------
     name
-        The folder of a model (of a run, ``RUN/model``), or a hub id.
+        The folder of a model, a run, or a hub id.
 
     Raises
     ------
     UserError
         ``turncoder.json`` tells of a prior, and its file is missing.
     """
+    name = resolve_model(name)
     where: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
     record = find_file(name, "turncoder.json", **where)
     told = json.loads(record.read_text(encoding="utf8")).get("prior") if record else None

@@ -127,7 +127,8 @@ def _read_kept(adapter: str, cache_dir: str | None) -> dict[str, Any]:
 
 def _find_run(folder: Path, record: dict[str, Any], cache_dir: str | None) -> Source:
     if (folder / "model").is_dir():
-        return Source(str(folder / "model"), is_encoder=True, tokenizer=str(folder / "model"))
+        model = folder / "model"  # a pretrained one is a language model
+        return Source(str(model), is_encoder=(model / "modules.json").exists(), tokenizer=str(model))
     if not (folder / "adapter").is_dir() and record.get("stage") == "words" and record.get("status") == "done":
         inner = [place.name for place in sorted(folder.glob("seed-*"))]
         remedy = f"name one of {', '.join(inner)} in it" if inner else f"name {record['config']['model_name_or_path']}"

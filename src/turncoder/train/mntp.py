@@ -26,6 +26,7 @@ from turncoder.model.adapters import choose_targets, count_parameters, load_adap
 from turncoder.model.attention import make_bidirectional, settle_implementation
 from turncoder.model.backbone import count_embeddings, load_causal_lm, resolve_model
 from turncoder.model.heads import Head, take_backbone, take_head
+from turncoder.model.prior import read_prior
 from turncoder.train.course import lay_course
 from turncoder.train.running import Run, training_arguments
 from turncoder.train.stage import (
@@ -79,6 +80,8 @@ def _train(config: MntpConfig, run: Run) -> None:
     causal_lm = load_causal_lm(name, dtype=config.dtype, attn_implementation=config.attn_implementation, **where)
     check_vocabulary(tokenizer, count_embeddings(causal_lm))
     backbone, head = take_backbone(causal_lm), take_head(causal_lm)
+    if prior := read_prior(name, **where):  # of a headless model
+        prior.complete(head)
     del causal_lm
     for adapter in config.adapters:
         load_adapter(backbone, adapter, cache_dir=config.cache_dir)

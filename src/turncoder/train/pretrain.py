@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,10 +24,12 @@ from turncoder.data.masking import MaskedBlocks
 from turncoder.data.tokenizer import end_documents, tokenizer_files
 from turncoder.errors import UserError
 from turncoder.evaluate.anisotropy import measure_anisotropy
+from turncoder.headconfig import FinetuneConfig
+from turncoder.keys import locate_model
 from turncoder.model.adapters import count_parameters
-from turncoder.model.backbone import count_embeddings, resolve_model
+from turncoder.model.backbone import count_embeddings, find_kind, resolve_model
 from turncoder.model.heads import Head, take_backbone, take_head
-from turncoder.model.prior import Prior
+from turncoder.model.prior import Prior, read_prior
 from turncoder.model.scratch import start_model
 from turncoder.pretrainconfig import PretrainConfig, split_negatives
 from turncoder.train.course import lay_course
@@ -72,6 +75,8 @@ def train(config: PretrainConfig) -> Path:
     UserError
         The input is wrong; the message names the key, the value and the remedy.
     """
+    if isinstance(config, FinetuneConfig) and config.kind is None:
+        config = replace(config, kind=find_kind(str(config.model_name_or_path), **locate_model(config)))
     return perform(config, "pretrain", _train)
 
 
@@ -88,8 +93,7 @@ def _train(config: PretrainConfig, run: Run) -> None:
         )
     text = open_text(config, backbone, end_documents(tokenizer, config.append_eos))
     check_data(run, text.train.fingerprint)
-    prior = _count(config, text, count_embeddings(model))
-    needs_prior = config.objective != "cross_entropy" or config.head_prior
+    prior, needs_prior = _find_prior(config, text, count_embeddings(model))
     if needs_prior:
         prior.complete(head)
     run.update(
@@ -140,12 +144,26 @@ def _schedule(config: PretrainConfig, steps: int) -> dict[str, Any]:
     return {"lr_scheduler_kwargs": {"num_decay_steps": max(1, round(DECAY_SHARE * steps))}}
 
 
-def _count(config: PretrainConfig, text: Text, size: int) -> Prior:
-    """Count the targets of the training text, over all embeddings of the model."""
+def _find_prior(config: PretrainConfig, text: Text, size: int) -> tuple[Prior, bool]:
+    """Find log p of the training text, over all embeddings of the model, and whether the logits need it.
+
+    Cross-entropy goes on from a headless model with that model's own: its logits are no others without its prior.
+    """
+    parent = None
+    if config.model_name_or_path and config.objective == "cross_entropy":
+        parent = read_prior(config.model_name_or_path, **locate_model(config))
+    if parent is not None and not config.swap_vocabulary:
+        logger.info("the model is headless: its temperature and prior stay in the logits")
+        counts_V = torch.zeros(size, dtype=torch.long)
+        counts_V[: len(parent.counts_V)] = parent.counts_V
+        return replace(parent, counts_V=counts_V), True
     seen_V = count_targets(text)
     counts_V = torch.zeros(size, dtype=torch.long)
     counts_V[: len(seen_V)] = seen_V
-    return Prior(counts_V, config.temperature, config.tau)
+    if parent is not None:
+        return replace(parent, counts_V=counts_V), True
+    needed = config.objective != "cross_entropy" or config.head_prior
+    return Prior(counts_V, config.temperature, config.tau), needed
 
 
 def _choose_weights(config: PretrainConfig, backbone: PreTrainedModel, head: Head) -> None:

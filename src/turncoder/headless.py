@@ -1,0 +1,170 @@
+"""`head add`: a headless model is written as an ordinary one, whose own logits are those of the language model.
+
+What flows: model and prior -> the way that its weights allow -> weights with temperature and prior in them -> folder,
+opened again and compared with what it was made from.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from turncoder.artifact import put_in_place, save_language_model
+from turncoder.config import to_toml
+from turncoder.data.tokenizer import load_tokenizer, tokenizer_files
+from turncoder.errors import UserError
+from turncoder.headconfig import HeadConfig
+from turncoder.keys import locate_model
+from turncoder.model.backbone import find_file, find_kind, load_causal_lm, load_masked_lm, resolve_model
+from turncoder.model.completion import choose_way, compare, find_norm, give_bias, put_prior, untie
+from turncoder.model.heads import Head, take_backbone, take_head
+from turncoder.model.prior import Prior, read_prior
+from turncoder.plan import Plan
+from turncoder.train.fitting import fit_prior
+from turncoder.train.stage import tell_parents
+
+__all__ = ["add_head", "plan_head"]
+
+logger = logging.getLogger("turncoder")
+
+EXACT = 1e-4  # nats
+WAYS = {
+    "bias": "log p goes into the bias of its output embedding, exactly",
+    "fold": "log p is folded into the weights of its head, exactly (the last norm is a LayerNorm)",
+    "fit": "no weight of this architecture takes log p exactly ({norm} before the head): an untied head is fitted",
+}
+
+
+def add_head(config: HeadConfig) -> Path:
+    """Write a headless model with its head; the folder is written under another name first.
+
+    Parameters
+    ----------
+    config
+        All that is to be known.
+
+    Returns
+    -------
+    Path
+        The folder, which ``AutoModelForCausalLM`` or ``AutoModelForMaskedLM`` opens.
+
+    Raises
+    ------
+    UserError
+        The model is not headless, has its head already, the folder exists, or a fit has no text.
+    """
+    out, prior, model = _open(config)
+    name, where = resolve_model(str(config.model_name_or_path)), locate_model(config)
+    original = copy.deepcopy(model)
+    target = take_head(original)
+    _complete(target, prior, config)
+    bias_V = (1 - prior.tau) * prior.log_p_V if config.prior else torch.zeros(len(prior.counts_V))
+    if config.prior:
+        model = give_bias(model)
+    way = choose_way(model, take_head(model)) if config.prior else "none"
+    if config.untied:
+        untie(model)
+    told: dict[str, Any] = {"way": way}
+    if way in WAYS:
+        logger.info("%s", _tell_way(way, model))
+    if way == "fit":
+        told |= fit_prior(config, model, target, bias_V, prior.temperature)
+    else:
+        put_prior(model, bias_V, prior.temperature)
+    told["tied"] = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    if not told["tied"]:
+        logger.info("the head is a weight of its own: %s more", f"{model.get_output_embeddings().weight.numel():,}")
+    record = _read_record(name, where)
+    made = out.with_name(f".{out.name}.made")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_language_model(
+        model,
+        made,
+        tokenizer=load_tokenizer(name, **where),
+        tokenizer_files=tokenizer_files(name, revision=config.model_revision, cache_dir=config.cache_dir),
+        prior=None,
+        record={
+            **{key: value for key, value in record.items() if key != "prior"},
+            "head": {**told, "prior": config.prior, **prior.describe()},
+            "parents": tell_parents(str(config.model_name_or_path)),
+        },
+    )
+    difference = compare(_load(config, str(made), revision="main"), target, take_backbone(original))
+    if way != "fit" and difference > EXACT:
+        shutil.rmtree(made)
+        raise AssertionError(f"the saved model is {difference:.2g} nats away from what it was made from")
+    put_in_place(made, out)
+    return out
+
+
+def plan_head(config: HeadConfig) -> Plan:
+    """Plan what `add_head` would do.
+
+    Raises
+    ------
+    UserError
+        Whatever `add_head` would refuse, but what is wrong with the text of a fit.
+    """
+    out, _, model = _open(config)
+    plan = Plan(to_toml(config))
+    if config.prior:
+        model = give_bias(model)
+        way = choose_way(model, take_head(model))
+        plan.assumptions.append(_tell_way(way, model))
+        if way != "bias":
+            untie(model)
+    if config.untied:
+        untie(model)
+    plan.parameters = {"total": sum(one.numel() for one in model.parameters())}
+    plan.disk = {"weights": sum(one.numel() * one.element_size() for one in model.parameters())}
+    plan.files = [str(out / file) for file in ("model.safetensors", "config.json", "tokenizer files", "turncoder.json")]
+    return plan
+
+
+def _open(config: HeadConfig) -> tuple[Path, Prior, PreTrainedModel]:
+    """Find out where to, what is lacking, and load the model."""
+    out, name = Path(str(config.output_dir)), str(config.model_name_or_path)
+    if out.exists() and not config.overwrite:
+        raise UserError(f"--output {out} exists; choose another name, or use --overwrite to replace it")
+    if out.exists() and (not (out / "config.json").exists() or out.resolve() == Path(resolve_model(name)).resolve()):
+        raise UserError(f"--output {out} is no model folder, or MODEL itself, and is not replaced; choose another name")
+    prior = read_prior(name, **locate_model(config))
+    if prior is None:
+        record = _read_record(resolve_model(name), locate_model(config))
+        if record.get("head"):
+            raise UserError(f"{name} has its head already: its own logits are those of the language model")
+        raise UserError(
+            f"{name} is not headless (its turncoder.json tells of no prior), so its logits lack nothing; head add is "
+            "for what turncoder pretrain left"
+        )
+    return out, prior, _load(config, name, revision=config.model_revision)
+
+
+def _load(config: HeadConfig, name: str, *, revision: str) -> PreTrainedModel:
+    where = {**locate_model(config), "revision": revision}
+    load = load_masked_lm if find_kind(name, **where) == "mlm" else load_causal_lm
+    return load(name, **where)
+
+
+def _read_record(name: str, where: dict[str, Any]) -> dict[str, Any]:
+    path = find_file(name, "turncoder.json", revision=where["revision"], cache_dir=where["cache_dir"])
+    return json.loads(path.read_text(encoding="utf8")) if path else {}
+
+
+def _complete(head: Head, prior: Prior, config: HeadConfig) -> None:
+    """Make a head give what is wanted of the model that is written."""
+    if config.prior:
+        prior.complete(head)
+    else:
+        head.add_prior(torch.zeros(len(prior.counts_V)), prior.temperature)
+
+
+def _tell_way(way: str, model: PreTrainedModel) -> str:
+    return WAYS[way].format(norm=type(find_norm(model)).__name__)
