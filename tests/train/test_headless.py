@@ -129,7 +129,8 @@ def test_a_head_alone_is_finetuned_if_it_is_untied(pretrain, tmp_path: Path) -> 
 
 def test_a_whole_encoder_is_finetuned_without_saying_that_it_is_one(pretrain, tmp_path: Path) -> None:
     run = pretrain("bert")
-    flags = {**SHORT, "train_file": pretrain.text, "output_dir": tmp_path / "on", "max_steps": 40}
+    flags = {**SHORT, "train_file": pretrain.text, "output_dir": tmp_path / "on", "max_steps": 80}
+    flags |= {"learning_rate": 3e-3, "max_train_samples": 2000}
     launch(["head", "finetune", str(run), "--mask_token_type", "<unk>", *write_words("", flags)[1:]])
     assert first(tmp_path / "on", "untrained") == pytest.approx(read_end(run), rel=1e-6)
     assert read_end(tmp_path / "on") < read_end(run)
