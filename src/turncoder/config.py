@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from turncoder import settings
 from turncoder.errors import UserError
 from turncoder.keys import ContrastKeys, CorpusKeys, OpenKeys, TrainKeys, check_ranges
-from turncoder.pretrainconfig import PretrainConfig, VocabularyKeys
+from turncoder.pretrainconfig import PretrainConfig, VocabularyKeys, split_negatives
 
 __all__ = [
     "MAY_CHANGE",
@@ -82,6 +82,12 @@ class MntpConfig(TrainKeys, CorpusKeys):
     """default: 80 % mask, 10 % random, 10 % kept; all_mask: always the mask; unmasked: next token prediction on
     clean text, only with --no-bidirectional."""
 
+    objective: Literal["cross_entropy", "cwt"] = "cross_entropy"
+    """cross_entropy: over the whole vocabulary, exactly; cwt: over the rows of the head that are labels, weighed
+    so as to stand for all (sampled softmax)."""
+    negatives: str = "global"
+    """Of cwt: whose tokens those are: micro (of the forward pass), window (of the optimiser step), global (also of the
+    other processes), or unigram:N (N draws from the corpus)."""
     train_head: bool = False
     """Also train the vocabulary head, which is not kept in the encoder."""
     vocabulary_budget_mb: int = 256
@@ -103,6 +109,9 @@ class MntpConfig(TrainKeys, CorpusKeys):
         self.check_training()
         check_ranges(self, "mlm_probability", above=0, most=1)
         check_ranges(self, "vocabulary_budget_mb", least=1)
+        split_negatives(self.negatives)
+        if self.objective == "cwt" and self.train_head:
+            raise UserError("objective = 'cwt' keeps the head as it is, and train_head is on; keep one of the two")
         if self.data_collator_type == "unmasked" and self.bidirectional:
             raise UserError(
                 "data_collator_type = 'unmasked' lets a bidirectional model read its answers; add --no-bidirectional"

@@ -4,23 +4,26 @@ Importing this module imports neither torch nor transformers.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from turncoder.errors import UserError
 from turncoder.keys import CorpusKeys, FitKeys, check_ranges
 
-__all__ = ["PretrainConfig", "VocabularyKeys", "split_negatives"]
+__all__ = ["PretrainConfig", "Source", "VocabularyKeys", "split_negatives"]
+
+Source = Literal["micro", "window", "global", "unigram"]
 
 SMALLEST_VOCABULARY = 300
 
 
-def split_negatives(negatives: str) -> tuple[str, int]:
+def split_negatives(negatives: str) -> tuple[Source, int]:
     """Split ``unigram:4096`` into its two parts; the others have no number. Raises UserError."""
-    source, colon, number = negatives.partition(":")
+    source, _, number = negatives.partition(":")
     if source == "unigram" and number.isdecimal() and int(number) > 0:
-        return source, int(number)
-    if source in ("micro", "window", "global") and not colon:
-        return source, 0
+        return "unigram", int(number)
+    for known in ("micro", "window", "global"):
+        if negatives == known:
+            return cast(Source, known), 0
     raise UserError(f"negatives = {negatives!r} must be micro, window, global, or unigram:N, such as unigram:4096")
 
 

@@ -388,3 +388,28 @@ def test_recurrent_and_hybrid_models_are_refused_before_the_corpus_is_read(
     said = launch(command(tmp_path / kind, tmp_path / "none.txt", tmp_path / "run", tokenizer_name=tokenizer), code=2)
     assert "look back only" in said.splitlines()[-1] or "back only" in said.splitlines()[-1]
     assert not (tmp_path / "run").exists()
+
+
+def test_sampled_vocabulary_learns_and_divides_exactly(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+    """MNTP over the rows of the head that are masked somewhere in the step, against that over all of them."""
+    common = {
+        "max_steps": 60,
+        "learning_rate": 3e-3,
+        "logging_steps": 60,
+        "save_strategy": "no",
+        "max_eval_samples": 64,
+    }
+    scores = {}
+    for objective in ("cross_entropy", "cwt"):
+        rows = {"per_device_train_batch_size": 8, "objective": objective}
+        launch(command(stories, stories_text, tmp_path / objective, **common, **rows))
+        scores[objective] = [row["eval_accuracy"] for row in metrics(tmp_path / objective) if "eval_loss" in row][-1]
+    assert scores["cwt"] > 0.8 * scores["cross_entropy"]
+    divided = {**common, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "objective": "cwt"}
+    launch(command(stories, stories_text, tmp_path / "divided", **divided))
+    assert losses(tmp_path / "divided") == pytest.approx(losses(tmp_path / "cwt"), rel=1e-4)
+
+
+def test_sampled_vocabulary_keeps_the_head(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+    out = launch(command(stories, stories_text, tmp_path / "run", objective="cwt", train_head=True), code=2)
+    assert "train_head" in out and not (tmp_path / "run").exists()

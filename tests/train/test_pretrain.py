@@ -301,7 +301,7 @@ def test_schedules(text: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"config_name": "lama"}, "config_name"),
+        ({"config_name": "llamma"}, "config_name"),
         ({"config_name": None}, "no model"),
         ({"model_name_or_path": "x"}, "both set"),
         ({"config_overrides.hiden_size": 3}, "did you mean hidden_size"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -15,12 +15,11 @@ from torch import Tensor
 
 from turncoder.objectives.alignment import select_targets
 from turncoder.objectives.cwt import Pool, contrast, draw_pool, pool_targets
+from turncoder.pretrainconfig import Source
 from turncoder.train.optimizer import RowSparseAdamW, clip_norm
 from turncoder.train.trainer import GatheredTrainer
 
-__all__ = ["Contrast", "CwtTrainer", "Source"]
-
-Source = Literal["micro", "window", "global", "unigram"]
+__all__ = ["Contrast", "CwtTrainer"]
 
 
 @dataclass(frozen=True)

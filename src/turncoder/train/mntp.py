@@ -21,13 +21,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from turncoder.config import MntpConfig
 from turncoder.data.masking import MaskedBlocks
 from turncoder.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_files
+from turncoder.errors import UserError
 from turncoder.keys import locate_model
 from turncoder.model.adapters import choose_targets, count_parameters, load_adapter
 from turncoder.model.attention import make_bidirectional, settle_implementation
 from turncoder.model.backbone import count_embeddings, load_causal_lm, resolve_model
 from turncoder.model.heads import Head, take_backbone, take_head
-from turncoder.model.prior import read_prior
+from turncoder.model.prior import Prior, read_prior
+from turncoder.pretrainconfig import split_negatives
 from turncoder.train.course import lay_course
+from turncoder.train.cwt_trainer import Contrast, CwtTrainer
 from turncoder.train.running import Run, training_arguments
 from turncoder.train.stage import (
     check_data,
@@ -42,7 +45,7 @@ from turncoder.train.stage import (
     tell_parents,
     unregister_head,
 )
-from turncoder.train.text import Text, open_text
+from turncoder.train.text import Text, count_targets, open_text
 from turncoder.train.trainer import GatheredTrainer
 
 __all__ = ["train"]
@@ -85,7 +88,7 @@ def _train(config: MntpConfig, run: Run) -> None:
     del causal_lm
     for adapter in config.adapters:
         load_adapter(backbone, adapter, cache_dir=config.cache_dir)
-    _refuse_early(config, backbone, run)
+    _refuse_early(config, backbone, head, run)
     text = open_text(config, backbone, tokenizer)
     check_data(run, text.train.fingerprint)
     run.update(
@@ -93,7 +96,7 @@ def _train(config: MntpConfig, run: Run) -> None:
         parents=tell_parents(config.model_name_or_path),
         mask_token_id=text.masking.mask_token_id,
     )
-    build = functools.partial(_build_trainer, config, run, text, head)
+    build = functools.partial(_build_trainer, config, run, text, head, backbone)
     scored = {row["model"] for row in run.logged() if "model" in row}
     score_first = config.evaluate_step_zero and config.do_eval
     if score_first and "causal" not in scored:
@@ -113,10 +116,15 @@ def _train(config: MntpConfig, run: Run) -> None:
     _save(config, run, trainer, text, tokenizer)
 
 
-def _refuse_early(config: MntpConfig, backbone: PreTrainedModel, run: Run) -> None:
+def _refuse_early(config: MntpConfig, backbone: PreTrainedModel, head: Head, run: Run) -> None:
     """Find wrong input before hours are spent on the corpus: arguments, targets, an architecture that stays causal."""
     training_arguments(config, run, steps=1, steps_per_epoch=1)
     choose_targets(backbone, config.lora_target_modules)
+    if config.objective == "cwt" and not (head.is_linear and head.softcap is None):
+        raise UserError(
+            "objective = 'cwt': what this architecture does after its output embedding cannot be sampled; use "
+            "objective = 'cross_entropy'"
+        )
     if config.bidirectional:
         settle_implementation(backbone, allow_partial=config.allow_partial)
 
@@ -130,21 +138,30 @@ def _prepare(config: MntpConfig, backbone: PreTrainedModel, head: Head) -> PreTr
     return model
 
 
-def _build_trainer(config: MntpConfig, run: Run, text: Text, head: Head, model: Any) -> GatheredTrainer:
+def _build_trainer(
+    config: MntpConfig, run: Run, text: Text, head: Head, backbone: PreTrainedModel, model: Any
+) -> GatheredTrainer:
     """Lay out the steps and build the trainer for ``model``."""
     course = lay_course(config, run, len(text.train))
     epochs = math.ceil(course.scheduled * course.per_step / len(text.train))
-    return GatheredTrainer(
-        course=course,
-        head=head,
-        isolate=text.isolate,
-        budget_bytes=config.vocabulary_budget_mb * 10**6,
-        model=model,
-        args=training_arguments(config, run, steps=course.scheduled, steps_per_epoch=course.per_epoch),
-        data_collator=text.collate,
-        train_dataset=MaskedBlocks(text.train, text.masking, epochs=epochs, batch_size=course.per_step),
-        eval_dataset=MaskedBlocks(text.validation, text.eval_masking, evaluation=True),
-    )
+    common: dict[str, Any] = {
+        "course": course,
+        "head": head,
+        "isolate": text.isolate,
+        "budget_bytes": config.vocabulary_budget_mb * 10**6,
+        "model": model,
+        "args": training_arguments(config, run, steps=course.scheduled, steps_per_epoch=course.per_epoch),
+        "data_collator": text.collate,
+        "train_dataset": MaskedBlocks(text.train, text.masking, epochs=epochs, batch_size=course.per_step),
+        "eval_dataset": MaskedBlocks(text.validation, text.eval_masking, evaluation=True),
+    }
+    if config.objective == "cross_entropy":
+        return GatheredTrainer(**common)
+    source, size = split_negatives(config.negatives)
+    log_prior_V = Prior(count_targets(text, count_embeddings(backbone))).log_p_V
+    # The pool is a sample of the vocabulary by its frequency: divided by that, it stands for all of it (logQ)
+    contrast = Contrast(source=source, size=size, log_prior_V=log_prior_V, tau=1.0, keeps_bias=True, seed=config.seed)
+    return CwtTrainer(contrast=contrast, **common)
 
 
 def _save(

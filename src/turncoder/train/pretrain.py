@@ -12,7 +12,7 @@ import logging
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from turncoder.model.prior import Prior, read_prior
 from turncoder.model.scratch import start_model
 from turncoder.pretrainconfig import PretrainConfig, split_negatives
 from turncoder.train.course import lay_course
-from turncoder.train.cwt_trainer import Contrast, CwtTrainer, Source
+from turncoder.train.cwt_trainer import Contrast, CwtTrainer
 from turncoder.train.running import Run, training_arguments
 from turncoder.train.stage import (
     check_data,
@@ -157,9 +157,7 @@ def _find_prior(config: PretrainConfig, text: Text, size: int) -> tuple[Prior, b
         counts_V = torch.zeros(size, dtype=torch.long)
         counts_V[: len(parent.counts_V)] = parent.counts_V
         return replace(parent, counts_V=counts_V), True
-    seen_V = count_targets(text)
-    counts_V = torch.zeros(size, dtype=torch.long)
-    counts_V[: len(seen_V)] = seen_V
+    counts_V = count_targets(text, size)
     if parent is not None:
         return replace(parent, counts_V=counts_V), True
     needed = config.objective != "cross_entropy" or config.head_prior
@@ -226,7 +224,7 @@ def _build_trainer(
     source, size = split_negatives(config.negatives)
     return CwtTrainer(
         contrast=Contrast(
-            source=cast(Source, source),
+            source=source,
             size=size,
             log_prior_V=prior.log_p_V,
             tau=config.tau,

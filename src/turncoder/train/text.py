@@ -217,16 +217,13 @@ def choose_masking(
     return masking, scored_as
 
 
-def count_targets(text: Text) -> torch.Tensor:
-    """Count how often each token id can be a target in the training text, int64 of as many as there are ids there."""
+def count_targets(text: Text, vocabulary: int) -> torch.Tensor:
+    """Count how often each of so many token ids can be a target in the training text, int64 [V]."""
     file, special = text.train.file, np.array(text.masking.special_ids, dtype=np.int64)
-    counts_V = np.zeros(0, dtype=np.int64)
+    counts_V = np.zeros(vocabulary, dtype=np.int64)
     for start in range(0, len(file.tokens), COUNTED_AT_ONCE):
-        part_V = np.bincount(file.tokens[start : start + COUNTED_AT_ONCE])
-        longer, shorter = sorted([counts_V, part_V], key=len, reverse=True)
-        counts_V = longer.copy()
-        counts_V[: len(shorter)] += shorter
-    counts_V[special[special < len(counts_V)]] = 0
+        counts_V += np.bincount(file.tokens[start : start + COUNTED_AT_ONCE], minlength=vocabulary)
+    counts_V[special] = 0
     return torch.from_numpy(counts_V)
 
 
