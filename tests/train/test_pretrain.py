@@ -181,16 +181,28 @@ def test_two_processes_equal_one(text: Path, tmp_path: Path, ways: dict[str, obj
         assert torch.allclose(weight, weights(two)[name], atol=2e-5), name
 
 
-@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
-def test_a_resumed_run_is_the_uninterrupted_one(text: Path, tmp_path: Path, sparse: bool) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "ways"),
+    [
+        (LLAMA, {}),
+        (LLAMA, {"sparse_embeddings": True}),
+        (BERT, {}),
+        (BERT, {"objective": "both"}),
+        (LLAMA, {"objective": "cross_entropy"}),
+    ],
+    ids=["clm", "sparse", "mlm", "both", "cross-entropy"],
+)
+def test_a_resumed_run_is_the_uninterrupted_one(
+    text: Path, tmp_path: Path, architecture: dict[str, object], ways: dict[str, object]
+) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    launch(command(text, whole, sparse_embeddings=sparse))
+    launch(command(text, whole, architecture, **ways))
     shutil.copytree(whole, cut)
     shutil.rmtree(cut / "model")
     shutil.rmtree(cut / "checkpoints" / "checkpoint-6")
     record = json.loads((cut / "run.json").read_text())
     (cut / "run.json").write_text(json.dumps({**record, "status": "running"}))
-    launch(command(text, cut, sparse_embeddings=sparse))
+    launch(command(text, cut, architecture, **ways))
     assert losses(whole) == losses(cut)
     for name, weight in weights(whole).items():
         assert torch.equal(weight, weights(cut)[name]), name

@@ -61,12 +61,13 @@ class Head:
         self._modules = {name: module for name, module in model.named_modules() if module not in inside}
         # Owners and names, not the parameters: whoever replaces a parameter is followed. Decided once, since a
         # trainer may register what trains within the backbone.
-        self._own = {
-            f"{path}.{name}".lstrip("."): (module, name)
-            for path, module in self._modules.items()
-            for name, parameter in module.named_parameters(recurse=False)
-            if id(parameter) not in shared
-        }
+        self._own: dict[str, tuple[nn.Module, str]] = {}
+        known = set(shared)
+        for path, module in self._modules.items():
+            for name, parameter in module.named_parameters(recurse=False):
+                if id(parameter) not in known:  # nor known by another name, as BERT's output bias is
+                    self._own[f"{path}.{name}".lstrip(".")] = (module, name)
+                    known.add(id(parameter))
         embeddings = model.get_output_embeddings()
         self.is_tied = embeddings is not None and id(getattr(embeddings, "weight", None)) in shared
         self._keeps_rows = False
