@@ -152,3 +152,16 @@ def test_a_contrast_drops_the_bias_that_holds_the_old_prior(pretrain, tmp_path: 
     said = launch(command("pretrain", tmp_path / "complete", pretrain.text, tmp_path / "on", **changes))
     assert "output bias is dropped" in said
     assert not load_file(tmp_path / "on" / "model" / "model.safetensors")["cls.predictions.bias"].any()
+
+
+def test_another_vocabulary_counts_its_own_prior(pretrain, tmp_path: Path) -> None:
+    """Temperature and share stay those of the headless model, whose embeddings the new ones are made from."""
+    changes = {"objective": "cross_entropy", "train_tokenizer": "bpe", "vocab_size": 400, "swap_vocabulary": True}
+    said = launch(command("pretrain", pretrain("gpt2"), pretrain.text, tmp_path / "on", **changes, learning_rate=3e-3))
+    assert "of 400 new tokens" in said
+    record = json.loads((tmp_path / "on" / "model" / "turncoder.json").read_text())
+    assert record["prior"] == {"temperature": TEMPERATURE, "tau": TAU}
+    counts_V = load_file(tmp_path / "on" / "model" / "unigram.safetensors")["counts"]
+    assert counts_V.shape == (400,)
+    assert counts_V.sum() > 10_000
+    assert read_end(tmp_path / "on") < first(tmp_path / "on", "untrained")

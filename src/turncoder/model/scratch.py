@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from turncoder.data.tokenizer import pad_token_id
+from turncoder.data.tokenizer import load_tokenizer, pad_token_id
 from turncoder.errors import UserError, first_line
 from turncoder.keys import locate_model
 from turncoder.model.backbone import (
@@ -29,8 +29,10 @@ from turncoder.model.backbone import (
     load_causal_lm,
     load_masked_lm,
     load_model_config,
+    resolve_model,
     try_implementations,
 )
+from turncoder.model.swap import swap_vocabulary
 from turncoder.pretrainconfig import PretrainConfig
 from turncoder.settings import nearest
 
@@ -68,7 +70,10 @@ def start_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> P
         load = load_causal_lm if config.kind == "clm" else load_masked_lm
         name = str(config.model_name_or_path)
         model = load(name, attn_implementation=config.attn_implementation, **locate_model(config))
-        fit_vocabulary(model, tokenizer)
+        if config.swap_vocabulary:
+            swap_vocabulary(model, load_tokenizer(resolve_model(name), **locate_model(config)), tokenizer)
+        else:
+            fit_vocabulary(model, tokenizer)
     if config.objective != "cross_entropy":
         _tie(model)
     return model.float().eval()
