@@ -236,9 +236,9 @@ def _list_models(config: WordsConfig) -> Iterable[str | None]:
 def _pretrain(config: PretrainConfig, words: list[str], console: Console) -> int:
     look_for_hub(config.model_name_or_path, config.config_name, config.tokenizer_name, config.dataset_name)
     import turncoder
+    from turncoder.train.pretrainplan import plan_pretrain
 
-    console.print(f"{turncoder.train(config)}", highlight=False)
-    return 0
+    return _plan_or_do(config, console, plan_pretrain, turncoder.train)
 
 
 def _glue(config: GlueConfig, words: list[str], console: Console) -> int:

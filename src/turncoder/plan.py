@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from turncoder.keys import TrainKeys
+from turncoder.keys import FitKeys, TrainKeys
 from turncoder.model.activations import count_passes
 from turncoder.model.adapters import count_parameters
 from turncoder.train.course import count_steps
@@ -94,7 +94,7 @@ def add_steps(plan: Plan, config: Any, rows: int | None, row_tokens: float) -> N
 
 def add_memory(
     plan: Plan,
-    config: TrainKeys,
+    config: FitKeys,
     model: PreTrainedModel,
     passes: list[tuple[int, int]],
     loss: dict[str, int],
@@ -132,7 +132,7 @@ def add_memory(
 
 
 def add_time(
-    plan: Plan, config: TrainKeys, model: PreTrainedModel, length: float, *, head: float = 0, again: bool = False
+    plan: Plan, config: FitKeys, model: PreTrainedModel, length: float, *, head: float = 0, again: bool = False
 ) -> None:
     """Estimate the time from the arithmetic: 2 operations per weight and token forward, as many for each gradient.
 
@@ -150,7 +150,9 @@ def add_time(
         The loss computes the forward pass twice.
     """
     passes = 4 + 2 * config.gradient_checkpointing + 2 * again
-    per_token = count_operations(model, length, passes) + 2 * plan.parameters["trainable"] + head
+    embeddings: Any = model.get_input_embeddings().weight  # whose gradient is a sum of rows
+    trained = plan.parameters["trainable"] - embeddings.requires_grad * embeddings.numel()
+    per_token = count_operations(model, length, passes) + 2 * trained + head
     rate, device = measure_rate(torch.bfloat16 if config.bf16 or config.dtype == "bfloat16" else torch.float32)
     if plan.steps["tokens"]:
         plan.seconds = per_token * plan.steps["tokens"] / (HALF * rate)
@@ -184,16 +186,20 @@ def measure_rate(dtype: torch.dtype) -> tuple[float, str]:
     return 2 * size**3 / min(seconds() for _ in range(3)), name
 
 
-def add_disk(plan: Plan, config: TrainKeys, model: PreTrainedModel) -> None:
+def add_disk(plan: Plan, config: FitKeys, model: PreTrainedModel) -> None:
     """Put what the run folder would take into a plan that has its steps and parameters."""
     trainable = plan.parameters["trainable"]
-    checkpoint = 12 * trainable
+    checkpoint = 8 * trainable + 4 * (trainable if isinstance(config, TrainKeys) else plan.parameters["total"])
     every = config.save_steps * plan.steps["steps"] if config.save_steps < 1 else config.save_steps
     count = math.ceil(plan.steps["steps"] / every) if config.save_strategy == "steps" else 1
     count = min(count, config.save_total_limit or count) if config.save_strategy != "no" else 0
     plan.disk = {f"checkpoints ({count} x {checkpoint / 1e6:.4g} MB)": count * checkpoint}
-    inner = {id(p): p for p in model.base_model.parameters()}.values()
+    kept = model.base_model if isinstance(config, TrainKeys) else model
+    inner = {id(p): p for p in kept.parameters()}.values()
     merged = sum(p.numel() * p.element_size() for p in inner)
+    if not isinstance(config, TrainKeys):
+        plan.disk["model/"] = merged
+        return
     if config.train_mode == "lora":
         plan.disk["adapter/"] = 4 * trainable
         merged -= 4 * sum(p.numel() for p in inner if p.requires_grad)
@@ -201,15 +207,15 @@ def add_disk(plan: Plan, config: TrainKeys, model: PreTrainedModel) -> None:
         plan.disk["model/"] = merged
 
 
-def list_files(config: TrainKeys) -> list[str]:
+def list_files(config: FitKeys) -> list[str]:
     """List what the run folder would hold."""
     folder = Path(config.output_dir) if config.output_dir else Path("RUN")
     names = ["run.json", "config.toml", "metrics.jsonl"]
     if config.save_strategy != "no" and config.do_train:
         names.append("checkpoints/")
-    if config.train_mode == "lora":
+    if isinstance(config, TrainKeys) and config.train_mode == "lora":
         names.append("adapter/")
-    if config.save_merged != "never" or config.train_mode == "full":
+    if not isinstance(config, TrainKeys) or config.save_merged != "never" or config.train_mode == "full":
         names.append("model/")
     return [str(folder / name) + ("/" if name.endswith("/") else "") for name in names]
 

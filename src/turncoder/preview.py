@@ -21,7 +21,8 @@ from turncoder.data.packing import prepare_blocks
 from turncoder.data.saved import find_home
 from turncoder.errors import UserError, first_line
 from turncoder.keys import DataKeys
-from turncoder.train.text import choose_masking
+from turncoder.pretrainconfig import PretrainConfig
+from turncoder.train.text import choose_masking, drop_remainders
 
 __all__ = [
     "Preview",
@@ -61,7 +62,7 @@ class Preview:
     assumption: str | None
 
 
-def preview_corpus(config: MntpConfig, tokenizer: PreTrainedTokenizerBase, block_size: int) -> Preview:
+def preview_corpus(config: MntpConfig | PretrainConfig, tokenizer: PreTrainedTokenizerBase, block_size: int) -> Preview:
     """Look at the first megabyte of the corpus; nothing is kept.
 
     Parameters
@@ -79,10 +80,21 @@ def preview_corpus(config: MntpConfig, tokenizer: PreTrainedTokenizerBase, block
         The corpus cannot be read.
     """
     corpus, validation = open_streams(config)
+    if corpus.prepared is not None and not config.line_by_line:
+        packed, _ = prepare_blocks(
+            corpus=corpus,
+            tokenizer=tokenizer,
+            block_size=block_size,
+            validation_percentage=0,
+            as_llm2vec=config.as_llm2vec,
+        )
+        if packed.layout == "packed":
+            packed = drop_remainders(packed, "train_file") if isinstance(config, PretrainConfig) else packed
+            return Preview(_render(packed, config, tokenizer), len(packed), packed.num_tokens, None)
     texts, seen, whole = take_first(corpus, weigh)
     glance = Corpus(corpus.name, lambda: iter(texts), lambda: "glance", corpus.tokenised)
     with tempfile.TemporaryDirectory() as folder, quiet():
-        train, _ = prepare_blocks(
+        train, held_out = prepare_blocks(
             corpus=glance,
             validation=validation if whole else glance,
             tokenizer=tokenizer,
@@ -92,6 +104,9 @@ def preview_corpus(config: MntpConfig, tokenizer: PreTrainedTokenizerBase, block
             line_by_line=config.line_by_line,
             as_llm2vec=config.as_llm2vec,
         )
+        if isinstance(config, PretrainConfig) and train.is_packed and whole:
+            train = drop_remainders(train, "train_file")
+            drop_remainders(held_out, "validation_file")
         samples = _render(train, config, tokenizer)
         rows, tokens = len(train), train.num_tokens
         train.file.__dict__.clear()  # lets go of the memory maps before their folder goes
@@ -104,7 +119,7 @@ def preview_corpus(config: MntpConfig, tokenizer: PreTrainedTokenizerBase, block
     return Preview(samples, round(rows * share), round(tokens * share), told)
 
 
-def open_streams(config: MntpConfig | SimcseConfig) -> tuple[Corpus, Corpus | None]:
+def open_streams(config: MntpConfig | SimcseConfig | PretrainConfig) -> tuple[Corpus, Corpus | None]:
     """Open the corpus; a data set on the hub as a stream, so that its first texts are all that is fetched."""
     if config.dataset_name and not Path(config.dataset_name).exists():
         return _stream(config), None
@@ -138,7 +153,7 @@ def stream_rows(config: DataKeys) -> tuple[dict[str, Any], Iterable[dict[str, An
         raise UserError(f"dataset_name: {name!r} cannot be seen from here ({first_line(error)})") from error
 
 
-def _stream(config: MntpConfig | SimcseConfig) -> Corpus:
+def _stream(config: MntpConfig | SimcseConfig | PretrainConfig) -> Corpus:
     name = str(config.dataset_name)
     first, rows = stream_rows(config)
     column = choose_column(list(first), config.text_column, name)
@@ -192,23 +207,26 @@ def quiet(level: int = logging.ERROR) -> Iterator[None]:
         log.setLevel(before)
 
 
-def _render(blocks: Blocks, config: MntpConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    rows = MaskedBlocks(blocks, choose_masking(config, tokenizer)[0])
-    return [_render_row(rows[number], tokenizer) for number in range(min(SAMPLES, len(blocks)))]
+def _render(blocks: Blocks, config: MntpConfig | PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    masking, _ = choose_masking(config, tokenizer)
+    rows = MaskedBlocks(blocks, masking)
+    shows = masking.style != "unmasked"  # else all tokens are predicted, as they stand
+    return [_render_row(rows[number], tokenizer, shows) for number in range(min(SAMPLES, len(blocks)))]
 
 
-def _render_row(item: dict[str, np.ndarray], tokenizer: PreTrainedTokenizerBase) -> str:
+def _render_row(item: dict[str, np.ndarray], tokenizer: PreTrainedTokenizerBase, shows: bool = True) -> str:
     """Write a row: plain text where nothing is predicted, ``[put in->to be predicted]`` where a token is."""
     written: list[str] = []
     plain: list[int] = []
     inputs, labels, documents = (item[name][:SHOWN_TOKENS].tolist() for name in ("input_ids", "labels", "document_ids"))
     for place, (put, label) in enumerate(zip(inputs, labels, strict=True)):
         border = place and documents[place] != documents[place - 1]
-        if border or label >= 0:
+        predicted = shows and label >= 0
+        if border or predicted:
             written.append(read_tokens(plain, tokenizer))
             plain = []
         written += [" || "] if border else []
-        if label < 0:
+        if not predicted:
             plain.append(put)
         else:
             written.append(f"[{read_tokens([put], tokenizer)}->{read_tokens([label], tokenizer)}]")

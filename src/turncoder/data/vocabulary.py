@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["open_trained", "train_tokenizer"]
+__all__ = ["check_text", "open_trained", "train_tokenizer"]
 
 logger = logging.getLogger("turncoder")
 
@@ -73,6 +73,12 @@ def train_tokenizer(
     )
 
 
+def check_text(corpus: Corpus) -> None:
+    """Refuse a corpus of tokens, from which no tokenizer is learnt; raises UserError."""
+    if corpus.tokenised:
+        raise UserError(f"train_tokenizer: {corpus.name} holds tokens, not text; give the text, or its tokenizer_name")
+
+
 def open_trained(
     corpus: Corpus, vocab_size: int, *, algorithm: Literal["bpe", "unigram"], closes: bool, root: Path
 ) -> Path:
@@ -99,8 +105,7 @@ def open_trained(
     """
     from filelock import FileLock
 
-    if corpus.tokenised:
-        raise UserError(f"train_tokenizer: {corpus.name} holds tokens, not text; give the text, or its tokenizer_name")
+    check_text(corpus)
     options = [corpus.fingerprint, vocab_size, algorithm, closes]
     home = root / hashlib.sha256(json.dumps(options).encode()).hexdigest()[:20]
     root.mkdir(parents=True, exist_ok=True)

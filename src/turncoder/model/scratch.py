@@ -36,7 +36,7 @@ from turncoder.model.swap import swap_vocabulary
 from turncoder.pretrainconfig import PretrainConfig
 from turncoder.settings import nearest
 
-__all__ = ["build_config", "start_model"]
+__all__ = ["build_config", "choose_class", "start_model", "tie_embeddings"]
 
 logger = logging.getLogger("turncoder")
 
@@ -75,7 +75,7 @@ def start_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> P
         else:
             fit_vocabulary(model, tokenizer)
     if config.objective != "cross_entropy":
-        _tie(model)
+        tie_embeddings(model)
     return model.float().eval()
 
 
@@ -163,8 +163,14 @@ def _read_config(config: PretrainConfig, name: str) -> dict[str, Any]:
     return {key: value for key, value in table.items() if key not in drop}
 
 
-def _build(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    model_config = build_config(config, tokenizer)
+def choose_class(config: PretrainConfig, model_config: PretrainedConfig) -> Any:
+    """Choose the class of transformers that has the architecture's head.
+
+    Raises
+    ------
+    UserError
+        The architecture has no such head.
+    """
     auto_class = AutoModelForCausalLM if config.kind == "clm" else AutoModelForMaskedLM
     if type(model_config) not in auto_class._model_mapping:
         other = "clm" if config.kind == "mlm" else "mlm"
@@ -172,6 +178,12 @@ def _build(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
             f"kind = {config.kind!r}: transformers has no such language model of {model_config.model_type}; use kind = "
             f"{other!r}" + (" and then turncoder turn" if config.kind == "mlm" else ", or another architecture")
         )
+    return auto_class
+
+
+def _build(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    model_config = build_config(config, tokenizer)
+    auto_class = choose_class(config, model_config)
     return try_implementations(
         str(config.config_name),
         config.attn_implementation,
@@ -179,7 +191,7 @@ def _build(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
     )
 
 
-def _tie(model: PreTrainedModel) -> None:
+def tie_embeddings(model: PreTrainedModel) -> None:
     """See that the output embedding is the input embedding, as the contrast has it."""
     output, inputs = model.get_output_embeddings(), model.get_input_embeddings()
     if output is not None and getattr(output, "bias", None) is not None and bool(output.bias.any()):

@@ -39,7 +39,7 @@ from turncoder.skeleton import build_unstored, open_unstored
 from turncoder.train.glance import Glance, glance_at_rows
 from turncoder.train.text import choose_block_size
 
-__all__ = ["plan_contrast", "plan_mntp", "plan_training"]
+__all__ = ["note_unseen", "plan_contrast", "plan_mntp", "plan_training"]
 
 
 def plan_training(config: MntpConfig | SimcseConfig | SupervisedConfig) -> Plan:
@@ -62,17 +62,17 @@ def plan_mntp(config: MntpConfig) -> Plan:
     try:
         model_config = load_model_config(name, **locate_model(config))
     except UserError as error:
-        _note_unseen(plan, error, name, "parameters, memory, time and disk are not planned")
+        note_unseen(plan, error, name, "parameters, memory, time and disk are not planned")
     try:
         tokenizer = load_tokenizer(config.tokenizer_name or name, **locate_model(config))
     except UserError as error:
-        _note_unseen(plan, error, config.tokenizer_name or name, "samples and epochs are not shown")
+        note_unseen(plan, error, config.tokenizer_name or name, "samples and epochs are not shown")
     if tokenizer is not None:
         block_size = choose_block_size(config, model_config, tokenizer)
         try:
             preview = preview_corpus(config, tokenizer, block_size)
         except UserError as error:
-            _note_unseen(plan, error, config.dataset_name, "samples and epochs are not shown")
+            note_unseen(plan, error, config.dataset_name, "samples and epochs are not shown")
     _add_blocks(plan, config, preview, block_size)
     if model_config is not None:
         _add_causal_lm(plan, config, build_unstored(model_config, config), block_size)
@@ -92,12 +92,12 @@ def plan_contrast(config: SimcseConfig | SupervisedConfig) -> Plan:
         encoder = open_unstored(config)
     except UserError as error:
         lost = "parameters, memory, time, disk, samples and epochs are not planned"
-        _note_unseen(plan, error, config.model_name_or_path, lost)
+        note_unseen(plan, error, config.model_name_or_path, lost)
     if encoder is not None:
         try:
             glance = glance_at_rows(config, encoder)
         except UserError as error:
-            _note_unseen(plan, error, config.dataset_name, "samples and epochs are not shown")
+            note_unseen(plan, error, config.dataset_name, "samples and epochs are not shown")
     _add_rows(plan, config, glance)
     if encoder is not None:
         _add_encoder(plan, config, encoder, glance)
@@ -115,7 +115,7 @@ def _add_teacher(plan: Plan, config: SupervisedConfig, name: str, glance: Glance
         model_config = load_model_config(source.base, **where)
         teacher = build_unstored(model_config, dataclasses.replace(config, train_mode="full", lora_target_modules=None))
     except UserError as error:
-        _note_unseen(plan, UserError(f"teacher_name_or_path = {name!r}: {error}"), name, "the teacher is not planned")
+        note_unseen(plan, UserError(f"teacher_name_or_path = {name!r}: {error}"), name, "the teacher is not planned")
         return
     plan.parameters["teacher's"] = count = sum(p.numel() for p in teacher.parameters())
     told = f"teacher: reads every text once before training, and leaves memory then ({tell_bytes(4 * count)} of weights"
@@ -130,7 +130,7 @@ def _add_teacher(plan: Plan, config: SupervisedConfig, name: str, glance: Glance
     plan.assumptions.append(f"{told}), in {tell_time(seconds)} of the time, as if no text came twice")
 
 
-def _note_unseen(plan: Plan, error: UserError, name: str | None, lost: str) -> None:
+def note_unseen(plan: Plan, error: UserError, name: str | None, lost: str) -> None:
     """Keep what the hub did not give as a line of the plan; a local path that is wrong stays an error."""
     if name is None or Path(name).exists() or name.startswith((".", "/", "~")):
         raise error

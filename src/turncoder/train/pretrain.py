@@ -49,7 +49,7 @@ from turncoder.train.stage import (
 from turncoder.train.text import Text, count_targets, measure_bytes, open_text, open_tokenizer
 from turncoder.train.trainer import GatheredTrainer
 
-__all__ = ["train"]
+__all__ = ["check_device", "choose_weights", "train"]
 
 logger = logging.getLogger("turncoder")
 
@@ -101,7 +101,7 @@ def _train(config: PretrainConfig, run: Run) -> None:
         parents=tell_parents(config.model_name_or_path) if config.model_name_or_path else [],
         vocabulary={"size": len(prior.counts_V), "seen": int((prior.counts_V > 0).sum())},
     )
-    _choose_weights(config, backbone, head)
+    choose_weights(config, backbone, head)
     tell_parameters(run, *count_parameters(backbone))
     size = measure_bytes(text.validation, tokenizer, text.masking.special_ids)
     build = functools.partial(_build_trainer, config, run, text, backbone, head, prior, size)
@@ -133,6 +133,11 @@ def _train(config: PretrainConfig, run: Run) -> None:
 def _refuse_early(config: PretrainConfig, run: Run) -> None:
     """Find wrong input before anything is read."""
     training_arguments(config, run, steps=1, steps_per_epoch=1, **_schedule(config, 1))
+    check_device(config)
+
+
+def check_device(config: PretrainConfig) -> None:
+    """Refuse what does not work on this machine; raises UserError."""
     if config.sparse_embeddings and torch.accelerator.is_available():
         raise UserError("sparse_embeddings: sparse gradients are summed and clipped on CPUs here; drop it on a GPU")
 
@@ -164,7 +169,7 @@ def _find_prior(config: PretrainConfig, text: Text, size: int) -> tuple[Prior, b
     return Prior(counts_V, config.temperature, config.tau), needed
 
 
-def _choose_weights(config: PretrainConfig, backbone: PreTrainedModel, head: Head) -> None:
+def choose_weights(config: PretrainConfig, backbone: PreTrainedModel, head: Head) -> None:
     """Let those weights train that the configuration says."""
     embedding = backbone.get_input_embeddings()
     backbone.requires_grad_(config.trains == "all")

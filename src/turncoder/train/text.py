@@ -25,10 +25,12 @@ from turncoder.model.isolation import can_isolate
 from turncoder.pretrainconfig import PretrainConfig, VocabularyKeys
 
 __all__ = [
+    "VOCABULARY",
     "Text",
     "choose_block_size",
     "choose_masking",
     "count_targets",
+    "drop_remainders",
     "measure_bytes",
     "open_blocks",
     "open_text",
@@ -97,7 +99,7 @@ def open_text(
         logger.warning("documents cannot be isolated within a row (%s): one document per row, by length", reason)
         train, held_out, isolate = train.by_document(block_size), held_out.by_document(block_size), False
     if isinstance(config, PretrainConfig) and train.is_packed:
-        train, held_out = _drop_remainders(train, "train_file"), _drop_remainders(held_out, "validation_file")
+        train, held_out = drop_remainders(train, "train_file"), drop_remainders(held_out, "validation_file")
     seed = None if config.as_llm2vec else config.seed  # LLM2Vec takes the first ones
     if config.max_train_samples:
         train = train.select(config.max_train_samples, seed=seed)
@@ -239,7 +241,7 @@ def measure_bytes(blocks: Blocks, tokenizer: PreTrainedTokenizerBase, special: t
     return sum(len(text.encode()) for text in texts) / max(tokens, 1)
 
 
-def _drop_remainders(blocks: Blocks, key: str) -> Blocks:
+def drop_remainders(blocks: Blocks, key: str) -> Blocks:
     """Keep the full rows; raises UserError where there is none."""
     full = blocks.without_remainder()
     if not len(full):
