@@ -312,12 +312,15 @@ def test_every_published_run_runs(name, shared, place, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["ft", "probe"])
 def test_the_fine_tuning_runs(shared, place, tmp_path, capsys, mode):
-    assert main(run_words("gpt_vanilla_70m", shared, place, saved_ckpt_path=tmp_path, run_name="first")) == 0
+    assert main(run_words("gpt_headless_70m", shared, place, saved_ckpt_path=tmp_path, run_name="first")) == 0
+    assert main(["head", "add", str(tmp_path / "first"), "--untied", "--output", str(tmp_path / "headed")]) == 0
     flags = {
-        "ckpt_path": tmp_path / "first", "mode": mode, "dataset": place / "packed", "global_bs": 4, "gpu_bs": 2,
+        "ckpt_path": tmp_path / "headed", "mode": mode, "dataset": place / "packed", "global_bs": 4, "gpu_bs": 2,
         "num_nodes": 1, "saved_ckpt_path": tmp_path, "run_name": "tuned", "max_steps": 2, "max_eval_samples": 4,
     }  # fmt: skip
-    assert main(["pretrain", str(FILES / "gpt_vanilla_ft.json"), *write(flags)]) == 0, capsys.readouterr().err
+    words = ["head", "finetune", str(FILES / "gpt_vanilla_ft.json"), *write(flags)]
+    assert main([*words, "--dry_run"]) == 0, capsys.readouterr().err
+    assert main(words) == 0, capsys.readouterr().err
     record = json.loads((tmp_path / "tuned" / "run.json").read_text())
     assert (record["parameters"]["trainable"] < record["parameters"]["total"]) == (mode == "probe")
 

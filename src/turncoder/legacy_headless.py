@@ -381,6 +381,9 @@ def _find_start(told: Told) -> dict[str, Any]:
     path, mode = told.get("ckpt_path"), told.get("mode", "ft")
     if mode not in ("ft", "probe"):
         raise UserError(f"--mode {mode} is none of ft (the whole model), probe (the head alone)")
+    trains = "head" if mode == "probe" else "all"
+    if path is None and "model_name_or_path" in told:
+        return {"trains": trains}
     if path is None and "mode" in told:
         raise UserError(f"--mode {mode} goes on from a pretrained model: give --ckpt_path RUN")
     if path is None:
@@ -392,7 +395,7 @@ def _find_start(told: Told) -> dict[str, Any]:
         )
     if "mode" in told or not ({"hf_path", "config_name"} & told.keys()):
         objective = {} if {"emb_loss_weight", "objective"} & told.keys() else {"objective": "cross_entropy"}
-        return {"model_name_or_path": path, "trains": "head" if mode == "probe" else "all", **objective}
+        return {"model_name_or_path": path, "trains": trains, **objective}
     folder = Path(str(told.get("output_dir") or _name_folder({"run_name": "", **told}).get("output_dir", "")))
     if folder.resolve() not in (Path(path).resolve(), *Path(path).resolve().parents):
         raise UserError(

@@ -210,7 +210,7 @@ def quiet(level: int = logging.ERROR) -> Iterator[None]:
 def _render(blocks: Blocks, config: MntpConfig | PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     masking, _ = choose_masking(config, tokenizer)
     rows = MaskedBlocks(blocks, masking)
-    shows = masking.style != "unmasked"  # else all tokens are predicted, as they stand
+    shows = not (isinstance(config, PretrainConfig) and config.kind == "clm")  # else every token is
     return [_render_row(rows[number], tokenizer, shows) for number in range(min(SAMPLES, len(blocks)))]
 
 

@@ -194,10 +194,11 @@ def _build(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
 def tie_embeddings(model: PreTrainedModel) -> None:
     """See that the output embedding is the input embedding, as the contrast has it."""
     output, inputs = model.get_output_embeddings(), model.get_input_embeddings()
-    if output is not None and getattr(output, "bias", None) is not None and bool(output.bias.any()):
+    bias = getattr(output, "bias", None)
+    if bias is not None and not bias.is_meta and bool(bias.any()):
         logger.warning("the model's own output bias is dropped: the unigram prior of the text takes its place")
         with torch.no_grad():
-            output.bias.zero_()
+            bias.zero_()
     if output is not None and output.weight is inputs.weight:
         return
     if output is None or output.weight.shape != inputs.weight.shape:

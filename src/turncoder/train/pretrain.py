@@ -49,7 +49,7 @@ from turncoder.train.stage import (
 from turncoder.train.text import Text, count_targets, measure_bytes, open_text, open_tokenizer
 from turncoder.train.trainer import GatheredTrainer
 
-__all__ = ["check_device", "choose_weights", "train"]
+__all__ = ["check_device", "choose_weights", "settle_kind", "train"]
 
 logger = logging.getLogger("turncoder")
 
@@ -75,9 +75,14 @@ def train(config: PretrainConfig) -> Path:
     UserError
         The input is wrong; the message names the key, the value and the remedy.
     """
-    if isinstance(config, FinetuneConfig) and config.kind is None:
-        config = replace(config, kind=find_kind(str(config.model_name_or_path), **locate_model(config)))
-    return perform(config, "pretrain", _train)
+    return perform(settle_kind(config), "pretrain", _train)
+
+
+def settle_kind(config: PretrainConfig) -> PretrainConfig:
+    """Fill in what a model that is fine-tuned predicts, where the configuration leaves it open; raises UserError."""
+    if not isinstance(config, FinetuneConfig) or config.kind is not None:
+        return config
+    return replace(config, kind=find_kind(str(config.model_name_or_path), **locate_model(config)))
 
 
 def _train(config: PretrainConfig, run: Run) -> None:

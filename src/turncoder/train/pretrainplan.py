@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from turncoder.plan import Plan, add_disk, add_memory, add_steps, add_time, list
 from turncoder.pretrainconfig import PretrainConfig, split_negatives
 from turncoder.preview import Preview, open_streams, preview_corpus, take_first, weigh
 from turncoder.train.planning import note_unseen
-from turncoder.train.pretrain import check_device, choose_weights
+from turncoder.train.pretrain import check_device, choose_weights, settle_kind
 from turncoder.train.stage import unregister_head
 from turncoder.train.text import VOCABULARY, choose_block_size, open_tokenizer
 
@@ -41,6 +42,11 @@ def plan_pretrain(config: PretrainConfig) -> Plan:
     """
     check_device(config)
     plan = Plan(to_toml(config), files=list_files(config))
+    try:
+        config = settle_kind(config)
+    except UserError as error:
+        note_unseen(plan, error, config.model_name_or_path, "it is taken for a decoder")
+        config = replace(config, kind="clm")
     if config.kind == "clm":
         plan.legend = "samples as the model would see them: every token is predicted from those before it"
     model, preview, block_size = None, None, config.max_seq_length or 1024
