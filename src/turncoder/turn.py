@@ -205,7 +205,9 @@ def _open_all(config: TurnConfig, *, weigh_model: bool = True) -> _Opened:
     check_column(config.text_column, config.text, config.validation_text)
     corpus = _open_text(config, config.text)
     told, parameters, positions = _check_model(config, stages["mntp"], weigh_model=weigh_model)
-    tokenizer = load_tokenizer(stages["mntp"].tokenizer_name or config.model_name_or_path, **locate_model(config))
+    tokenizer = load_tokenizer(
+        stages["mntp"].tokenizer_name or resolve_model(config.model_name_or_path), **locate_model(config)
+    )
     percent = min(stages[name].validation_split_percentage for name in ("mntp", "simcse"))
     held_out = list(_take_held_out(config, corpus, percent))
     if not (held_out or config.validation_text):

@@ -17,7 +17,7 @@ from turncoder.model.heads import take_head
 from turncoder.model.prior import Prior
 from turncoder.model.twin import build_twin, tiny_model
 
-MASKED = ["bert", "roberta", "modernbert", "electra", "xlm-roberta"]
+MASKED = ["bert", "roberta", "modernbert", "electra", "xlm-roberta", "eurobert"]
 WAYS = {
     "gpt2": "fold",
     "gpt_neox": "fold",
@@ -27,6 +27,7 @@ WAYS = {
     "phi": "bias",
     "phimoe": "bias",
     "modernbert-decoder": "bias",
+    "eurobert": "bias",  # by mlp_bias, a key of its config
     **dict.fromkeys(MASKED, "bias"),
 }
 
@@ -128,6 +129,18 @@ def test_without_prior_the_head_is_the_embeddings(kind, untied, save, tmp_path):
     output, inputs = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     assert torch.equal(output, inputs)
     assert (output is inputs) != untied
+
+
+@pytest.mark.parametrize("kind", ["phi", "bert", "roberta", "eurobert"])
+def test_an_untied_head_keeps_its_bias_with_the_prior(kind, save, tmp_path):
+    folder = save(kind, 0.5)
+    token_ids_BL, expected_BLV = expect(folder, kind, 0.5, 0.0)
+    assert main(["head", "add", str(folder), "--output", str(tmp_path / "out"), "--untied"]) == 0
+    model = load(tmp_path / "out", kind)
+    with torch.no_grad():
+        found_BLV = model(input_ids=token_ids_BL).logits.double().log_softmax(-1)
+    torch.testing.assert_close(found_BLV, expected_BLV, rtol=1e-6, atol=3e-5)
+    assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "qwen3", "mpt", "cohere", "falcon"])

@@ -165,3 +165,26 @@ def test_another_vocabulary_counts_its_own_prior(pretrain, tmp_path: Path) -> No
     assert counts_V.shape == (400,)
     assert counts_V.sum() > 10_000
     assert read_end(tmp_path / "on") < first(tmp_path / "on", "untrained")
+
+
+def test_a_headless_decoder_is_turned(pretrain, stories_text: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(stories_text.read_text(encoding="utf8")[:60_000], encoding="utf8")
+    steps = ["--steps_mntp", "2", "--steps_simcse", "2", "--eval_documents", "20", "--max_seq_length", "32"]
+    launch(["turn", str(pretrain("gpt2")), "--text", str(text), "--output", str(tmp_path / "turned"), *steps])
+    assert turncoder.load_encoder(str(tmp_path / "turned" / "model")).encode(["a ball"]).shape == (1, 32)
+    rows = json.loads((tmp_path / "turned" / "results.json").read_text())["rows"]
+    assert "+ MNTP" in [row["name"] for row in rows]
+
+
+def test_words_are_read_from_a_headless_encoder(pretrain, shared: Path, tmp_path: Path) -> None:
+    lines = (shared / "data/ud_english_ewt/en_ewt-ud-dev.conllu").read_text(encoding="utf8").split("\n\n")
+    for name, blocks in (("train", lines[:40]), ("dev", lines[40:60])):
+        (tmp_path / f"{name}.conllu").write_text("\n\n".join(blocks) + "\n\n", encoding="utf8")
+    flags = {
+        "model_name_or_path": pretrain("bert"), "train_file": tmp_path / "train.conllu", "task": "upos",
+        "validation_file": tmp_path / "dev.conllu", "test_file": tmp_path / "dev.conllu", "num_train_epochs": 1,
+        "output_dir": tmp_path / "words",
+    }  # fmt: skip
+    launch(write_words("words", flags))
+    assert json.loads((tmp_path / "words" / "run.json").read_text())["status"] == "done"
