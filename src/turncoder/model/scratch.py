@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -130,8 +131,9 @@ def build_config(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
         )  # fmt: skip
     try:
         made = AutoConfig.for_model(kind, **{**table, **ours, **overrides})
-    except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"config_overrides: {kind} refuses {overrides}: {first_line(error)}") from error
+    except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise UserError(f"config_overrides: {kind} refuses {overrides}: {first_line(cause)}") from error
     if made.vocab_size < ours["vocab_size"]:
         raise UserError(
             f"config_overrides.vocab_size = {made.vocab_size} is less than the {ours['vocab_size']} tokens of the "

@@ -108,7 +108,7 @@ def _train(config: PretrainConfig, run: Run) -> None:
     )
     choose_weights(config, backbone, head)
     tell_parameters(run, *count_parameters(backbone))
-    size = measure_bytes(text.validation, tokenizer, text.masking.special_ids)
+    size = measure_bytes(text.validation, tokenizer, text.never_targets)
     build = functools.partial(_build_trainer, config, run, text, backbone, head, prior, size)
     if config.evaluate_step_zero and config.do_eval and not run.logged():
         score_untrained(build(), run, "untrained")

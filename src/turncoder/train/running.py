@@ -55,6 +55,9 @@ PACKAGES = (
     "lm_eval",
 )
 STEP_KEYS = frozenset({"max_steps", "num_train_epochs", "stop_after_n_steps"})
+SPLIT_KEYS = frozenset({"per_device_train_batch_size", "gradient_accumulation_steps"})
+SUMS = frozenset({"mntp", "pretrain"})
+"""Stages whose loss is a sum over the rows of a step, however those are divided."""
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 OPEN_ENDED_SCHEDULES = frozenset({"constant", "constant_with_warmup"})
@@ -211,7 +214,9 @@ def open_run(config: FitKeys, stage: str) -> Run:
             _check_same(old, run.record, stage, folder, own)
             is_done = old.get("status") == "done" and not _wants_more(old["config"], run.record["config"])
             run.finished = is_done and not own  # a stage with keys of its own sees itself what is missing
-            run.record = {**old, "config": run.record["config"], "versions": run.record["versions"]}
+            if run.resume_from and not is_done:
+                _check_rows(old, run.record, stage, folder)
+            run.record = {**old, **{key: run.record[key] for key in ("config", "versions", "processes")}}
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"--output {folder} exists and is not a run folder: name another, or empty it")
     state.wait_for_everyone()  # everyone has seen the folder as it was
@@ -262,7 +267,9 @@ def _check_same(old: dict[str, Any], new: dict[str, Any], stage: str, folder: Pa
         raise UserError(f"--output {folder} holds a run of '{old.get('stage')}', not of '{stage}': name another folder")
     open_ended = old["config"].get("lr_scheduler_type") in OPEN_ENDED_SCHEDULES
     before, after = old["config"], new["config"]
-    changed = differences(before, after, MAY_CHANGE | own | (STEP_KEYS if open_ended else frozenset()))
+    divided = stage in SUMS and _count_rows(old, new["processes"]) == _count_rows(new)
+    may = MAY_CHANGE | own | (STEP_KEYS if open_ended else frozenset()) | (SPLIT_KEYS if divided else frozenset())
+    changed = differences(before, after, may)
     if changed:
         only_steps = not differences(before, after, MAY_CHANGE | STEP_KEYS)
         why = " (the learning rate's schedule ends with the steps; only a constant one grows)" if only_steps else ""
@@ -270,6 +277,31 @@ def _check_same(old: dict[str, Any], new: dict[str, Any], stage: str, folder: Pa
             f"--output {folder} holds a run with another configuration ({'; '.join(changed)}){why}: "
             "use the old values to resume, --overwrite to start anew, or another folder"
         )
+
+
+def _check_rows(old: dict[str, Any], new: dict[str, Any], stage: str, folder: Path) -> None:
+    """Refuse to resume with other rows in a step, as another number of processes has."""
+    before, now = _count_rows(old, new["processes"]), _count_rows(new)
+    if before != now:
+        other = "per_device_train_batch_size x gradient_accumulation_steps x processes"
+        raise UserError(
+            f"--output {folder} was trained by {old['processes']} processes, {before[0]} rows a step; by "
+            f"{new['processes']} a step has {now[0]}: start {old['processes']}"
+            + (f", or let {other} be {before[0]} again" if stage in SUMS and before[0] != now[0] else " to resume")
+        )
+
+
+def _count_rows(record: dict[str, Any], processes: int = 1) -> tuple[int, int]:
+    """Count the rows of a step over all processes, and those among them that share a pool of negatives.
+
+    ``processes`` is for records that do not say how many there were.
+    """
+    config = record["config"]
+    passed = config.get("per_device_train_batch_size", 1)
+    own = passed * config.get("gradient_accumulation_steps", 1)
+    rows = own * record.get("processes", processes)
+    contrasts = config.get("objective", "cross_entropy") != "cross_entropy"
+    return rows, {"micro": passed, "window": own}.get(config.get("negatives"), rows) if contrasts else rows
 
 
 def _failed_early(old: dict[str, Any], run: Run, stage: str) -> bool:
@@ -297,6 +329,7 @@ def _new_record(config: FitKeys, stage: str) -> dict[str, Any]:
         "cwd": str(Path.cwd()),
         "config": json.loads(json.dumps(to_dict(config), default=str)),
         "seed": config.seed,
+        "processes": PartialState().num_processes,
         "versions": {"python": platform.python_version(), **versions},
         "git": _git_revision(),
         "wall_time_s": 0.0,

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from turncoder.config import MntpConfig
 from turncoder.data.corpus import open_corpora
-from turncoder.data.masking import Masking, MaskingStyle, collate
+from turncoder.data.masking import IGNORED, Masking, MaskingStyle, collate
 from turncoder.data.packing import Blocks, default_cache, prepare_blocks
 from turncoder.data.tokenizer import load_tokenizer, mask_token_id, pad_token_id, special_ids
 from turncoder.data.vocabulary import open_trained
@@ -60,6 +60,9 @@ class Text:
         Tokens in a row, at most.
     pad_token_id, pad_to
         For rows of unequal length.
+    padding
+        The token that fills rows in the corpus itself, where those who tokenised it filled them: neither read nor
+        predicted. None: all tokens are text.
     """
 
     train: Blocks
@@ -70,14 +73,30 @@ class Text:
     block_size: int
     pad_token_id: int
     pad_to: int | None
+    padding: int | None = None
+
+    @property
+    def never_targets(self) -> tuple[int, ...]:
+        """Token ids that are never predicted."""
+        return (*self.masking.special_ids, *(() if self.padding is None else (self.padding,)))
 
     def collate(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Make a batch; the first token of an isolated document is no label: the state before it is not its own."""
         batch = collate(features, self.pad_token_id, pad_to=self.pad_to)
+        if self.padding is not None:
+            self._leave_padding(batch)
         if self.isolate:
             documents_BL = batch["document_ids"]
             batch["labels"][:, 1:][documents_BL[:, 1:] != documents_BL[:, :-1]] = -100
         return batch
+
+    def _leave_padding(self, batch: dict[str, torch.Tensor]) -> None:
+        """Let padding of the corpus be neither read nor predicted, in place; a row of nothing else has no label."""
+        labels_BL = batch["labels"]
+        labels_BL[labels_BL == self.padding] = IGNORED
+        filled_BL = (batch["input_ids"] == self.padding) & (labels_BL == IGNORED)
+        filled_BL[filled_BL.all(1)] = False  # attention needs something to look at
+        batch["attention_mask"][filled_BL] = 0
 
 
 def open_text(
@@ -114,7 +133,14 @@ def open_text(
         block_size=block_size,
         pad_token_id=pad_token_id(tokenizer),
         pad_to=block_size if config.pad_to_max_length else None,
+        padding=_find_padding(tokenizer) if isinstance(config, PretrainConfig) else None,
     )
+
+
+def _find_padding(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Find the token that only ever fills rows; None where it means something else too."""
+    others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.mask_token_id)
+    return None if tokenizer.pad_token_id in others else tokenizer.pad_token_id
 
 
 def open_blocks(
@@ -221,7 +247,7 @@ def choose_masking(
 
 def count_targets(text: Text, vocabulary: int) -> torch.Tensor:
     """Count how often each of so many token ids can be a target in the training text, int64 [V]."""
-    file, special = text.train.file, np.array(text.masking.special_ids, dtype=np.int64)
+    file, special = text.train.file, np.array(text.never_targets, dtype=np.int64)
     counts_V = np.zeros(vocabulary, dtype=np.int64)
     for start in range(0, len(file.tokens), COUNTED_AT_ONCE):
         counts_V += np.bincount(file.tokens[start : start + COUNTED_AT_ONCE], minlength=vocabulary)
