@@ -1,6 +1,7 @@
 """The commands, each a few lines: parse, call, print. Nothing heavy is imported before a command needs it."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -234,7 +235,8 @@ def _list_models(config: WordsConfig) -> Iterable[str | None]:
 
 
 def _pretrain(config: PretrainConfig, words: list[str], console: Console) -> int:
-    look_for_hub(config.model_name_or_path, config.config_name, config.tokenizer_name, config.dataset_name)
+    name = None if re.fullmatch(r"\w*", config.config_name or "") else config.config_name  # llama is a model type
+    look_for_hub(config.model_name_or_path, name, config.tokenizer_name, config.dataset_name)
     import turncoder
     from turncoder.train.pretrainplan import plan_pretrain
 
