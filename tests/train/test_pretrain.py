@@ -372,3 +372,14 @@ def test_a_tokenizer_with_more_tokens_than_the_model(text: Path, tmp_path: Path)
     out = launch(command(text, tmp_path / "run", **flags))
     assert "2 new ones" in out
     assert len(weights(tmp_path / "run")["model.embed_tokens.weight"]) == 402
+
+
+def test_a_key_that_came_later_is_no_change(text: Path, tmp_path: Path) -> None:
+    launch(command(text, tmp_path / "run", max_steps=2))
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    for key in ("tau", "config_overrides"):
+        kept = {name: value for name, value in record["config"].items() if name != key}
+        (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "config": kept}))
+        said = launch(command(text, tmp_path / "run", max_steps=2), code=2 if key == "config_overrides" else 0)
+        assert ("is done already" in said) == (key == "tau")
+        assert ("config_overrides: {} ->" in said) == (key == "config_overrides")

@@ -206,6 +206,7 @@ def open_run(config: FitKeys, stage: str) -> Run:
     own: frozenset[str] = getattr(config, "MAY_CHANGE", frozenset())
     if (folder / "run.json").exists():
         old = _read_record(folder)
+        old["config"] = {**_defaults(config), **old["config"]}  # keys that came after it was written
         run.resume_from = next(reversed(complete_checkpoints(run.checkpoints)), None)
         if not own and _failed_early(old, run, stage):
             logger.warning("%s: the run before failed with nothing to resume; it starts anew", folder)
@@ -302,6 +303,19 @@ def _count_rows(record: dict[str, Any], processes: int = 1) -> tuple[int, int]:
     rows = own * record.get("processes", processes)
     contrasts = config.get("objective", "cross_entropy") != "cross_entropy"
     return rows, {"micro": passed, "window": own}.get(config.get("negatives"), rows) if contrasts else rows
+
+
+def _defaults(config: FitKeys) -> dict[str, Any]:
+    """Give the defaults of a configuration as a record holds them."""
+    known = {}
+    for field in dataclasses.fields(config):
+        if field.default is not dataclasses.MISSING:
+            known[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            known[field.name] = field.default_factory()
+    return {
+        name: value for name, value in json.loads(json.dumps(known, default=str)).items() if name in to_dict(config)
+    }
 
 
 def _failed_early(old: dict[str, Any], run: Run, stage: str) -> bool:
