@@ -86,6 +86,8 @@ class FinetuneConfig(PretrainConfig):
 
     def __post_init__(self) -> None:
         """Check values; see `turncoder.pretrainconfig.PretrainConfig`."""
+        if self.probe and self.trains == "embeddings":
+            raise UserError("probe trains the head alone, and trains = 'embeddings' those alone: keep one")
         if self.probe:
             object.__setattr__(self, "trains", "head")
         super().__post_init__()

@@ -98,7 +98,8 @@ def add_head(config: HeadConfig) -> Path:
     )
     try:
         difference = compare(_load(config, str(made), revision="main"), target, take_backbone(original))
-        assert way == "fit" or difference < EXACT, f"log-probabilities are off by {difference:.2g}"
+        exact = way != "fit" and target.softcap is None  # a cap stands behind what a temperature divides
+        assert not exact or difference < EXACT, f"log-probabilities are off by {difference:.2g}"
         put_in_place(made, out)
     finally:
         shutil.rmtree(made, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Temperature and prior in a model's own weights: plain transformers gives the logits of the language model."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 
 from turncoder.artifact import save_language_model
 from turncoder.cli import main
-from turncoder.model.completion import choose_way, find_norm, put_prior, untie
-from turncoder.model.heads import take_head
+from turncoder.model.completion import choose_way, compare, find_norm, put_prior, untie
+from turncoder.model.heads import take_backbone, take_head
 from turncoder.model.prior import Prior
 from turncoder.model.twin import build_twin, tiny_model
 
@@ -171,6 +172,20 @@ def test_the_fold_is_exact_whatever_gain_and_bias_are(seed, bias, spread):
         assert put_prior(model, log_p_V, 1.0) == "fold"
         found_BLV = model(input_ids=token_ids_BL).logits.log_softmax(-1)
     assert float((found_BLV - expected_BLV).abs().max()) < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "xlnet", "llama", "gpt2"])
+def test_a_temperature_leaves_the_input_embeddings_alone(kind):
+    """Whether a norm can take it (Llama, GPT-2) or not: Gemma's gain is 1 + weight, XLNet's norm has other uses."""
+    model = build(kind)
+    model.config.final_logit_softcapping = None
+    target = take_head(copy.deepcopy(model)).add_prior(torch.zeros(128), 0.6)
+    original, kept = copy.deepcopy(model), model.get_input_embeddings().weight.detach().clone()
+    put_prior(model, torch.zeros(128), 0.6)
+    assert compare(model, target, take_backbone(original)) < 1e-5
+    assert torch.equal(model.get_input_embeddings().weight, kept)
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert tied == (kind in ("llama", "gpt2"))
 
 
 def test_untying_changes_no_logits():

@@ -119,6 +119,8 @@ def test_a_head_alone_is_finetuned_if_it_is_untied(pretrain, tmp_path: Path) -> 
     flags = ["--train_file", str(pretrain.text), *write_words("", SHORT)[1:], "--output", str(tmp_path / "probe")]
     said = launch(["head", "finetune", str(run), "--probe", *flags], code=2)
     assert "head add --untied" in said
+    said = launch(["head", "finetune", str(run), "--probe", "--trains", "embeddings", *flags], code=2)
+    assert "keep one" in said
     launch(["head", "add", str(run), "--output", str(tmp_path / "untied")])
     launch(["head", "finetune", str(tmp_path / "untied"), "--probe", "--learning_rate", "3e-3", *flags])
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("untied", "probe/model"))

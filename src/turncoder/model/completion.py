@@ -52,7 +52,7 @@ def choose_way(model: PreTrainedModel, head: Head) -> Way:
 
 
 def find_norm(model: PreTrainedModel) -> nn.Module | None:
-    """Find the norm whose output is what enters the output embedding; None where something else does."""
+    """Find the norm whose output is what enters the output embedding, and nothing else; None where there is none."""
     entered: list[Tensor] = []
     outputs: list[tuple[nn.Module, Tensor]] = []
 
@@ -73,7 +73,7 @@ def find_norm(model: PreTrainedModel) -> nn.Module | None:
         weight = getattr(module, "weight", None)
         same = entered and output.shape == entered[-1].shape and torch.equal(output, entered[-1])
         if same and isinstance(weight, nn.Parameter) and weight.ndim == 1:
-            return module
+            return module if sum(one is module for one, _ in outputs) == 1 else None
     return None
 
 
@@ -185,7 +185,7 @@ def _divide(model: PreTrainedModel, temperature: float) -> None:
             return
         for one, before in zip(vectors, kept, strict=True):  # such as Gemma's, whose gain is 1 + weight
             one.copy_(before)
-        untie(model)
+    untie(model)
     output.weight.copy_(output.weight / temperature)
 
 

@@ -33,6 +33,7 @@ __all__ = ["fit_prior"]
 logger = logging.getLogger("turncoder")
 
 FITTED, MEASURED = 200_000, 20_000  # states
+STATE_BYTES = 1 << 30
 AT_ONCE = 32  # rows of text
 SOURCES = ("train_file", "dataset_name", "dataset_config_name", "text_column")
 CUTTING = (
@@ -72,7 +73,8 @@ def fit_prior(
     backbone = take_backbone(model)
     text = open_text(pretraining, backbone, end_documents(tokenizer, pretraining.append_eos))
     shift = 1 if pretraining.kind == "clm" else 0
-    rows_KD, _ = _gather(backbone, text, shift, FITTED)
+    width = model.get_output_embeddings().weight.shape[1]
+    rows_KD, _ = _gather(backbone, text, shift, min(FITTED, STATE_BYTES // (4 * width)))
     held_out = _gather(backbone, text, shift, MEASURED, held_out=True)
     put_prior(model, bias_V, temperature, rows_KD)
     head = take_head(model)
