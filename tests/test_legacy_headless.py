@@ -9,7 +9,7 @@ import datasets
 import pytest
 from transformers import AutoTokenizer, BertConfig, GPTNeoXConfig
 
-from turncoder import legacy_headless
+from turncoder import legacy_headless, legacy_values
 from turncoder.cli import main
 from turncoder.config import MntpConfig, PrepareConfig, load_config
 from turncoder.data.packing import TokenPass
@@ -195,6 +195,7 @@ def test_flags_alone_leave_our_defaults():
         ({"lm_loss_weight": 0, "max_steps": 3, "total_nb_steps": 4}, {}, ["total_nb_steps", "same key"]),
         ({"mlm_loss_weight": 0, "mask_token_id": 1}, {}, ["mask_token_id = 1", "mask_token_type"]),
         ({"mlm_loss_weight": 0, "replace_prob": 0.95}, {}, ["mask_share", "more than 1"]),
+        ({"lm_loss_weight": 0}, {"kind": "gpt"}, ["kind = 'gpt'", "mlm, clm"]),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(tmp_path, keys, flags, parts):
@@ -236,6 +237,11 @@ def test_other_stages_do_not_know_these_names():
         load_config(MntpConfig, None, write({"global_bs": 8, "model_name_or_path": "m", "train_file": "t"}))
 
 
+def test_a_flag_that_says_nothing_of_the_text_is_no_flag_of_prepare():
+    with pytest.raises(UserError, match=r"--global_bs is not a known flag(?!; did you mean --global_bs)"):
+        load("mlm_headless", {"hf_tokenizer": PYTHIA, "dataset": "d", "global_bs": 8}, stage=PrepareConfig)
+
+
 def test_new_names_exist():
     ours = {f.name for f in (*fields(PretrainConfig), *fields(PrepareConfig))} | set(training_argument_names())
     assert set(legacy_headless.RENAMED.values()) <= ours
@@ -253,7 +259,7 @@ def test_migrate_page_holds_the_tables():
     for table in (legacy_headless.RENAMED, legacy_headless.IGNORED):
         for name, meaning in table.items():
             assert f"| `{name}` | {meaning} |" in page or f"| `{name}` | `{meaning}` |" in page, name
-    for names in legacy_headless.READERS:
+    for names in legacy_values.READERS:
         assert f"| {', '.join(f'`{name}`' for name in names)} |" in page, names
 
 

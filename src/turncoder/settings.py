@@ -111,14 +111,18 @@ def _gather(cls: type, raw: dict[str, Any], origin: str) -> dict[str, Entry]:
         if name in passed_over or (passed_over and name not in ours and name in training_argument_names()):
             continue
         if name not in ours and not ("training" in ours and name in training_argument_names()):
-            raise UserError(_unknown(name, origin, ours, getattr(cls, "OF_HEADLESS", None) is not None))
+            raise UserError(_unknown(name, origin, ours, getattr(cls, "OF_HEADLESS", None)))
         gathered[name] = Entry(value, f"{origin}{name}")
     return gathered
 
 
-def _unknown(name: str, origin: str, ours: list[str], of_headless: bool) -> str:
+def _unknown(name: str, origin: str, ours: list[str], stage: str | None) -> str:
     """Say which key nobody knows, and the nearest one that exists."""
-    known = [*(n for n in ours if n != "training"), *legacy.OLD_NAMES, *(legacy_headless.NAMES if of_headless else ())]
+    known = [
+        *(n for n in ours if n != "training"),
+        *legacy.OLD_NAMES,
+        *(legacy_headless.list_names(stage) if stage else ()),
+    ]
     if "training" in ours:
         known += training_argument_names()
     flag = "--" if origin == "--" else ""

@@ -25,9 +25,10 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from turncoder.config import MAY_CHANGE, differences, to_dict, to_toml
+from turncoder.config import to_dict, to_toml
 from turncoder.errors import UserError, first_line
 from turncoder.keys import FitKeys
+from turncoder.train.resuming import check_rows, check_same, failed_early, wants_more
 
 __all__ = [
     "MARKER",
@@ -54,13 +55,7 @@ PACKAGES = (
     "tokenizers",
     "lm_eval",
 )
-STEP_KEYS = frozenset({"max_steps", "num_train_epochs", "stop_after_n_steps"})
-SPLIT_KEYS = frozenset({"per_device_train_batch_size", "gradient_accumulation_steps"})
-SUMS = frozenset({"mntp", "pretrain"})
-"""Stages whose loss is a sum over the rows of a step, however those are divided."""
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
-
-OPEN_ENDED_SCHEDULES = frozenset({"constant", "constant_with_warmup"})
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -208,15 +203,15 @@ def open_run(config: FitKeys, stage: str) -> Run:
         old = _read_record(folder)
         old["config"] = {**_defaults(config), **old["config"]}  # keys that came after it was written
         run.resume_from = next(reversed(complete_checkpoints(run.checkpoints)), None)
-        if not own and _failed_early(old, run, stage):
+        if not own and run.resume_from is None and failed_early(old, run.record, stage):
             logger.warning("%s: the run before failed with nothing to resume; it starts anew", folder)
             starts_anew = True
         else:
-            _check_same(old, run.record, stage, folder, own)
-            is_done = old.get("status") == "done" and not _wants_more(old["config"], run.record["config"])
+            check_same(old, run.record, stage, folder, own)
+            is_done = old.get("status") == "done" and not wants_more(old["config"], run.record["config"])
             run.finished = is_done and not own  # a stage with keys of its own sees itself what is missing
             if run.resume_from and not is_done:
-                _check_rows(old, run.record, stage, folder)
+                check_rows(old, run.record, stage, folder)
             run.record = {**old, **{key: run.record[key] for key in ("config", "versions", "processes")}}
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"--output {folder} exists and is not a run folder: name another, or empty it")
@@ -263,48 +258,6 @@ def _read_record(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def _check_same(old: dict[str, Any], new: dict[str, Any], stage: str, folder: Path, own: frozenset[str]) -> None:
-    if old.get("stage") != stage:
-        raise UserError(f"--output {folder} holds a run of '{old.get('stage')}', not of '{stage}': name another folder")
-    open_ended = old["config"].get("lr_scheduler_type") in OPEN_ENDED_SCHEDULES
-    before, after = old["config"], new["config"]
-    divided = stage in SUMS and _count_rows(old, new["processes"]) == _count_rows(new)
-    may = MAY_CHANGE | own | (STEP_KEYS if open_ended else frozenset()) | (SPLIT_KEYS if divided else frozenset())
-    changed = differences(before, after, may)
-    if changed:
-        only_steps = not differences(before, after, MAY_CHANGE | STEP_KEYS)
-        why = " (the learning rate's schedule ends with the steps; only a constant one grows)" if only_steps else ""
-        raise UserError(
-            f"--output {folder} holds a run with another configuration ({'; '.join(changed)}){why}: "
-            "use the old values to resume, --overwrite to start anew, or another folder"
-        )
-
-
-def _check_rows(old: dict[str, Any], new: dict[str, Any], stage: str, folder: Path) -> None:
-    """Refuse to resume with other rows in a step, as another number of processes has."""
-    before, now = _count_rows(old, new["processes"]), _count_rows(new)
-    if before != now:
-        other = "per_device_train_batch_size x gradient_accumulation_steps x processes"
-        raise UserError(
-            f"--output {folder} was trained by {old['processes']} processes, {before[0]} rows a step; by "
-            f"{new['processes']} a step has {now[0]}: start {old['processes']}"
-            + (f", or let {other} be {before[0]} again" if stage in SUMS and before[0] != now[0] else " to resume")
-        )
-
-
-def _count_rows(record: dict[str, Any], processes: int = 1) -> tuple[int, int]:
-    """Count the rows of a step over all processes, and those among them that share a pool of negatives.
-
-    ``processes`` is for records that do not say how many there were.
-    """
-    config = record["config"]
-    passed = config.get("per_device_train_batch_size", 1)
-    own = passed * config.get("gradient_accumulation_steps", 1)
-    rows = own * record.get("processes", processes)
-    contrasts = config.get("objective", "cross_entropy") != "cross_entropy"
-    return rows, {"micro": passed, "window": own}.get(config.get("negatives"), rows) if contrasts else rows
-
-
 def _defaults(config: FitKeys) -> dict[str, Any]:
     """Give the defaults of a configuration as a record holds them."""
     known = {}
@@ -316,16 +269,6 @@ def _defaults(config: FitKeys) -> dict[str, Any]:
     return {
         name: value for name, value in json.loads(json.dumps(known, default=str)).items() if name in to_dict(config)
     }
-
-
-def _failed_early(old: dict[str, Any], run: Run, stage: str) -> bool:
-    """Tell a run that only failed, so that a changed config (the remedy of what it failed of) loses nothing."""
-    same = differences(old["config"], run.record["config"], MAY_CHANGE) == []
-    return old.get("stage") == stage and old.get("status") == "failed" and run.resume_from is None and not same
-
-
-def _wants_more(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    return any(old.get(key) != new.get(key) for key in STEP_KEYS)
 
 
 def _new_record(config: FitKeys, stage: str) -> dict[str, Any]:
