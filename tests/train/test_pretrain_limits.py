@@ -73,6 +73,8 @@ def test_the_same_rows_may_be_divided_otherwise(negatives):
         flags = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": passes, "negatives": negatives}
         launch(command(f"cut{rows}", **flags))
         check_same_end("whole", f"cut{rows}")
+        tokens = [json.loads(Path(folder, "run.json").read_text())["tokens"] for folder in ("whole", f"cut{rows}")]
+        assert tokens[0] == tokens[1]  # whatever the record said when it was killed
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import logging
 import os
 import shutil
@@ -61,8 +62,8 @@ class RunCallback(TrainerCallback):
         self.run.settle()
         self.run.rewind(state.global_step)
         self.first_step = state.global_step
-        self.earlier_tokens = int(self.run.record.get("tokens", 0)) if state.global_step else 0
-        self.earlier_seconds = float(self.run.record.get("wall_time_s", 0.0)) if state.global_step else 0.0
+        spent = self._read_spent(state.global_step) if state.global_step else {}
+        self.earlier_tokens, self.earlier_seconds = int(spent.get("tokens", 0)), float(spent.get("wall_time_s", 0))
 
     def on_log(
         self,
@@ -103,18 +104,23 @@ class RunCallback(TrainerCallback):
                     descriptor = os.open(file, os.O_RDONLY)
                     os.fsync(descriptor)
                     os.close(descriptor)
-            write_atomically(checkpoint / MARKER, f"{state.global_step}\n")
-            self._count(tokens)
+            write_atomically(checkpoint / MARKER, json.dumps(self._spend(tokens)) + "\n")
+            self.run.update(**self._spend(tokens))
             self._remove_old(args, state)
         accelerator_state.wait_for_everyone()
 
     def count(self) -> None:
         """Put tokens and seconds so far into the record; to be called in every process."""
-        self._count(self.tokens_seen())
+        self.run.update(**self._spend(self.tokens_seen()))
 
-    def _count(self, tokens: int) -> None:
+    def _spend(self, tokens: int) -> dict[str, Any]:
         seconds = self.earlier_seconds + time.perf_counter() - self.started
-        self.run.update(tokens=self.earlier_tokens + tokens, wall_time_s=round(seconds, 2))
+        return {"tokens": self.earlier_tokens + tokens, "wall_time_s": round(seconds, 2)}
+
+    def _read_spent(self, step: int) -> dict[str, Any]:
+        """Read what a checkpoint had taken: the record may be of before it, or of after it."""
+        spent = json.loads((self.run.checkpoints / f"checkpoint-{step}" / MARKER).read_text(encoding="utf8"))
+        return spent if isinstance(spent, dict) else self.run.record  # of older versions, which wrote the step
 
     def _remove_old(self, args: TrainingArguments, state: TrainerState) -> None:
         if not self.save_total_limit:
