@@ -210,6 +210,12 @@ def test_wrong_input(architecture, changes, parts, shared):
     assert not Path("run").exists()
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="is for machines without a GPU")
+def test_half_precision_without_a_gpu_is_said():
+    said = launch(command("run", fp16=True, max_steps=1))
+    assert "note: fp16: float16 is for GPUs" in said
+
+
 def test_a_folder_without_weights_is_an_architecture():
     BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32).save_pretrained("bert")
     launch(command("run", {"config_name": "bert", "kind": "mlm"}, max_steps=1))

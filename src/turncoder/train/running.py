@@ -338,6 +338,8 @@ def training_arguments(
     """
     every_epoch = {name: steps_per_epoch for name in ("eval", "save") if getattr(config, f"{name}_strategy") == "epoch"}
     early = config.early_stopping_patience is not None
+    if config.fp16 and not torch.accelerator.is_available():
+        logger.warning("fp16: float16 is for GPUs, and there is none here: float32 is computed")
     values: dict[str, Any] = {
         "output_dir": str(run.checkpoints),
         "max_steps": steps,
