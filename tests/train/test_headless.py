@@ -190,3 +190,12 @@ def test_words_are_read_from_a_headless_encoder(pretrain, shared: Path, tmp_path
     }  # fmt: skip
     launch(write_words("words", flags))
     assert json.loads((tmp_path / "words" / "run.json").read_text())["status"] == "done"
+
+
+def test_a_contrast_with_another_temperature_is_noticed(pretrain, tmp_path: Path) -> None:
+    changes = {"objective": "cwt", "max_steps": 1, "evaluate_step_zero": False}
+    said = launch(command("pretrain", pretrain("gpt2"), pretrain.text, tmp_path / "on", **changes, temperature=0.7))
+    assert "temperature = 0.7 and tau = 0; the weights that this starts from were trained with 0.5 and 0.25" in said
+    changes |= {"temperature": TEMPERATURE, "tau": TAU}
+    said = launch(command("pretrain", pretrain("gpt2"), pretrain.text, tmp_path / "same", **changes))
+    assert "were trained with" not in said

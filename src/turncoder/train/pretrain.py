@@ -159,19 +159,23 @@ def _find_prior(config: PretrainConfig, text: Text, size: int) -> tuple[Prior, b
 
     Cross-entropy goes on from a headless model with that model's own: its logits are no others without its prior.
     """
-    parent = None
-    if config.model_name_or_path and config.objective == "cross_entropy":
-        parent = read_prior(config.model_name_or_path, **locate_model(config))
+    parent = read_prior(config.model_name_or_path, **locate_model(config)) if config.model_name_or_path else None
+    own = Prior(count_targets(text, size), config.temperature, config.tau)
+    if config.objective != "cross_entropy":
+        if parent is not None and parent.describe() != own.describe():
+            logger.warning(
+                "temperature = %g and tau = %g; the weights that this starts from were trained with %g and %g",
+                own.temperature, own.tau, parent.temperature, parent.tau,
+            )  # fmt: skip
+        return own, True
     if parent is not None and not config.swap_vocabulary:
         logger.info("the model is headless: its temperature and prior stay in the logits")
         counts_V = torch.zeros(size, dtype=torch.long)
         counts_V[: len(parent.counts_V)] = parent.counts_V
         return replace(parent, counts_V=counts_V), True
-    counts_V = count_targets(text, size)
     if parent is not None:
-        return replace(parent, counts_V=counts_V), True
-    needed = config.objective != "cross_entropy" or config.head_prior
-    return Prior(counts_V, config.temperature, config.tau), needed
+        return replace(parent, counts_V=own.counts_V), True
+    return own, config.head_prior
 
 
 def choose_weights(config: PretrainConfig, backbone: PreTrainedModel, head: Head) -> None:
