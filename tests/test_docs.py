@@ -12,7 +12,8 @@ import pytest
 from turncoder.cli import main
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGES = [*sorted((DOCS / "how-to").glob("*.md")), DOCS / "tutorials" / "word-level.md"]
+TUTORIALS = [DOCS / "tutorials" / name for name in ("word-level.md", "headless.md")]
+PAGES = [*sorted((DOCS / "how-to").glob("*.md")), *TUTORIALS]
 GRID = """train_file = "train.conllu"
 validation_file = "dev.conllu"
 test_file = "test.conllu"
@@ -68,6 +69,11 @@ def place(stories: Path, stories_text: Path, shared: Path, tmp_path: Path, monke
             some = "\n\n".join(whole.split("\n\n")[:count])
             Path(f"{split.partition('.')[0]}.{ending}").write_text(some + "\n\n", encoding="utf8")
     Path("grid.toml").write_text(GRID, encoding="utf8")
+    for language, folder in (("english", "en"), ("korean", "ko")):
+        text = (shared / f"data/wiki_paragraphs_{folder}/wiki_{folder}.txt").read_text(encoding="utf8")
+        Path(f"{language}.txt").write_text("\n".join(text.splitlines()[:500]) + "\n", encoding="utf8")
+    for name in ("decoder.toml", "encoder.toml"):
+        shutil.copyfile(DOCS.parent / "recipes" / "headless" / name, name)
     for name, source, headed, parts in GLUE:
         lines = (shared / "data" / source).read_text(encoding="utf8").split("\n")
         for part, start, stop in parts:
@@ -89,7 +95,9 @@ def say(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     assert words[0] == "turncoder"
     main(words[1:])
     said = capsys.readouterr()
-    text = (said.err + said.out).replace(os.environ["TURNCODER_CACHE"], "~/.cache/turncoder")
+    text = (
+        (said.err + said.out).replace(os.environ["TURNCODER_CACHE"], "~/.cache/turncoder").replace(f"{Path.cwd()}/", "")
+    )
     return [line for line in text.splitlines() if line.strip()]
 
 

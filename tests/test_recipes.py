@@ -7,7 +7,9 @@ from turncoder.cli import main
 from turncoder.config import MntpConfig, differences, load_config, to_dict
 from turncoder.glueconfig import GlueConfig
 from turncoder.grid import open_grid
+from turncoder.pretrainconfig import PretrainConfig
 
+HEADLESS = sorted((Path(__file__).parents[1] / "recipes" / "headless").glob("*.toml"))
 GLUE = sorted((Path(__file__).parents[1] / "recipes" / "glue").glob("*.toml"))
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 PAIRS = {
@@ -89,3 +91,14 @@ def test_recipes_of_glue_are_read_and_say_what_they_take(recipe, caplog):
     told = {match[1]: match[2] for line in head if (match := re.match(r"# (\w+) +(.+)", line))}
     assert set(HEAD) <= told.keys()
     assert told["command"].startswith(f"turncoder evaluate glue MODEL recipes/glue/{recipe.name}")
+
+
+@pytest.mark.parametrize("recipe", HEADLESS, ids=lambda path: path.stem)
+def test_headless_recipes_are_read_and_say_what_they_take(recipe, caplog):
+    config = load_config(PretrainConfig, recipe, ["--train_file", "text.txt"])
+    assert not caplog.records and config.objective == "cwt"
+    head = [line for line in recipe.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    told = {match[1]: match[2] for line in head if (match := re.match(r"# (\w+) +(.+)", line))}
+    assert {*HEAD, "next"} <= told.keys()
+    assert f"turncoder pretrain recipes/headless/{recipe.name}" in told["command"]
+    assert re.match(r"(estimated|measured)", told["time"])
