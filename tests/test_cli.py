@@ -9,7 +9,8 @@ from rich.console import Console
 
 import turncoder
 from turncoder import notices, settings
-from turncoder.cli import COMMANDS, main
+from turncoder.cli import main
+from turncoder.commands import COMMANDS
 from turncoder.config import MntpConfig
 
 
