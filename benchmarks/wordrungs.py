@@ -6,7 +6,8 @@
 The decoder is the quickstart's (1.3 M parameters, Wikipedia paragraphs), causal and with attention made bidirectional,
 then after MNTP and after SimCSE; the control has trained causally on as many tokens as MNTP. Probes learn from all
 training sentences, full training from 3,000 of them. Everything is chosen on dev; test is scored once. UD English-EWT
-(UPOS, XPOS) and UniversalNER's names on the same sentences.
+(UPOS, XPOS) and UniversalNER's names on the same sentences. Beside them: the label that a word has most often in the
+training sentences.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import shutil
 import tempfile
+import tomllib
 from pathlib import Path
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -69,7 +71,9 @@ def main() -> None:
     options = parser.parse_args()
     from machine import RESULTS, write_results
 
+    from turncoder import settings
     from turncoder.grid import run_grid
+    from turncoder.rungwords import score_usual
     from turncoder.wordconfig import WordsConfig
 
     grid = GRID.format(treebank=TREEBANK, names=NAMES)
@@ -86,7 +90,11 @@ def main() -> None:
         name = "wordrungs" if options.layer == "-1" else f"wordrungs-{options.layer}"
         shutil.copyfile(folder / "grid.png", RESULTS / f"{name}.png")
         print((folder / "grid.md").read_text())
-    print(write_results(name, {"rows": rows}))
+        usual: dict[str, float] = {}
+        for keys in tomllib.loads(grid)["tasks"].values():
+            usual |= score_usual(settings.load(WordsConfig, None, {"model_name_or_path": str(options.rungs), **keys}))
+        print(f"a word's usual label: {usual}")
+    print(write_results(name, {"rows": rows, "usual_label": usual}))
 
 
 if __name__ == "__main__":
