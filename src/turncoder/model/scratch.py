@@ -101,7 +101,7 @@ def build_config(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
         See `start_model`.
     """
     name, overrides = str(config.config_name), dict(config.config_overrides)
-    if name in CONFIG_MAPPING and not Path(name).exists():
+    if name in CONFIG_MAPPING and not Path(name).is_file() and not (Path(name) / "config.json").exists():
         kind, table = name, {}
     else:
         table = _read_config(config, name)
