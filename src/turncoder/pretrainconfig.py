@@ -91,8 +91,9 @@ class PretrainConfig(FitKeys, VocabularyKeys):
     global (also of the other processes), or unigram:N (N draws from the corpus)."""
     temperature: float = 1.0
     """Of cwt: what logits are divided by."""
-    tau: float = 0.0
-    """Of cwt: share of log p that is taken from logits in training; 1 is the sampled softmax."""
+    tau: float | None = None
+    """Of cwt: share of log p that is taken from logits in training; 1 is the sampled softmax. Default: 0, the published
+    way; from weights that were not trained so 1, since their logits hold log p already."""
     cwt_weight: float = 1.0
     """Of both: weight of the contrast."""
     cross_entropy_weight: float = 1.0
@@ -181,6 +182,10 @@ class PretrainConfig(FitKeys, VocabularyKeys):
             raise UserError(
                 f"sparse_embeddings: objective = {self.objective!r} moves every embedding at every step; use cwt "
                 "alone, or drop sparse_embeddings"
+            )
+        if self.sparse_embeddings and "optim" in self.training:
+            raise UserError(
+                f"sparse_embeddings has its own optimizer, and optim = {self.training['optim']!r} is set; keep one"
             )
         if self.sparse_embeddings and (self.bf16 or self.fp16):
             raise UserError("sparse_embeddings is for CPUs in float32; drop bf16 and fp16, or sparse_embeddings")

@@ -27,10 +27,8 @@ def test_rows_in_use_move_as_under_adam_and_others_stand_still() -> None:
     optimizer = RowSparseAdamW([{"params": linear.parameters(), "weight_decay": 0.1}], embedding.weight, lr=0.01)
     twin, twin_linear = build(sparse=False)
     begin_VD = embedding.weight.detach().clone()
-    twin_optimizer = torch.optim.AdamW(
-        [{"params": [twin.weight], "weight_decay": 0.0}, {"params": twin_linear.parameters(), "weight_decay": 0.1}],
-        lr=0.01,
-    )
+    rows = {"params": [twin.weight], "weight_decay": 0.0, "betas": (0.0, 0.999)}
+    twin_optimizer = torch.optim.AdamW([rows, {"params": twin_linear.parameters(), "weight_decay": 0.1}], lr=0.01)
     for _ in range(5):
         for one, other, step in ((embedding, linear, optimizer), (twin, twin_linear, twin_optimizer)):
             step.zero_grad()

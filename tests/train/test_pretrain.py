@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from turncoder.config import load_config
+from turncoder.data.tokenizer import end_documents
 from turncoder.model.prior import read_prior
 from turncoder.pretrainconfig import PretrainConfig
 
@@ -88,7 +89,7 @@ def test_a_headless_decoder_learns_and_opens_everywhere(text: Path, tmp_path: Pa
     prior = read_prior(str(folder))
     assert prior is not None
     config = load_config(PretrainConfig, tmp_path / "run" / "config.toml", [])
-    held_out = read_held_out(config, tokenizer)
+    held_out = read_held_out(config, end_documents(tokenizer))
     with torch.no_grad():
         logits_BLV = model(held_out).logits
     bare = mean_loss(logits_BLV, held_out)
@@ -115,6 +116,7 @@ def test_bits_per_byte_are_those_of_the_text(text: Path, tmp_path: Path) -> None
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
     from turncoder.train.text import open_blocks
 
+    tokenizer = end_documents(tokenizer)
     file = open_blocks(config, tokenizer, 32)[1].file
     documents = [line for line in text.read_text(encoding="utf8").splitlines() if line]
     held_out = [line for line in documents if tokenizer(line)["input_ids"] in split(file.tokens, file.ends)]
@@ -168,8 +170,16 @@ def test_the_published_pool_depends_on_the_micro_batch(text: Path, tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "ways",
-    [{}, {"sparse_embeddings": True}, {"gradient_accumulation_steps": 2}, {"negatives": "unigram:100"}],
-    ids=["global", "sparse", "accumulated", "drawn"],
+    [
+        {},
+        {"sparse_embeddings": True},
+        {"gradient_accumulation_steps": 2},
+        {"negatives": "unigram:100"},
+        {"objective": "cross_entropy"},
+        BERT,
+        {**BERT, "mlm_probability": 0.004, "objective": "both"},  # some processes have nothing to predict
+    ],
+    ids=["global", "sparse", "accumulated", "drawn", "untied", "mlm", "nothing to predict"],
 )
 def test_two_processes_equal_one(text: Path, tmp_path: Path, ways: dict[str, object]) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
@@ -278,7 +288,7 @@ def test_the_prior_is_what_cross_entropy_may_begin_with(text: Path, tmp_path: Pa
         ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}),
         ("gpt_neox", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}),
         ("gemma2", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-                    "head_dim": 16, "intermediate_size": 64}),
+                    "head_dim": 16, "intermediate_size": 64, "final_logit_softcapping": "none"}),
         ("granite", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
                      "num_key_value_heads": 2, "logits_scaling": 2.0}),
         ("modernbert", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}),
@@ -333,6 +343,8 @@ def test_schedules(text: Path, tmp_path: Path) -> None:
             "untie",
         ),
         ({"swap_vocabulary": True}, "model_name_or_path"),
+        ({"config_name": "gemma2", "config_overrides.num_key_value_heads": 2}, "soft cap"),
+        ({"sparse_embeddings": True, "training.optim": "adafactor"}, "adafactor"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -383,3 +395,51 @@ def test_a_key_that_came_later_is_no_change(text: Path, tmp_path: Path) -> None:
         said = launch(command(text, tmp_path / "run", max_steps=2), code=2 if key == "config_overrides" else 0)
         assert ("is done already" in said) == (key == "tau")
         assert ("config_overrides: {} ->" in said) == (key == "config_overrides")
+
+
+def test_another_tokenizer_than_the_models_own(text: Path, tmp_path: Path) -> None:
+    launch(command(text, tmp_path / "first", max_steps=1))
+    launch(command(text, tmp_path / "other", max_steps=1, train_tokenizer="unigram"))
+    flags = {**dict.fromkeys(LLAMA), "model_name_or_path": tmp_path / "first", "train_tokenizer": None}
+    flags |= {"vocab_size": None, "tokenizer_name": tmp_path / "other" / "model"}
+    said = launch(command(text, tmp_path / "run", **flags), code=2)
+    assert "--swap_vocabulary" in said and not (tmp_path / "run").exists()
+
+
+def test_weights_that_know_log_p_do_not_learn_it_again(text: Path, tmp_path: Path) -> None:
+    trained = {"objective": "cross_entropy", "max_steps": 60, "save_strategy": "no"}
+    launch(command(text, tmp_path / "first", {**LLAMA, "config_overrides.tie_word_embeddings": True}, **trained))
+    first = [row for row in metrics(tmp_path / "first") if "eval_loss" in row][-1]["eval_loss"]
+    flags = {**dict.fromkeys(LLAMA), "model_name_or_path": tmp_path / "first", "train_tokenizer": None}
+    flags |= {"vocab_size": None, "evaluate_step_zero": True, "max_steps": 1, "trains": "all"}
+    losses_ = {}
+    for tau in (None, 0.0):
+        said = launch(command(text, tmp_path / f"tau-{tau}", **flags, tau=tau))
+        assert ("tau = 1" in said) == (tau is None)
+        losses_[tau] = metrics(tmp_path / f"tau-{tau}")[0]["eval_loss"]
+    assert losses_[None] < losses_[0.0] and losses_[None] < first + 1.0
+
+
+def test_lines_apart_are_counted_without_their_first_token(text: Path, tmp_path: Path) -> None:
+    launch(command(text, tmp_path / "run", max_steps=1, line_by_line=True))
+    prior = read_prior(str(tmp_path / "run" / "model"))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
+    assert prior is not None and prior.counts_V[tokenizer.bos_token_id] == 0
+    assert prior.counts_V[tokenizer.eos_token_id] > 300
+
+
+def test_gains_of_a_head_do_not_decay(text: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForMaskedLM
+
+    from turncoder.model.heads import take_backbone, take_head
+    from turncoder.train.stage import register_head
+    from turncoder.train.trainer import GatheredTrainer
+
+    launch(command(text, tmp_path / "run", {**BERT, "config_name": "modernbert"}, max_steps=1))
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "model")
+    backbone, head = take_backbone(model), take_head(model, trainable=True)
+    register_head(backbone, head)
+    names = GatheredTrainer.get_decay_parameter_names(GatheredTrainer.__new__(GatheredTrainer), backbone)
+    vectors = {name for name, weight in backbone.named_parameters() if weight.ndim < 2}
+    assert any("norm" in name and name.startswith("vocabulary_head") for name in vectors)
+    assert not vectors & set(names) and "embeddings.tok_embeddings.weight" in names

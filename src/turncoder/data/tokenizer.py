@@ -325,7 +325,7 @@ def end_documents(tokenizer: "PreTrainedTokenizerBase", always: bool | None = No
     tokenizer
         Stays as it is; what is given back is a copy where it has to be another.
     always
-        True: whatever the tokenizer puts around a text by itself; False: never; None: only where it puts nothing.
+        True: whatever the tokenizer puts around a text by itself; False: never; None: unless it ends a text itself.
 
     Raises
     ------
@@ -334,10 +334,13 @@ def end_documents(tokenizer: "PreTrainedTokenizerBase", always: bool | None = No
     """
     ids = list(tokenizer("a")["input_ids"])
     bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    if always is False or (always is None and ids != bare) or ids[-1] == tokenizer.eos_token_id:
+    ends = ids[-1] != bare[-1] and ids[-1] in tokenizer.all_special_ids
+    if always is False or (always is None and ends) or ids[-1] == tokenizer.eos_token_id:
         return tokenizer
     if tokenizer.eos_token_id is None:
         if always is None:
+            if ids != bare:
+                return tokenizer
             logger.warning("append_eos: the tokenizer has no end-of-text token; documents follow each other bare")
             return tokenizer
         raise UserError("append_eos: the tokenizer has no end-of-text token; drop the key")

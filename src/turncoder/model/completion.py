@@ -35,7 +35,7 @@ PROBED = (4, 24)  # rows and length of random token ids
 RIDGE = 1e-4  # of the mean squared state
 REACH = 0.5  # how far a step of the fit can move a logit
 ROWS = 2048  # of a step
-LOGITS = 1 << 28  # at once
+LOGITS = 1 << 25  # at once
 
 
 def choose_way(model: PreTrainedModel, head: Head) -> Way:

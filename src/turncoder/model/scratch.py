@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from turncoder.data.tokenizer import load_tokenizer, pad_token_id
+from turncoder.data.tokenizer import load_tokenizer
 from turncoder.errors import UserError, first_line
 from turncoder.keys import locate_model
 from turncoder.model.backbone import (
@@ -41,6 +41,7 @@ __all__ = ["build_config", "choose_class", "start_model", "tie_embeddings"]
 
 logger = logging.getLogger("turncoder")
 
+ALIKE = 0.9
 DERIVED = {
     "hidden_size": ("head_dim", "intermediate_size"),
     "num_attention_heads": ("head_dim", "num_key_value_heads"),
@@ -74,10 +75,29 @@ def start_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> P
         if config.swap_vocabulary:
             swap_vocabulary(model, load_tokenizer(resolve_model(name), **locate_model(config)), tokenizer)
         else:
+            if config.tokenizer_name:
+                _compare_tokenizers(config, tokenizer)
             fit_vocabulary(model, tokenizer)
     if config.objective != "cross_entropy":
         tie_embeddings(model)
     return model.float().eval()
+
+
+def _compare_tokenizers(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer whose ids mean other tokens than the model's own."""
+    name = resolve_model(str(config.model_name_or_path))
+    try:
+        own = load_tokenizer(name, **locate_model(config)).get_vocab()
+    except UserError:  # the folder has none: what is given is taken at its word
+        return
+    given = tokenizer.get_vocab()
+    agreement = sum(given.get(token) == place for token, place in own.items()) / len(own)
+    if agreement < ALIKE:
+        raise UserError(
+            f"tokenizer_name: {config.tokenizer_name} gives {1 - agreement:.0%} of the ids of "
+            f"{config.model_name_or_path} to other tokens than its own tokenizer does; drop it, or add "
+            "--swap_vocabulary for new embeddings"
+        )
 
 
 def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -119,7 +139,7 @@ def build_config(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
     ends = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos")}
     ours = {
         "vocab_size": max(tokenizer.get_vocab().values()) + 1,
-        "pad_token_id": pad_token_id(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,  # none is none: the embedding of a padding token never trains
         **{key: token for key, token in ends.items() if token is not None},
         **({"tie_word_embeddings": True} if config.objective != "cross_entropy" else {}),
     }

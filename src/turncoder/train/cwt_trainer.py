@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from turncoder.objectives.alignment import select_targets
@@ -90,8 +89,9 @@ class CwtTrainer(GatheredTrainer):
             step = self.state.global_step
             return draw_pool(targets_K, self.log_prior_V, self.contrast.size, seed=self.contrast.seed, step=step)
         if self.contrast.source == "global" and self.args.world_size > 1:
-            gathered = gather_object([targets_K.cpu()])
-            targets_K = torch.cat(gathered).to(targets_K.device)
+            padded_K = self.accelerator.pad_across_processes(targets_K, pad_index=-1)
+            gathered_K = self.accelerator.gather(padded_K)
+            targets_K = gathered_K[gathered_K >= 0]
         return pool_targets(targets_K)
 
     def sum_losses(self, rows_KD: Tensor, targets_K: Tensor) -> Tensor:

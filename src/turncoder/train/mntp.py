@@ -150,7 +150,14 @@ def _build_trainer(
         "isolate": text.isolate,
         "budget_bytes": config.vocabulary_budget_mb * 10**6,
         "model": model,
-        "args": training_arguments(config, run, steps=course.scheduled, steps_per_epoch=course.per_epoch),
+        "args": training_arguments(
+            config,
+            run,
+            steps=course.scheduled,
+            steps_per_epoch=course.per_epoch,
+            # The gradients of a head that trains come from outside of the wrapped forward
+            ddp_find_unused_parameters=False if head.trainable else None,
+        ),
         "data_collator": text.collate,
         "train_dataset": MaskedBlocks(text.train, text.masking, epochs=epochs, batch_size=course.per_step),
         "eval_dataset": MaskedBlocks(text.validation, text.eval_masking, evaluation=True),

@@ -1,7 +1,8 @@
 """AdamW for dense weights and SparseAdam for an embedding matrix whose gradient holds only the rows in use.
 
 So a step costs the same at any size of the vocabulary. What that changes: the moments of a row stand still while it is
-not used (lazy Adam), and embeddings have no weight decay.
+not used, and embeddings have no weight decay. A mean of gradients that stands still would be applied once where dense
+Adam applies it step after step while it fades, so a rare row would hardly move: rows have no first moment (beta1 = 0).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class RowSparseAdamW(Optimizer):
     embedding
         The parameter whose gradients are sparse.
     lr, betas, eps
-        Of both.
+        Of both; the first of the betas is that of the dense weights alone.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class RowSparseAdamW(Optimizer):
     ) -> None:
         self.parts: dict[str, Optimizer] = {
             "dense": AdamW(groups, lr=lr, betas=betas, eps=eps),
-            "sparse": SparseAdam([embedding], lr=lr, betas=betas, eps=eps),
+            "sparse": SparseAdam([embedding], lr=lr, betas=(0.0, betas[1]), eps=eps),
         }
         super().__init__([{"params": [embedding]}], {"lr": lr})
         self._share()

@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from turncoder.artifact import save_language_model
@@ -27,7 +27,7 @@ from turncoder.evaluate.anisotropy import measure_anisotropy
 from turncoder.headconfig import FinetuneConfig
 from turncoder.keys import locate_model
 from turncoder.model.adapters import count_parameters
-from turncoder.model.backbone import count_embeddings, find_kind, resolve_model
+from turncoder.model.backbone import count_embeddings, find_kind, load_model_config, resolve_model
 from turncoder.model.heads import Head, take_backbone, take_head
 from turncoder.model.prior import Prior, read_prior
 from turncoder.model.scratch import start_model
@@ -91,10 +91,10 @@ def _train(config: PretrainConfig, run: Run) -> None:
     set_seed(config.seed)
     model = start_model(config, tokenizer)
     backbone, head = take_backbone(model), take_head(model, trainable=True)
-    if config.objective != "cross_entropy" and not head.is_linear:
+    if config.objective != "cross_entropy" and not (head.is_linear and head.softcap is None):
         raise UserError(
-            "objective: what this architecture does after its output embedding cannot be left out of a contrast; use "
-            "objective = 'cross_entropy'"
+            f"objective: what {type(model).__name__} does after its output embedding (a soft cap, for one) is no part "
+            "of a contrast; use objective = 'cross_entropy', or a config without it (--config_overrides.KEY none)"
         )
     text = open_text(config, backbone, end_documents(tokenizer, config.append_eos))
     check_data(run, text.train.fingerprint)
@@ -160,7 +160,7 @@ def _find_prior(config: PretrainConfig, text: Text, size: int) -> tuple[Prior, b
     Cross-entropy goes on from a headless model with that model's own: its logits are no others without its prior.
     """
     parent = read_prior(config.model_name_or_path, **locate_model(config)) if config.model_name_or_path else None
-    own = Prior(count_targets(text, size), config.temperature, config.tau)
+    own = Prior(count_targets(text, size), config.temperature, _choose_tau(config, parent))
     if config.objective != "cross_entropy":
         if parent is not None and parent.describe() != own.describe():
             logger.warning(
@@ -178,6 +178,21 @@ def _find_prior(config: PretrainConfig, text: Text, size: int) -> tuple[Prior, b
     return own, config.head_prior
 
 
+def _choose_tau(config: PretrainConfig, parent: Prior | None) -> float:
+    """Choose the share of log p that logits lose, where the configuration leaves it open."""
+    if config.tau is not None:
+        return config.tau
+    if parent is not None:
+        return parent.tau
+    if config.objective == "cross_entropy" or not config.model_name_or_path or config.swap_vocabulary:
+        return 0.0
+    before = load_model_config(config.model_name_or_path, **locate_model(config)).get_text_config(decoder=True)
+    if not before.tie_word_embeddings:  # its head, where log p is, is dropped
+        return 0.0
+    logger.warning("tau = 1: the logits of the weights that this starts from hold log p already")
+    return 1.0
+
+
 def choose_weights(config: PretrainConfig, backbone: PreTrainedModel, head: Head) -> None:
     """Let those weights train that the configuration says."""
     embedding = backbone.get_input_embeddings()
@@ -191,6 +206,10 @@ def choose_weights(config: PretrainConfig, backbone: PreTrainedModel, head: Head
         embedding.weight.requires_grad_(True)
     head.train(config.trains != "embeddings")
     head.trainable = True  # the gradient reaches a tied weight through the head too
+    if config.trains == "embeddings":
+        head.weight_VD.requires_grad_(True)
+        if head.output_bias is not None:
+            head.output_bias.requires_grad_(True)
     if config.objective == "cwt" and head.output_bias is not None:
         head.output_bias.requires_grad_(False)  # no contrast moves it
     if config.sparse_embeddings:
@@ -227,6 +246,7 @@ def _build_trainer(
             run,
             steps=course.scheduled,
             steps_per_epoch=course.per_epoch,
+            ddp_find_unused_parameters=False,  # the head's gradients come from outside of the wrapped forward
             **_schedule(config, course.scheduled),
         ),
         "data_collator": text.collate,
@@ -241,7 +261,7 @@ def _build_trainer(
             source=source,
             size=size,
             log_prior_V=prior.log_p_V,
-            tau=config.tau,
+            tau=prior.tau,
             weight=config.cwt_weight if config.objective == "both" else 1.0,
             cross_entropy_weight=config.cross_entropy_weight if config.objective == "both" else 0.0,
             sparse=config.sparse_embeddings,
@@ -251,12 +271,14 @@ def _build_trainer(
     )
 
 
-def _look(trainer: GatheredTrainer, text: Text, backbone: PreTrainedModel) -> list[float]:
+def _look(trainer: GatheredTrainer, text: Text, backbone: PreTrainedModel) -> list[float] | None:
     """Measure the anisotropy of every layer on held-out text, uncorrupted."""
-    rows = [text.validation[row][0] for row in range(min(LOOKED_AT, len(text.validation)))]
-    width = min(map(len, rows))
-    token_ids_BL = torch.from_numpy(np.stack([row[:width] for row in rows])).to(trainer.args.device)
-    return measure_anisotropy(backbone, token_ids_BL, torch.ones_like(token_ids_BL))
+    rows = [torch.from_numpy(text.validation[row][0]) for row in range(min(LOOKED_AT, len(text.validation)))]
+    if sum(map(len, rows)) < 2:
+        return None
+    token_ids_BL = pad_sequence(rows, batch_first=True, padding_value=text.pad_token_id)
+    mask_BL = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    return measure_anisotropy(backbone, token_ids_BL.to(trainer.args.device), mask_BL.to(trainer.args.device))
 
 
 def _files_of(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> list[Path] | None:

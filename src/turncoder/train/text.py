@@ -252,6 +252,9 @@ def count_targets(text: Text, vocabulary: int) -> torch.Tensor:
     for start in range(0, len(file.tokens), COUNTED_AT_ONCE):
         counts_V += np.bincount(file.tokens[start : start + COUNTED_AT_ONCE], minlength=vocabulary)
     counts_V[special] = 0
+    if not text.masking.first_counts and (text.isolate or not text.train.is_packed):
+        starts = np.concatenate([[0], file.ends[:-1]])[np.diff(file.ends, prepend=0) > 0].astype(np.int64)
+        counts_V -= np.bincount(file.tokens[starts], minlength=vocabulary)  # nothing stands before them
     return torch.from_numpy(counts_V)
 
 

@@ -93,6 +93,11 @@ class GatheredTrainer(Trainer):
         output = model(input_ids=inputs["input_ids"], use_cache=False, **kwargs)
         return select_rows(output.last_hidden_state, inputs["labels"], self.shift)
 
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """Name what decays: no vectors, which are biases and gains, whatever the names that they are known by."""
+        vectors = {name for name, weight in model.named_parameters() if weight.ndim < 2}
+        return [name for name in super().get_decay_parameter_names(model) if name not in vectors]
+
     def sum_losses(self, rows_KD: torch.Tensor, targets_K: torch.Tensor) -> torch.Tensor:
         """Sum what is minimised over rows."""
         return cross_entropy(rows_KD, targets_K, self.head, budget_bytes=self.budget_bytes)
@@ -108,6 +113,8 @@ class GatheredTrainer(Trainer):
         with self.accelerator.autocast():
             rows_KD, targets_K = self.rows(model, inputs)
             total = self.sum_losses(rows_KD, targets_K)
+            if not len(targets_K):  # other processes wait for the gradients of the head
+                total = total + sum(0 * weight.sum() for weight in self.head.parameters() if weight.requires_grad)
         if model.training and self.course is not None:
             self.course.record.count_tokens(inputs["attention_mask"])
         assert num_items_in_batch is not None
