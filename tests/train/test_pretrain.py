@@ -435,7 +435,7 @@ def test_gains_of_a_head_do_not_decay(text: Path, tmp_path: Path) -> None:
     from turncoder.train.stage import register_head
     from turncoder.train.trainer import GatheredTrainer
 
-    launch(command(text, tmp_path / "run", {**BERT, "config_name": "modernbert"}, max_steps=1))
+    launch(command(text, tmp_path / "run", {**LLAMA, "config_name": "modernbert", "kind": "mlm"}, max_steps=1))
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "model")
     backbone, head = take_backbone(model), take_head(model, trainable=True)
     register_head(backbone, head)
