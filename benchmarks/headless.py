@@ -2,8 +2,8 @@
 
     python benchmarks/headless.py --folder headless      # hours; goes on where it was; results/headless.*
 
-A small Llama (width 128, 3 layers) and a BERT of the same size, from random weights, 1,024 tokens a step, on English
-text of ../shared (5 % of its documents held out), with tokenizers of 8,000, 32,000 and 128,000 ids trained on it. Arms:
+A small Llama (width 128, 3 layers) and a BERT of the same size, from random weights, 300 steps of 1,024 tokens, on
+English text of ../shared, with tokenizers of 8,000, 32,000 and 128,000 ids trained on it. Arms:
 
 ``cross-entropy``       over the selected rows, chunked, exact: no worse baseline than there is
 ``cross-entropy + log p``  the same, with the unigram log-probabilities as a fixed bias of the logits
@@ -11,8 +11,9 @@ text of ../shared (5 % of its documents held out), with tokenizers of 8,000, 32,
 ``headless, equal time``  as many steps as cross-entropy has time for, by the ratio of their step times (measured
                         first, in turns, on this machine)
 
-The learning rate is chosen for each arm from the same three on the smallest vocabulary, by held-out loss, with a seed
-that is not reported. Three seeds. The bits per byte of masked models are those of the masked tokens.
+Of the paragraphs, every twentieth is reported on, and the one before it is for choices: the learning rate is chosen
+there for each arm from the same three, on the smallest vocabulary, with a seed that is not reported. Three seeds. The
+bits per byte of masked models are those of the masked tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ TEXTS = ("wiki_paragraphs_en/wiki_en.txt", "wikitext2/wiki.valid.tokens", "wikit
 VOCABULARIES = (8_000, 32_000, 128_000)
 RATES = (1e-3, 3e-3, 9e-3)
 SEEDS = (1, 2, 3)
-STEPS, BATCH, LENGTH = 500, 8, 128
+STEPS, BATCH, LENGTH = 300, 8, 128
+EVERY = 20  # paragraphs
 TIMED_STEPS, TURNS, LONGEST = 12, 3, 30
 SHAPE = {
     "hidden_size": 128,
@@ -43,7 +45,8 @@ ARMS: dict[str, dict] = {
     "cross-entropy + log p": {"objective": "cross_entropy", "head_prior": True},
     "headless": {"objective": "cwt"},
 }
-KINDS = {"clm": "llama", "mlm": "bert"}
+KINDS = {"mlm": "bert", "clm": "llama"}
+SCORED = {"mlm": 1000, "clm": 250}  # rows; of masked models a row has a seventh of the tokens
 
 
 def main() -> None:
@@ -56,7 +59,7 @@ def main() -> None:
         home = options.folder or Path(temporary)
         home.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("TURNCODER_CACHE", str(home / "cache"))
-        write_text(home / "text.txt")
+        write_texts(home)
         rows = []
         for kind in options.kinds:
             rates = {arm: choose_rate(home, kind, arm) for arm in ARMS}
@@ -83,9 +86,9 @@ def finish(rows: list[dict], options: argparse.Namespace) -> None:
     print(write_results("headless", {**setting, "rows": rows}))
 
 
-def write_text(path: Path) -> None:
-    """Put the English text of ../shared into one file, a paragraph a line."""
-    if path.exists():
+def write_texts(home: Path) -> None:
+    """Put the English text of ../shared into files, a paragraph a line: to train on, to choose on, to report on."""
+    if (home / "report.txt").exists():
         return
     lines = []
     for name in TEXTS:
@@ -93,7 +96,11 @@ def write_text(path: Path) -> None:
     for name in ("nltk_state_union", "nltk_inaugural"):
         for file in sorted((SHARED / "data" / name).glob("*.txt")):
             lines += file.read_text(encoding="utf8", errors="ignore").splitlines()
-    path.write_text("".join(f"{line.strip()}\n" for line in lines if len(line.split()) > 8), encoding="utf8")
+    lines = list(dict.fromkeys(f"{line.strip()}\n" for line in lines if len(line.split()) > 8))
+    parts = {"train": [], "choose": lines[EVERY - 2 :: EVERY], "report": lines[EVERY - 1 :: EVERY]}
+    parts["train"] = [line for number, line in enumerate(lines) if number % EVERY < EVERY - 2]
+    for name, part in parts.items():
+        (home / f"{name}.txt").write_text("".join(part), encoding="utf8")
 
 
 def train(home: Path, name: str, kind: str, vocabulary: int, arm: str, rate: float, steps: int, seed: int) -> Path:
@@ -109,7 +116,8 @@ def train(home: Path, name: str, kind: str, vocabulary: int, arm: str, rate: flo
             config_overrides=shape,
             train_tokenizer="bpe",
             vocab_size=vocabulary,
-            train_file=str(home / "text.txt"),
+            train_file=str(home / "train.txt"),
+            validation_file=str(home / ("choose.txt" if name == "rate" else "report.txt")),
             max_seq_length=LENGTH,
             per_device_train_batch_size=BATCH,
             max_steps=steps,
@@ -118,7 +126,7 @@ def train(home: Path, name: str, kind: str, vocabulary: int, arm: str, rate: flo
             logging_steps=max(1, steps // 20),
             save_strategy="no",
             evaluate_step_zero=False,
-            max_eval_samples=200 if name == "timed" else 1000,
+            max_eval_samples=SCORED[kind],
             do_eval=name != "timed",
             seed=seed,
             training={"adam_beta2": 0.95},

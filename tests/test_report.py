@@ -28,7 +28,7 @@ def make_run(folder, *, lora_r=8, results=True, status="done", **config):
             "perplexity": 7.389,
             "accuracy": 0.4,
             "top5_accuracy": 0.7,
-            "masked_tokens": 9,
+            "predicted_tokens": 9,
         }
     (folder / "run.json").write_text(json.dumps(record))
     scores = {"eval_loss": 6.0, "eval_perplexity": 403.4, "eval_accuracy": 0.1, "eval_top5_accuracy": 0.2}

@@ -99,7 +99,12 @@ def add_head(config: HeadConfig) -> Path:
     try:
         difference = compare(_load(config, str(made), revision="main"), target, take_backbone(original))
         exact = way != "fit" and target.softcap is None  # a cap stands behind what a temperature divides
-        assert not exact or difference < EXACT, f"log-probabilities are off by {difference:.2g}"
+        if exact and not difference < EXACT:
+            raise UserError(
+                f"{config.model_name_or_path}: with log p in its weights {type(model).__name__} is off by "
+                f"{difference:.2g} nats, so it computes something after its head that is not known here: use --no-prior, "
+                "or h E^T + log p as mntp, turn and evaluate language do"
+            )
         put_in_place(made, out)
     finally:
         shutil.rmtree(made, ignore_errors=True)

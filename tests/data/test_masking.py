@@ -25,7 +25,7 @@ def make_blocks(folder, lengths, block_size=16, layout="packed"):
     tokens = np.random.default_rng(0).integers(10, VOCABULARY, sum(lengths)).astype("<u2")
     tokens.tofile(folder / "train.tokens")
     np.cumsum(lengths).astype("<u8").tofile(folder / "train.ends")
-    return Blocks(TokenFile(folder, "train", "uint16", len(tokens), len(lengths), "f"), block_size, layout)
+    return Blocks(TokenFile(folder, "train", "uint16", len(tokens), len(lengths), 0, "f"), block_size, layout)
 
 
 def within(count, total, share, sigmas=5):

@@ -266,7 +266,7 @@ def test_a_full_disk_and_ctrl_c_leave_whole_shards(tmp_path, texts, tokenizer, s
     assert caught.value is trouble
     (partial,) = (tmp_path / "full").glob("*.partial")
     journal = json.loads((partial / "journal.json").read_text())
-    for name, (count, documents) in journal["splits"].items():
+    for name, (count, documents, _) in journal["splits"].items():
         assert (partial / f"{name}.tokens").stat().st_size == count * 2
         assert (partial / f"{name}.ends").stat().st_size == documents * 8
     assert not list(partial.glob("*.new"))

@@ -1,6 +1,7 @@
 """The chunked loss against full logits."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -153,6 +154,19 @@ def test_half_precision_weights_and_rows(dtype):
     true = torch.autograd.grad(expected, reference_KD)[0]
     mine = gradients(loss, rows_KD, head)[0]
     assert mine.dtype == dtype
+    assert (mine.float() - true).norm() < 0.02 * true.norm()
+
+
+def test_a_head_alone_does_not_overflow_in_float16():
+    """Its gradient is made of exponentials in half precision, of which nothing else tells that they are too large."""
+    rows_KD, targets_K, head = build(40, 3000, 32, spread=2.0, dtype=torch.float16)
+    rows_KD = rows_KD.detach()
+    loss = cross_entropy(rows_KD, targets_K, head, budget_bytes=200_000)
+    weight_VD = head.weight_VD.detach().float().requires_grad_()
+    expected = full(rows_KD.float(), targets_K, PlainHead(weight_VD))
+    logits_KV = rows_KD.float() @ weight_VD.T
+    assert (logits_KV.max(1).values - logits_KV.gather(1, targets_K[:, None])[:, 0]).max() > math.log(65504)
+    (mine,), (true,) = torch.autograd.grad(loss, head.weight_VD), torch.autograd.grad(expected, weight_VD)
     assert (mine.float() - true).norm() < 0.02 * true.norm()
 
 

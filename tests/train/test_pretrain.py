@@ -70,12 +70,18 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model" / "model.safetensors")
 
 
+def first_loss(run: Path) -> float:
+    return next(row["eval_loss"] for row in metrics(run) if "eval_loss" in row)
+
+
 def test_a_headless_decoder_learns_and_opens_everywhere(text: Path, tmp_path: Path) -> None:
     launch(command(text, tmp_path / "run", max_steps=150, logging_steps=50, evaluate_step_zero=True))
     rows = [row for row in metrics(tmp_path / "run") if "eval_loss" in row]
     assert rows[0]["model"] == "untrained" and rows[-1]["eval_loss"] < rows[0]["eval_loss"] - 0.3
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "done" and record["tokens"] == 150 * 8 * 32
+    looks = {row["step"]: row["anisotropy"] for row in metrics(tmp_path / "run") if "anisotropy" in row}
+    assert list(looks) == [0, 150] and looks[150] == record["anisotropy"] != looks[0]
     assert len(record["anisotropy"]) == 3 and all(-1 <= value <= 1 for value in record["anisotropy"])
     folder = tmp_path / "run" / "model"
     model, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
@@ -276,7 +282,7 @@ def test_the_prior_is_what_cross_entropy_may_begin_with(text: Path, tmp_path: Pa
     common = {"objective": "cross_entropy", "evaluate_step_zero": True, "max_steps": 1}
     launch(command(text, tmp_path / "bare", **common))
     launch(command(text, tmp_path / "prior", head_prior=True, **common))
-    bare, prior = (metrics(tmp_path / name)[0]["eval_loss"] for name in ("bare", "prior"))
+    bare, prior = (first_loss(tmp_path / name) for name in ("bare", "prior"))
     assert bare == pytest.approx(math.log(400), abs=0.1)
     assert prior < bare - 0.5
     assert read_prior(str(tmp_path / "prior" / "model")) is not None
@@ -416,7 +422,7 @@ def test_weights_that_know_log_p_do_not_learn_it_again(text: Path, tmp_path: Pat
     for tau in (None, 0.0):
         said = launch(command(text, tmp_path / f"tau-{tau}", **flags, tau=tau))
         assert ("tau = 1" in said) == (tau is None)
-        losses_[tau] = metrics(tmp_path / f"tau-{tau}")[0]["eval_loss"]
+        losses_[tau] = first_loss(tmp_path / f"tau-{tau}")
     assert losses_[None] < losses_[0.0] and losses_[None] < first + 1.0
 
 

@@ -18,7 +18,10 @@ import numpy as np
 
 from turncoder.data.batching import permute
 
-__all__ = ["Blocks", "Layout", "TokenFile"]
+__all__ = ["FORMAT", "Blocks", "Layout", "TokenFile"]
+
+FORMAT = 2
+"""Of these files and of the manifest beside them."""
 
 Layout = Literal["packed", "pieces", "truncated", "llm2vec"]
 ROW = np.dtype([("start", "<u8"), ("length", "<u4")])
@@ -38,6 +41,8 @@ class TokenFile:
         ``"uint16"`` or ``"uint32"``.
     num_tokens, num_documents
         How many there are.
+    num_bytes
+        Of the documents' text, in UTF-8; 0 where they came as tokens.
     fingerprint
         Of the corpus, the tokenizer and the options.
     """
@@ -47,6 +52,7 @@ class TokenFile:
     dtype: str
     num_tokens: int
     num_documents: int
+    num_bytes: int
     fingerprint: str
 
     @cached_property

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from turncoder.data.blocks import TokenFile
+from turncoder.data.blocks import FORMAT, TokenFile
 from turncoder.data.files import ENDINGS, Row, choose_column, find_ending, read_arrow, read_file
 from turncoder.data.saved import has_split, is_saved, open_dataset
 from turncoder.errors import UserError
@@ -239,8 +239,9 @@ def _find_prepared(folder: Path) -> Path | None:
 
 def _from_prepared(home: Path) -> Corpus:
     manifest = json.loads((home / "manifest.json").read_text())
-    tokens, documents = manifest["splits"]["train"]
-    file = TokenFile(home, "train", manifest["dtype"], tokens, documents, manifest["fingerprint"])
+    if manifest["format"] != FORMAT:
+        raise UserError(f"train_file: {home} was prepared by another version of turncoder; prepare the text again")
+    file = TokenFile(home, "train", manifest["dtype"], *manifest["splits"]["train"], manifest["fingerprint"])
 
     def read() -> Iterator[Row]:
         start = 0
@@ -248,7 +249,7 @@ def _from_prepared(home: Path) -> Corpus:
             yield file.tokens[start : int(end)].astype(np.int64)
             start = int(end)
 
-    return Corpus(str(home), read, lambda: str(manifest["fingerprint"]), True, rows=documents, prepared=home)
+    return Corpus(str(home), read, lambda: str(manifest["fingerprint"]), True, rows=file.num_documents, prepared=home)
 
 
 def _has_validation(name: str | None, config: str | None, file: str | Path | None, cache_dir: str | None) -> bool:

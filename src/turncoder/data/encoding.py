@@ -28,12 +28,16 @@ PROBE = ("The quick brown fox, 1984.", "  two  spaces\tand a tab", "Füße, 눈,
 
 
 class Encoded(NamedTuple):
-    """The tokens of a shard by split, each with the length of each document; the empty documents; the bytes of text."""
+    """The tokens of a shard by split, each with the length of each document; the empty documents; the bytes read.
+
+    ``text`` is the bytes of UTF-8 of the documents of either split, in their order; 0 where they came as tokens.
+    """
 
     train: tuple[np.ndarray, np.ndarray]
     validation: tuple[np.ndarray, np.ndarray]
     empty: int
     size: int
+    text: tuple[int, int]
 
 
 class Encoder:
@@ -73,27 +77,30 @@ class Encoder:
         kept = [bool(len(row)) and not (isinstance(row, str) and row.isspace()) for row in rows]
         empty = kept.count(False)
         contents = [_content(row) for row in rows]
-        size = sum(map(len, contents)) + len(contents)  # and the newlines
+        bytes_N = np.fromiter(map(len, contents), dtype=np.int64, count=len(rows))
+        size = int(bytes_N.sum()) + len(contents)  # and the newlines
         validates = np.fromiter(map(zlib.crc32, contents), dtype=np.uint64, count=len(rows)) < share / 100 * 2**32
         validates[:held_out] = True
         if not self.keep_empty and empty:
             rows = [row for row, keep in zip(rows, kept, strict=True) if keep]
-            validates = validates[kept]
+            validates, bytes_N = validates[kept], bytes_N[kept]
         pieces = self._tokenise(rows)
         lengths = np.fromiter(map(len, pieces), dtype=np.uint32, count=len(pieces))
         if pieces and isinstance(pieces[0], np.ndarray):
             tokens = np.concatenate(pieces)
             check_ids(tokens, self.vocab_size, self.name)
             tokens = tokens.astype(self.dtype)
+            bytes_N[:] = 0
         else:
             joined = array("I")  # four times as fast as numpy at taking lists of integers
             for piece in pieces:
                 joined.fromlist(piece)
             tokens = np.frombuffer(joined, dtype=np.uint32).astype(self.dtype)
+        text = int(bytes_N[~validates].sum()), int(bytes_N[validates].sum())
         if not validates.any():
-            return Encoded((tokens, lengths), (tokens[:0], lengths[:0]), empty, size)
+            return Encoded((tokens, lengths), (tokens[:0], lengths[:0]), empty, size, text)
         goes = np.repeat(validates, lengths)
-        return Encoded((tokens[~goes], lengths[~validates]), (tokens[goes], lengths[validates]), empty, size)
+        return Encoded((tokens[~goes], lengths[~validates]), (tokens[goes], lengths[validates]), empty, size, text)
 
     def _tokenise(self, rows: Sequence[Any]) -> Sequence[Any]:
         if not rows or isinstance(rows[0], np.ndarray):

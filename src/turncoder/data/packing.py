@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from turncoder.data.blocks import Blocks, Layout, TokenFile
+from turncoder.data.blocks import FORMAT, Blocks, Layout, TokenFile
 from turncoder.data.corpus import Corpus
 from turncoder.data.tokenizer import digest_tokenizer
 from turncoder.data.tokens import TokenPass
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Blocks", "default_cache", "prepare_blocks"]
 
 logger = logging.getLogger("turncoder")
-
-FORMAT = 1
 
 
 def default_cache() -> Path:
@@ -103,8 +101,8 @@ def prepare_blocks(
     elif as_llm2vec:
         layout = "truncated" if line_by_line else "llm2vec"
     train, held_out = (
-        Blocks(TokenFile(home, name, manifest["dtype"], tokens, documents, manifest["fingerprint"]), block_size, layout)
-        for name, (tokens, documents) in manifest["splits"].items()
+        Blocks(TokenFile(home, name, manifest["dtype"], *counts, manifest["fingerprint"]), block_size, layout)
+        for name, counts in manifest["splits"].items()
     )
     if corpus.prepared is not None and validation is not None:
         held_out, _ = prepare_blocks(
@@ -185,9 +183,9 @@ def _report(name: str, manifest: dict[str, Any], train: Blocks, held_out: Blocks
     logger.info(
         "%s: %s documents (%s empty), %s tokens, %s rows of up to %s for training (%s), %s for validation; in %s",
         name,
-        f"{sum(documents for _, documents in manifest['splits'].values()):,}",
+        f"{sum(documents for _, documents, _ in manifest['splits'].values()):,}",
         f"{manifest['empty']:,}",
-        f"{sum(tokens for tokens, _ in manifest['splits'].values()):,}",
+        f"{sum(tokens for tokens, *_ in manifest['splits'].values()):,}",
         f"{len(train):,}",
         train.block_size,
         left,

@@ -42,7 +42,7 @@ class _Journal:
     """What of the partial files counts, and how far the corpora have been read."""
 
     read: dict[str, int]
-    splits: dict[str, list[int]]  # name: [tokens, documents]
+    splits: dict[str, list[int]]  # name: [tokens, documents, bytes of text]
     empty: int = 0
 
 
@@ -100,7 +100,7 @@ class TokenPass:
 
     def _recover(self) -> _Journal:
         path = self.partial / "journal.json"
-        state = _Journal(dict.fromkeys(self.corpora, 0), {"train": [0, 0], "validation": [0, 0]})
+        state = _Journal(dict.fromkeys(self.corpora, 0), {"train": [0, 0, 0], "validation": [0, 0, 0]})
         if path.exists():
             state = _Journal(**json.loads(path.read_text()))
             logger.info("%s: taken up after %s documents", self.home, f"{sum(state.read.values()):,}")
@@ -108,7 +108,7 @@ class TokenPass:
         return state
 
     def _truncate(self, state: _Journal) -> None:
-        for name, (tokens, documents) in state.splits.items():
+        for name, (tokens, documents, _) in state.splits.items():
             for ending, size in (("tokens", tokens * self.encoder.dtype.itemsize), ("ends", documents * 8)):
                 with (self.partial / f"{name}.{ending}").open("ab") as stream:
                     stream.truncate(size)
@@ -135,15 +135,17 @@ class TokenPass:
         """Append one shard to the files, then to the journal: what the journal does not know does not count."""
         shard = future.result()
         splits = dict(state.splits)
-        for name, (token_ids, lengths) in (("train", shard.train), ("validation", shard.validation)):
-            tokens, documents = splits[name]
+        for (name, (token_ids, lengths)), size in zip(
+            (("train", shard.train), ("validation", shard.validation)), shard.text, strict=True
+        ):
+            tokens, documents, read = splits[name]
             if not len(lengths):
                 continue
             ends = np.cumsum(lengths, dtype=np.uint64) + np.uint64(tokens)
             for ending, values in (("tokens", token_ids), ("ends", ends)):
                 with (self.partial / f"{name}.{ending}").open("ab") as stream:
                     stream.write(values.tobytes())
-            splits[name] = [tokens + len(token_ids), documents + len(lengths)]
+            splits[name] = [tokens + len(token_ids), documents + len(lengths), read + size]
         before = state.read[corpus]
         after = _Journal({**state.read, corpus: position}, splits, state.empty + shard.empty)
         _write_json(self.partial / "journal.json", after.__dict__)
@@ -158,7 +160,7 @@ class TokenPass:
         self.bar.update(self.task, advance=advance, speed=speed)
         if self.bar.disable and now - self.noticed > NOTICE_SECONDS:
             self.noticed = now
-            tokens = sum(count for count, _ in state.splits.values())
+            tokens = sum(count for count, *_ in state.splits.values())
             logger.info("tokenised %s documents, %s tokens, %s", f"{sum(state.read.values()):,}", f"{tokens:,}", speed)
 
     def _finish(self, state: _Journal) -> None:
@@ -184,7 +186,7 @@ class TokenPass:
     def _check(self, state: _Journal) -> None:
         """Refuse a result that nothing can be trained on, and leave nothing of it."""
         corpus = self.corpora["train"].name
-        documents = {name: count for name, (_, count) in state.splits.items()}
+        documents = {name: count for name, (_, count, _) in state.splits.items()}
         message = None
         if not sum(documents.values()):
             message = f"{corpus}: no text at all, {state.empty} empty documents; look at the file and at text_column"

@@ -39,7 +39,7 @@ __all__ = ["HEADLESS", "evaluate_language", "plan_language", "show"]
 
 logger = logging.getLogger("turncoder")
 
-HEADLESS = ("boolq", "crows_pairs_english", "race", "sciq", "pubmedqa", "qasper_bool")
+HEADLESS = ("lambada_openai", "boolq", "crows_pairs_english", "race", "sciq", "pubmedqa", "qasper_bool")
 """The zero-shot tasks of Godey et al. 2024 (arXiv 2309.08351) by lm-eval's names; it does not say which part of QASPER,
 but its F1 of 66 is out of reach of free answers."""
 BOOTSTRAPS = 1000

@@ -170,7 +170,8 @@ class _Walk:
         # then, and only then, the rows are walked again with their true maximum.
         reference_K = torch.maximum(target_K, self._highest(rows_KD, buffer, tile, first_only=True))
         sums_K, mixed_KD = self._accumulate(rows_KD, reference_K, buffer, tile)
-        healthy = torch.isfinite(sums_K).all() & (mixed_KD is None or torch.isfinite(mixed_KD).all())
+        largest = torch.finfo(self.dtype if mixed_KD is None and self.trains_head else self.precision).max
+        healthy = (sums_K <= largest).all() & (mixed_KD is None or torch.isfinite(mixed_KD).all())
         if not healthy:
             reference_K = torch.maximum(target_K, self._highest(rows_KD, buffer, tile))
             sums_K, mixed_KD = self._accumulate(rows_KD, reference_K, buffer, tile)

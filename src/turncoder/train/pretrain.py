@@ -34,6 +34,7 @@ from turncoder.model.scratch import start_model
 from turncoder.pretrainconfig import PretrainConfig, split_negatives
 from turncoder.train.course import lay_course
 from turncoder.train.cwt_trainer import Contrast, CwtTrainer
+from turncoder.train.recording import AnisotropyLog
 from turncoder.train.running import Run, training_arguments
 from turncoder.train.stage import (
     check_data,
@@ -116,7 +117,7 @@ def _train(config: PretrainConfig, run: Run) -> None:
     if config.do_train:
         fit(trainer, run)
     if config.do_eval:
-        run.update(results=score_end(trainer), anisotropy=_look(trainer, text, backbone))
+        run.update(results=score_end(trainer), anisotropy=_look(text, backbone))
     unregister_head(backbone)
     if PartialState().is_main_process:
         save_language_model(
@@ -253,6 +254,7 @@ def _build_trainer(
         "train_dataset": MaskedBlocks(text.train, text.masking, epochs=epochs, batch_size=course.per_step),
         "eval_dataset": MaskedBlocks(text.validation, text.eval_masking, evaluation=True),
     }
+    course.callbacks.append(AnisotropyLog(run, functools.partial(_look, text, backbone)))
     if config.objective == "cross_entropy":
         return GatheredTrainer(**common)
     source, size = split_negatives(config.negatives)
@@ -271,14 +273,14 @@ def _build_trainer(
     )
 
 
-def _look(trainer: GatheredTrainer, text: Text, backbone: PreTrainedModel) -> list[float] | None:
+def _look(text: Text, backbone: PreTrainedModel) -> list[float] | None:
     """Measure the anisotropy of every layer on held-out text, uncorrupted."""
     rows = [torch.from_numpy(text.validation[row][0]) for row in range(min(LOOKED_AT, len(text.validation)))]
     if sum(map(len, rows)) < 2:
         return None
     token_ids_BL = pad_sequence(rows, batch_first=True, padding_value=text.pad_token_id)
     mask_BL = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    return measure_anisotropy(backbone, token_ids_BL.to(trainer.args.device), mask_BL.to(trainer.args.device))
+    return measure_anisotropy(backbone, token_ids_BL.to(backbone.device), mask_BL.to(backbone.device))
 
 
 def _files_of(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> list[Path] | None:

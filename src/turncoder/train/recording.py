@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from turncoder.train.running import MARKER, Run, complete_checkpoints, write_atomically
 
-__all__ = ["RunCallback", "StopAfter", "take_scores"]
+__all__ = ["AnisotropyLog", "RunCallback", "StopAfter", "take_scores"]
 
 logger = logging.getLogger("turncoder")
 
@@ -143,6 +144,27 @@ class StopAfter(TrainerCallback):
         if state.global_step >= self.steps:
             control.should_training_stop = True
             control.should_save = args.save_strategy != "no"
+
+
+class AnisotropyLog(TrainerCallback):
+    """After each evaluation, write how much the states of tokens point one way, layer by layer.
+
+    Parameters
+    ----------
+    run
+        The opened run.
+    measure
+        Gives a number for each layer, the embeddings first; None where there are too few tokens.
+    """
+
+    def __init__(self, run: Run, measure: Callable[[], list[float] | None]) -> None:
+        self.run = run
+        self.measure = measure
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write a row beside that of the scores."""
+        if (found := self.measure()) is not None:
+            self.run.log({"step": state.global_step, "anisotropy": found})
 
 
 def take_scores(scores: dict[str, float]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -249,8 +250,8 @@ def count_targets(text: Text, vocabulary: int) -> torch.Tensor:
     """Count how often each of so many token ids can be a target in the training text, int64 [V]."""
     file, special = text.train.file, np.array(text.never_targets, dtype=np.int64)
     counts_V = np.zeros(vocabulary, dtype=np.int64)
-    for start in range(0, len(file.tokens), COUNTED_AT_ONCE):
-        counts_V += np.bincount(file.tokens[start : start + COUNTED_AT_ONCE], minlength=vocabulary)
+    for part in _cut(file.tokens):
+        counts_V += np.bincount(part, minlength=vocabulary)
     counts_V[special] = 0
     if not text.masking.first_counts and (text.isolate or not text.train.is_packed):
         starts = np.concatenate([[0], file.ends[:-1]])[np.diff(file.ends, prepend=0) > 0].astype(np.int64)
@@ -259,15 +260,27 @@ def count_targets(text: Text, vocabulary: int) -> torch.Tensor:
 
 
 def measure_bytes(blocks: Blocks, tokenizer: PreTrainedTokenizerBase, special: tuple[int, ...] = ()) -> float:
-    """Measure how many bytes of UTF-8 a token stands for, on the first documents; ``special`` ones do not count."""
-    documents = np.split(
-        blocks.file.tokens[: blocks.file.ends[:MEASURED][-1]], blocks.file.ends[:MEASURED][:-1].astype(int)
-    )
+    """Measure how many bytes of UTF-8 a token stands for; ``special`` ones do not count.
+
+    Text that came as tokens is decoded, the first documents of it.
+    """
+    file = blocks.file
+    if file.num_bytes:
+        return file.num_bytes / max(1, sum(_count_others(part, special) for part in _cut(file.tokens)))
+    documents = np.split(file.tokens[: file.ends[:MEASURED][-1]], file.ends[:MEASURED][:-1].astype(int))
     texts = tokenizer.batch_decode(
         [document.tolist() for document in documents], skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
-    tokens = sum(int(np.isin(document, special, invert=True).sum()) for document in documents)
-    return sum(len(text.encode()) for text in texts) / max(tokens, 1)
+    return sum(len(text.encode()) for text in texts) / max(1, sum(_count_others(part, special) for part in documents))
+
+
+def _count_others(tokens: np.ndarray, special: tuple[int, ...]) -> int:
+    return int(np.isin(tokens, special, invert=True).sum())
+
+
+def _cut(tokens: np.ndarray) -> Iterator[np.ndarray]:
+    """Take tokens that are mapped from a file bit by bit, so that they need not fit into memory."""
+    return (tokens[start : start + COUNTED_AT_ONCE] for start in range(0, len(tokens), COUNTED_AT_ONCE))
 
 
 def drop_remainders(blocks: Blocks, key: str) -> Blocks:

@@ -128,7 +128,7 @@ class GatheredTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Score one batch as sums per row: (loss, right, right among five, masked tokens)."""
+        """Score one batch as sums per row: (loss, right, right among five, predicted tokens)."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.accelerator.autocast():
             rows_KD, targets_K = self.rows(model, inputs)
@@ -170,11 +170,11 @@ class GatheredTrainer(Trainer):
 
 
 def summarise(prediction: EvalPrediction, bytes_per_token: float | None = None) -> dict[str, float]:
-    """Turn sums per row (loss, right, right among five, masked tokens) into loss, perplexity and accuracies."""
+    """Turn sums per row (loss, right, right among five, predicted tokens) into loss, perplexity and accuracies."""
     loss, right, right5, count = np.asarray(prediction.predictions, dtype=np.float64).sum(axis=0)
     if count == 0:
         raise UserError(
-            "the evaluation has no masked token: raise mlm_probability, max_eval_samples or validation_split_percentage"
+            "the evaluation has no token to predict: raise mlm_probability, max_eval_samples or validation_split_percentage"
         )
     bits = {} if bytes_per_token is None else {"bits_per_byte": loss / count / math.log(2) / bytes_per_token}
     return {
@@ -183,5 +183,5 @@ def summarise(prediction: EvalPrediction, bytes_per_token: float | None = None) 
         "perplexity": math.exp(min(loss / count, 700.0)),
         "accuracy": right / count,
         "top5_accuracy": right5 / count,
-        "masked_tokens": int(count),
+        "predicted_tokens": int(count),
     }
