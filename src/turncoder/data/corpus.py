@@ -241,7 +241,8 @@ def _from_prepared(home: Path) -> Corpus:
     manifest = json.loads((home / "manifest.json").read_text())
     if manifest["format"] != FORMAT:
         raise UserError(f"train_file: {home} was prepared by another version of turncoder; prepare the text again")
-    file = TokenFile(home, "train", manifest["dtype"], *manifest["splits"]["train"], manifest["fingerprint"])
+    tokens, documents, size = manifest["splits"]["train"]
+    file = TokenFile(home, "train", manifest["dtype"], tokens, documents, size, manifest["fingerprint"])
 
     def read() -> Iterator[Row]:
         start = 0
@@ -249,7 +250,7 @@ def _from_prepared(home: Path) -> Corpus:
             yield file.tokens[start : int(end)].astype(np.int64)
             start = int(end)
 
-    return Corpus(str(home), read, lambda: str(manifest["fingerprint"]), True, rows=file.num_documents, prepared=home)
+    return Corpus(str(home), read, lambda: str(manifest["fingerprint"]), True, rows=documents, prepared=home)
 
 
 def _has_validation(name: str | None, config: str | None, file: str | Path | None, cache_dir: str | None) -> bool:

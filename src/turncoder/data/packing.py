@@ -101,8 +101,12 @@ def prepare_blocks(
     elif as_llm2vec:
         layout = "truncated" if line_by_line else "llm2vec"
     train, held_out = (
-        Blocks(TokenFile(home, name, manifest["dtype"], *counts, manifest["fingerprint"]), block_size, layout)
-        for name, counts in manifest["splits"].items()
+        Blocks(
+            TokenFile(home, name, manifest["dtype"], tokens, documents, size, manifest["fingerprint"]),
+            block_size,
+            layout,
+        )
+        for name, (tokens, documents, size) in manifest["splits"].items()
     )
     if corpus.prepared is not None and validation is not None:
         held_out, _ = prepare_blocks(

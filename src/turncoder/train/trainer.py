@@ -174,7 +174,8 @@ def summarise(prediction: EvalPrediction, bytes_per_token: float | None = None) 
     loss, right, right5, count = np.asarray(prediction.predictions, dtype=np.float64).sum(axis=0)
     if count == 0:
         raise UserError(
-            "the evaluation has no token to predict: raise mlm_probability, max_eval_samples or validation_split_percentage"
+            "the evaluation has no token to predict: raise mlm_probability, max_eval_samples or "
+            "validation_split_percentage"
         )
     bits = {} if bytes_per_token is None else {"bits_per_byte": loss / count / math.log(2) / bytes_per_token}
     return {
