@@ -102,8 +102,8 @@ def add_head(config: HeadConfig) -> Path:
         if exact and not difference < EXACT:
             raise UserError(
                 f"{config.model_name_or_path}: with log p in its weights {type(model).__name__} is off by "
-                f"{difference:.2g} nats: it computes something after its head that is not known here; use --no-prior, or "
-                "the run as it is (mntp, turn and evaluate language add log p themselves)"
+                f"{difference:.2g} nats: it computes something after its head that is not known here; use --no-prior, "
+                "or the run as it is (mntp, turn and evaluate language add log p themselves)"
             )
         put_in_place(made, out)
     finally:
