@@ -8,10 +8,12 @@ Every arm is a process of its own, so that its peak memory is its own; the steps
 paragraphs (tokens of GPT-2; at 250,000 ids the same tokens, spread over the larger vocabulary). Arms: ``dense``
 (logits of the whole vocabulary, torch's cross-entropy), ``chunked`` (turncoder's exact cross-entropy, tile by tile),
 ``published`` (contrastive weight tying as the paper has it, a column for every target, by autograd), ``turncoder``
-(a column for every unique target). Physical limit: 6 K C D FLOPs for C columns.
+(a column for every unique target; the gradient of the embeddings is row-sparse). What the gradient's form is worth
+alone: ``published, sparse`` and ``turncoder, dense``. Physical limit: 6 K C D FLOPs for C columns.
 
 ``step``: forward, backward, clipping and optimizer of a Llama (width 256, 4 layers), with as many unique ids in the
-batch at either size of the vocabulary, row-sparse and dense.
+batch at either size of the vocabulary, row-sparse and dense. ``real``: the same with tokenizers of both sizes that are
+trained on the text of ../shared in all its languages, each with its own tokens of the same paragraphs.
 """
 
 from __future__ import annotations
@@ -28,15 +30,27 @@ from mntp import Arm
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TEXT = SHARED / "data/wiki_paragraphs_en/wiki_en.txt"
 TOKENIZER = SHARED / "tokenizers/gpt2"
-LAYER_ARMS = ("dense", "chunked", "published", "turncoder")
+LAYER_ARMS = ("dense", "chunked", "published", "published, sparse", "turncoder, dense", "turncoder")
 STEP_ARMS = ("sparse 32,000", "sparse 256,000", "dense 32,000", "dense 256,000")
+CORPORA = (
+    "wiki_paragraphs_en/wiki_en.txt",
+    "wiki_paragraphs_ko/wiki_ko.txt",
+    "wikitext2/wiki.valid.tokens",
+    "wikitext2/wiki.test.tokens",
+    "nltk_state_union/state_union.txt",
+    "bulgarian_text/bg_sentences.tsv",
+    "movie_reviews/movie_reviews.tsv",
+    "scifact_beir/corpus.jsonl",
+    "masc_tagged/masc.tsv",
+    *(f"ntrex/newstest2019.{code}.txt" for code in ("bul", "deu", "eng", "fra", "kor", "rus", "tur")),
+)
 ROWS, WIDTH, LAYERS, HEADS, BATCH, LENGTH = 4096, 256, 4, 4, 16, 256
 BUDGET = 256 * 10**6
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("layer", "step"), action="append")
+    parser.add_argument("--part", choices=("layer", "step", "real"), action="append")
     parser.add_argument("--vocabularies", nargs="+", type=int, default=[50_257, 250_000])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
@@ -48,12 +62,14 @@ def main() -> None:
     from machine import write_results
 
     results: dict = {"rounds": options.rounds, "threads": options.threads}
-    parts = options.part or ["layer", "step"]
+    parts = options.part or ["layer", "step", "real"]
     if "layer" in parts:
         results["layer"] = [compare_layer(vocabulary, options) for vocabulary in options.vocabularies]
     if "step" in parts:
         results["step"] = compare_steps(options)
-    print(write_results("cwt" if len(parts) == 2 else f"cwt-{parts[0]}", results))
+    if "real" in parts:
+        results["real"] = compare_real(options)
+    print(write_results("cwt" if len(parts) == 3 else f"cwt-{'-'.join(parts)}", results))
 
 
 def run_arms(names: tuple[str, ...], setting: dict, rounds: int) -> dict[str, dict]:
@@ -64,6 +80,7 @@ def run_arms(names: tuple[str, ...], setting: dict, rounds: int) -> dict[str, di
             arm.losses.append(answer["loss"])
             if turn:  # the first one warms up
                 arm.seconds.append(answer["seconds"])
+                arm.cpu_seconds.append(answer["cpu_seconds"])
             arm.last = answer
     for arm in arms:
         arm.close()
@@ -72,6 +89,7 @@ def run_arms(names: tuple[str, ...], setting: dict, rounds: int) -> dict[str, di
             "seconds": round(statistics.median(arm.seconds), 4),
             "fastest": round(min(arm.seconds), 4),
             "slowest": round(max(arm.seconds), 4),
+            "processor_seconds": round(statistics.median(arm.cpu_seconds), 4),
             "peak_mb": arm.last["peak_mb"],
             "loss": arm.losses[0],
             **arm.ready,
@@ -110,6 +128,27 @@ def compare_steps(options: argparse.Namespace) -> dict:
     return {"arms": rows, "ratio": ratios}
 
 
+def compare_real(options: argparse.Namespace) -> dict:
+    """Compare steps on the tokens of two tokenizers, which are trained once and kept until the machine is clean."""
+    import tempfile
+
+    from turncoder.data.vocabulary import train_tokenizer
+
+    lines = [line for name in CORPORA for line in (SHARED / "data" / name).read_text("utf8").splitlines()]
+    sizes, folder = {}, Path(tempfile.gettempdir()) / "turncoder-cwt"
+    for vocabulary in (32_000, 256_000):
+        if not (folder / str(vocabulary)).exists():
+            train_tokenizer(lines, vocabulary).save_pretrained(folder / str(vocabulary))
+        sizes[f"{vocabulary:,}"] = str(folder / str(vocabulary))
+    setting = {"part": "step", "threads": options.threads, "tokenizers": sizes}
+    rows = run_arms(STEP_ARMS[:2], setting, options.rounds)
+    small, large = (rows[name]["seconds"] for name in STEP_ARMS[:2])
+    for name, row in rows.items():
+        print(f"{name:15} {row['seconds'] * 1e3:8.1f} ms, {row['unique']:,} of {row['vocabulary']:,} ids in the batch")
+    print(f"real tokenizers, row-sparse: {large / small:.3f}")
+    return {"arms": rows, "ratio": round(large / small, 3)}
+
+
 # ---------------------------------------------------------------- workers
 
 
@@ -121,10 +160,11 @@ def work(setting: dict) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of loading, is forgotten
     before = read_memory("VmRSS")
     for _ in sys.stdin:
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         loss = step()
-        seconds = time.perf_counter() - started
-        answer = {"loss": loss, "seconds": seconds, "peak_mb": round(read_memory("VmHWM") - before, 1)}
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - busy
+        peak_mb = round(read_memory("VmHWM") - before, 1)
+        answer = {"loss": loss, "seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak_mb}
         print(json.dumps(answer), flush=True)
 
 
@@ -148,7 +188,7 @@ def layer_step(setting: dict, torch):
     rows_KD = torch.randn(ROWS, WIDTH, generator=draw).requires_grad_()
     weight_VD = (torch.randn(vocabulary, WIDTH, generator=draw) * 0.02).requires_grad_()
     unique = len(targets_K.unique())
-    columns = {"dense": vocabulary, "chunked": vocabulary, "published": ROWS, "turncoder": unique}[arm]
+    columns = {"dense": vocabulary, "chunked": vocabulary, "published": ROWS}.get(arm.split(",")[0], unique)
     from turncoder.objectives.cwt import contrast, pool_targets
     from turncoder.objectives.walk import walk_classes
 
@@ -157,11 +197,14 @@ def layer_step(setting: dict, torch):
             return torch.nn.functional.cross_entropy(rows_KD @ weight_VD.T, targets_K)
         if arm == "chunked":
             return walk_classes(rows_KD, weight_VD, None, targets_K, budget_bytes=BUDGET) / ROWS
-        if arm == "published":
-            scores_KK = rows_KD @ weight_VD[targets_K].T
+        if arm.startswith("published"):
+            sparse = arm.endswith("sparse")
+            scores_KK = rows_KD @ torch.nn.functional.embedding(targets_K, weight_VD, sparse=sparse).T
             return -(scores_KK.diag().exp() / (scores_KK.exp().sum(1) + 1e-9)).log().mean()
         pool = pool_targets(targets_K)
-        return contrast(rows_KD, targets_K, weight_VD, pool, budget_bytes=BUDGET, sparse=True) / ROWS
+        return (
+            contrast(rows_KD, targets_K, weight_VD, pool, budget_bytes=BUDGET, sparse=not arm.endswith("dense")) / ROWS
+        )
 
     def step() -> float:
         rows_KD.grad = weight_VD.grad = None
@@ -182,6 +225,13 @@ def model_step(setting: dict, torch):
 
     kind, _, size = setting["arm"].partition(" ")
     vocabulary = int(size.replace(",", ""))
+    tokens = torch.tensor(read_tokens(BATCH * LENGTH)) % 32_000 * (vocabulary // 32_000)
+    if "tokenizers" in setting:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(setting["tokenizers"][size])
+        vocabulary, text = len(tokenizer), TEXT.read_text(encoding="utf8")[: BATCH * LENGTH * 8]
+        tokens = torch.tensor(tokenizer(text)["input_ids"][: BATCH * LENGTH])
     torch.manual_seed(0)
     model = LlamaModel(
         LlamaConfig(
@@ -200,9 +250,8 @@ def model_step(setting: dict, torch):
         optimizer: torch.optim.Optimizer = RowSparseAdamW([{"params": others}], weight_VD, lr=1e-3)
     else:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    tokens = torch.tensor(read_tokens(BATCH * LENGTH)) % 32_000
-    token_ids_BL = (tokens * (vocabulary // 32_000)).view(BATCH, LENGTH)
-    print(json.dumps({"unique": len(tokens.unique())}), flush=True)
+    token_ids_BL = tokens.view(BATCH, LENGTH)
+    print(json.dumps({"unique": len(tokens.unique()), "vocabulary": vocabulary}), flush=True)
 
     def step() -> float:
         hidden_BLD = model(input_ids=token_ids_BL, use_cache=False).last_hidden_state

@@ -68,7 +68,8 @@ def measure(part: str, seed: int, half: str, home: Path) -> list[dict[str, Any]]
     text = home / "text.txt"
     text.write_text("\n".join(line for line in read_text(part) if line.strip()) + "\n", encoding="utf8")
     sizes = Sizes()
-    base = train_base(gather(text, home, sizes), home, sizes, seed)
+    gather(text, home, sizes)
+    base = train_base(home, sizes, seed)
     config = configure(base, home, sizes, seed)
     triplets = SHARED / "data/nli_triplets"
     config = replace(

@@ -17,8 +17,9 @@ from turncoder.quickstart.prose import Prose, gather_prose, is_held_out, source_
 if TYPE_CHECKING:
     from turncoder.config import TurnConfig
     from turncoder.data.corpus import Corpus
+    from turncoder.pretrainconfig import PretrainConfig
 
-__all__ = ["Sizes", "configure", "gather", "run", "train_base"]
+__all__ = ["Sizes", "configure", "configure_decoder", "gather", "run", "train_base"]
 
 logger = logging.getLogger("turncoder")
 
@@ -114,9 +115,9 @@ def run(
     _open(output, {"model": model, "text": str(text) if text else None, "seed": seed, "sizes": asdict(sizes)})
     disable_progress_bar()  # of loading weights; training keeps its own
     logger.info("text from %s", text or "the docstrings of this Python")
-    prose = gather(text, output, sizes)
-    logger.info("the decoder: %s", model or "a small Llama, trained from scratch")
-    base = model or train_base(prose, output, sizes, seed)
+    gather(text, output, sizes)
+    logger.info("the decoder: %s", model or "a small Llama, pretrained from scratch without a vocabulary head")
+    base = model or train_base(output, sizes, seed)
     folder = turn(configure(base, output, sizes, seed))
     _tell_more(base, text, output)
     return next(place for name in ("model", "simcse") if (place := folder / name).exists())
@@ -186,7 +187,7 @@ def _open(output: Path, asked: dict[str, Any]) -> None:
     _write(record, json.dumps(asked, indent=1) + "\n")
 
 
-def gather(text: str | Path | None, output: Path, sizes: Sizes) -> Prose:
+def gather(text: str | Path | None, output: Path, sizes: Sizes) -> None:
     """Gather texts to train on and texts held out into ``output/text``, with words of both; unless they are there."""
     train, held_out = output / "text" / "train.jsonl", output / "text" / "held_out.jsonl"
     if not held_out.exists():  # written last
@@ -197,9 +198,7 @@ def gather(text: str | Path | None, output: Path, sizes: Sizes) -> Prose:
     texts, others = ([json.loads(line)["text"] for line in path.open(encoding="utf8")] for path in (train, held_out))
     words = sum(len(line.split()) for line in texts)
     logger.info("      %s texts, %s words; %s texts held out", f"{len(texts):,}", f"{words:,}", f"{len(others):,}")
-    prose = Prose(texts, others, words)
-    write_tagged(prose, output / "text" / "words", sizes.passages)
-    return prose
+    write_tagged(Prose(texts, others, words), output / "text" / "words", sizes.passages)
 
 
 def _sample(text: str | Path, words: int) -> Prose:
@@ -219,31 +218,47 @@ def _take(texts: Iterable[str], words: int) -> Iterator[str]:
             return
 
 
-def train_base(prose: Prose, output: Path, sizes: Sizes, seed: int) -> str:
-    """Train the small decoder into ``output/decoder``, unless it is there, and return the folder."""
-    folder = output / "decoder"
-    if not (folder / "config.json").exists():
-        from turncoder.quickstart.decoder import train_decoder
+def train_base(output: Path, sizes: Sizes, seed: int) -> str:
+    """Train the small decoder into ``output/decoder``, unless it is there, and return the run."""
+    import turncoder
 
-        made = train_decoder(
-            prose.train,
-            prose.held_out,
-            folder,
-            vocab_size=sizes.vocab_size,
-            width=sizes.width,
-            layers=sizes.layers,
-            block_size=sizes.block_size,
-            steps=sizes.decoder_steps,
-            batch_size=sizes.batch_size,
-            learning_rate=sizes.decoder_learning_rate,
-            seed=seed,
-        )
-        logger.info(
-            "      %s parameters, %s tokens at %s a second; held-out loss %.2f nats a token",
-            *(f"{made[key]:,}" for key in ("parameters", "tokens", "tokens_per_second")),
-            made["loss"],
-        )
-    return str(folder)
+    return str(turncoder.train(configure_decoder(output, sizes, seed)))
+
+
+def configure_decoder(output: Path, sizes: Sizes, seed: int) -> "PretrainConfig":
+    """Say how the decoder is trained: on ``output/text``, into ``output/decoder``."""
+    from turncoder.pretrainconfig import PretrainConfig
+
+    return PretrainConfig(
+        kind="clm",
+        objective="cwt",
+        config_name="llama",
+        config_overrides={
+            "hidden_size": sizes.width,
+            "intermediate_size": sizes.width * 8 // 3 // 32 * 32,
+            "num_hidden_layers": sizes.layers,
+            "num_attention_heads": sizes.width // 32,
+            "num_key_value_heads": sizes.width // 32,
+            "max_position_embeddings": 512,
+            "tie_word_embeddings": True,
+        },
+        train_tokenizer="bpe",
+        vocab_size=sizes.vocab_size,
+        train_file=str(output / "text" / "train.jsonl"),
+        validation_file=str(output / "text" / "held_out.jsonl"),
+        max_eval_samples=256,
+        max_seq_length=sizes.block_size,
+        max_steps=sizes.decoder_steps,
+        per_device_train_batch_size=sizes.batch_size,
+        learning_rate=sizes.decoder_learning_rate,
+        warmup_steps=0.07,
+        training={"adam_beta2": 0.95},
+        logging_steps=0.1,
+        evaluate_step_zero=False,
+        save_strategy="no",
+        seed=seed,
+        output_dir=str(output / "decoder"),
+    )
 
 
 def configure(base: str, output: Path, sizes: Sizes, seed: int) -> "TurnConfig":
