@@ -146,6 +146,8 @@ def test_the_whole_path_reuses_what_is_done_and_repeats_its_numbers(library_text
     assert rows["causal"]["loss"] > 0 and rows["+ MNTP"]["loss"] < rows["bidirectional"]["loss"]
     page = (tmp_path / "a/turn/report.md").read_text()
     assert "| + SimCSE |" in page and re.search(r"\| case \|.* punct \|", page) and "usual tag (words)" in page
+    told = re.search(r"head: (\S+) bits per byte of held-out text,\s+(\S+) by how frequent", shown)
+    assert told and 0 < float(told[1]) < float(told[2])
     assert any("R@1" in line and "case" in line and "punct" in line for line in shown.splitlines())
     assert "case (lower, Capitalised" in page and "punct (none, " in page
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*.safetensors")}

@@ -136,12 +136,26 @@ def _tell_more(base: str, text: str | Path | None, output: Path) -> None:
         "  turncoder check MODEL\n"
         "  turncoder report RUN\n\n"
         f"Decoder    {base}\n"
+        f"{_tell_decoder(output / 'decoder')}"
         f"Text       {output / 'text'}\n"
         f"Runs       {output / 'turn'}\n"
         f"{tell_opening(output / 'turn')}",
         highlight=False,
         markup=False,
         soft_wrap=True,
+    )
+
+
+def _tell_decoder(folder: Path) -> str:
+    """Say what the pretraining of the decoder gave, if there was one."""
+    if not folder.exists():
+        return ""
+    from turncoder.report import read_run
+
+    first, *_, last = (row["bits_per_byte"] for row in read_run(folder)["rows"])
+    return (
+        f"           pretrained without a vocabulary head: {last:.2f} bits per byte of held-out text,\n"
+        f"           {first:.2f} by how frequent tokens are\n"
     )
 
 
@@ -254,7 +268,6 @@ def configure_decoder(output: Path, sizes: Sizes, seed: int) -> "PretrainConfig"
         warmup_steps=0.07,
         training={"adam_beta2": 0.95},
         logging_steps=0.1,
-        evaluate_step_zero=False,
         save_strategy="no",
         seed=seed,
         output_dir=str(output / "decoder"),
