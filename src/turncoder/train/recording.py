@@ -16,6 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from turncoder import pausing
 from turncoder.train.running import MARKER, Run, complete_checkpoints, write_atomically
 
 __all__ = ["RunCallback", "StopAfter", "take_scores"]
@@ -92,6 +93,10 @@ class RunCallback(TrainerCallback):
             else:
                 logger.info("step 0  %s", told)
 
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save, where a pause is asked for."""
+        control.should_save = control.should_save or pausing.asked.is_set()
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Mark the checkpoint just written as complete, then remove the ones that are no longer needed."""
         accelerator_state = PartialState()
@@ -108,6 +113,9 @@ class RunCallback(TrainerCallback):
             self.run.update(**self._spend(tokens))
             self._remove_old(args, state)
         accelerator_state.wait_for_everyone()
+        if pausing.asked.is_set():
+            logger.info("%s: paused after step %s", self.run.folder, f"{state.global_step:,}")
+            raise KeyboardInterrupt
 
     def count(self) -> None:
         """Put tokens and seconds so far into the record; to be called in every process."""
