@@ -7,6 +7,7 @@ command that `turncoder.job` runs.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import shlex
@@ -265,7 +266,8 @@ def _submit_script(task: Task, slurm: SlurmConfig, folder: Path, console: Consol
 
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        job = executor._submit_command(command)
+        with contextlib.redirect_stderr(io.StringIO()):  # else what sbatch says is printed by submitit as well
+            job = executor._submit_command(command)
     except (FailedJobError, FailedSubmissionError) as error:
         said = str(error).strip() or f"exit code {getattr(error.__cause__, 'returncode', 'unknown')}"
         raise UserError(f"sbatch does not take the job: {said}") from None

@@ -95,6 +95,11 @@ class SlurmConfig:
         for name in self.others:
             if name in TAKEN:
                 raise UserError(f"slurm.{name} = {self.others[name]!r} cannot be set: {TAKEN[name]}")
+            if name in ("gres", "gpus_per_task") and self.gpus is None and self.nproc_per_node is None:
+                raise UserError(
+                    f"slurm.{name} = {self.others[name]!r} does not say how many processes train: give "
+                    "slurm.nproc_per_node too, or slurm.gpus instead"
+                )
 
     @property
     def minutes(self) -> int:
@@ -215,7 +220,7 @@ def load_slurm(path: Path | None, flags: dict[str, Any]) -> SlurmConfig:
         for key, value in table.items():
             name = key.replace("-", "_")
             if isinstance(value, dict):
-                raise UserError(f"{said}{key} is a table; the keys of a site stand by themselves: {key}_... = value")
+                raise UserError(f"{said}{key} is a table; the keys of a site stand by themselves: partition = 'gpu'")
             if name not in known:
                 others[name] = value
                 continue
