@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from slurm import REFUSES, Slurm
 
+from slurm import REFUSES, Slurm
 from turncoder.cli import main
 
 Said = tuple[int, str, str]
@@ -43,7 +43,9 @@ def options(script: str) -> set[str]:
 
 def test_the_script_is_whole_and_nothing_is_written(submit: Callable[..., Said], tmp_path: Path) -> None:
     (tmp_path / "site.toml").write_text('partition = "old"\naccount = "nlp"\nsetup = ["module load cuda", "cd ."]\n')
-    asked = "--print --cluster site.toml --slurm.partition gpu --slurm.time 1-12:00:00 --slurm.gpus a100:8 --slurm.nodes 2"
+    asked = (
+        "--print --cluster site.toml --slurm.partition gpu --slurm.time 1-12:00:00 --slurm.gpus a100:8 --slurm.nodes 2"
+    )
     more = "--slurm.cpus_per_task 16 --slurm.mem 64G --slurm.qos high --slurm.constraint ib --slurm.mail-type END"
     before = sorted(tmp_path.rglob("*"))
     code, script, said = submit(*MNTP.split(), *asked.split(), *more.split(), "--slurm.exclusive")
@@ -175,7 +177,7 @@ train_mode = "probe"
 def test_a_grid_is_an_array_of_the_runs_that_are_missing(submit: Callable[..., Said], slurm: Slurm) -> None:
     models = [f'[models.m{number}]\nmodel_name_or_path = "m"\n' for number in range(6)]
     Path("grid.toml").write_text(GRID.replace("[models]\n", "".join(models)))
-    words = "words --grid grid.toml --output out --slurm.array_parallelism 2".split()
+    words = ["words", "--grid", "grid.toml", "--output", "out", "--slurm.array_parallelism", "2"]
     code, out, _ = submit(*words)
     assert code == 0 and out.startswith("words-out: job 1000, 6 tasks, 2 at once\nlog: jobs/words-out/1000_*_0_log.out")
     for number in (1, 2):

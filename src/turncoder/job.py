@@ -1,8 +1,7 @@
 """What a job runs: one command, again after each preemption or time limit, in as many processes as were asked for.
 
 A signal before the end (SIGUSR2) lets a training save a checkpoint; then the job goes back into the queue, and the same
-command goes on where it stopped. In a training by several processes, which would have to agree on a step, the signal
-reaches the launcher alone: it goes on from the last checkpoint that was due.
+command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import argparse
 import os
 import signal
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ __all__ = ["Job", "main"]
 
 PORTS = range(20_000, 32_000)
 """Where the nodes of a job meet: below the ports that systems give out by themselves."""
+PAUSED = 130
+"""Exit code of a command that was interrupted, or paused."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,7 @@ class Job:
         cores = os.environ.get("SLURM_CPUS_PER_TASK")
         if cores and cores.isdigit():
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(cores) // self.nproc_per_node)))
-        several = environment.num_nodes * self.nproc_per_node > 1
-        if code := launch(words, environment, self.nproc_per_node) if several else self._run(words, environment):
+        if code := self._run(words, environment):
             sys.exit(code)
 
     def checkpoint(self) -> DelayedSubmission:
@@ -76,24 +77,40 @@ class Job:
         return place is not None and place.exists() and place.stat().st_mtime >= self.began.stat().st_mtime
 
     def _run(self, words: list[str], environment: JobEnvironment) -> int:
-        """Run the command in this process; the signal waits for a checkpoint, but not for long."""
-        from turncoder.cli import main
-
+        """Run the command; the signal waits for a checkpoint, but not for long."""
         number = environment._usr_sig()
         requeue: Any = signal.getsignal(number)
+        file = None
+        if environment.num_nodes * self.nproc_per_node > 1:
+            file = Path(tempfile.gettempdir(), f"turncoder-{environment.job_id}-{environment.global_rank}.pause")
+            file.unlink(missing_ok=True)
+            os.environ[pausing.FILE] = str(file)
 
         def ask(*_: object) -> None:
             pausing.asked.set()
+            if file is not None:
+                file.touch()
             signal.signal(signal.SIGALRM, requeue)
             signal.alarm(self.grace)
 
         signal.signal(number, ask)
-        sys.argv = ["turncoder", *words]  # what the record of a run shows
-        code = main(words)
-        signal.alarm(0)
-        if pausing.asked.is_set() and code == 130:
+        try:
+            code = run_here(words) if file is None else launch(words, environment, self.nproc_per_node)
+        finally:
+            signal.alarm(0)
+            if file is not None:
+                file.unlink(missing_ok=True)
+        if pausing.asked.is_set() and code == PAUSED:
             requeue(number, None)
         return code
+
+
+def run_here(words: list[str]) -> int:
+    """Run a command in this process and give its exit code."""
+    from turncoder.cli import main
+
+    sys.argv = ["turncoder", *words]  # what the record of a run shows
+    return main(words)
 
 
 def launch(words: list[str], environment: JobEnvironment, nproc_per_node: int) -> int:

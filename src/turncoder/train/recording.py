@@ -46,6 +46,7 @@ class RunCallback(TrainerCallback):
         self.earlier_tokens = self.logged_tokens = 0
         self.earlier_seconds = 0.0
         self.first_step = 0
+        self.pauses = False
 
     def count_tokens(self, mask_BL: torch.Tensor) -> None:
         """Count the tokens of a batch that is trained on."""
@@ -94,8 +95,12 @@ class RunCallback(TrainerCallback):
                 logger.info("step 0  %s", told)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save, where a pause is asked for."""
-        control.should_save = control.should_save or pausing.asked.is_set()
+        """Save, where a pause is asked for; processes agree on the step."""
+        pauses = pausing.is_asked()
+        if pausing.FILE in os.environ:  # the signal does not reach all of them between the same two steps
+            pauses = bool(reduce(torch.tensor(int(pauses), device=PartialState().device), "sum"))
+        if pauses:
+            self.pauses = control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Mark the checkpoint just written as complete, then remove the ones that are no longer needed."""
@@ -113,7 +118,7 @@ class RunCallback(TrainerCallback):
             self.run.update(**self._spend(tokens))
             self._remove_old(args, state)
         accelerator_state.wait_for_everyone()
-        if pausing.asked.is_set():
+        if self.pauses:
             logger.info("%s: paused after step %s", self.run.folder, f"{state.global_step:,}")
             raise KeyboardInterrupt
 
