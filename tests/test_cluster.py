@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm import REFUSES, Slurm
+from slurm import REFUSES, Slurm, wait_for
 from turncoder.cli import main
 
 Said = tuple[int, str, str]
@@ -164,6 +164,21 @@ def test_headless_lms_nodes_are_slurms(submit: Callable[..., Said], shared: Path
     assert code == 2 and "--num_nodes 2 and --slurm.nodes 3 are not the same" in err
 
 
+def test_a_job_on_this_machine_sees_the_gpus_that_we_see(
+    submit: Callable[..., Said], slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for shown in ("1", None):
+        if shown is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+        line = 'echo "${CUDA_VISIBLE_DEVICES-all}" > shown.part; mv shown.part shown'
+        submit("report", "./gone", "--local", "--slurm.setup", line)
+        wait_for(Path("shown").exists, 20)
+        assert Path("shown").read_text() == f"{shown or 'all'}\n"
+        Path("shown").unlink()
+
+
 GRID = """
 train_file = "train"
 [tasks.tags]
@@ -190,6 +205,8 @@ def test_a_grid_is_an_array_of_the_runs_that_are_missing(submit: Callable[..., S
     assert "array=0-5%2" in options(first) and "array=0,3-5%2" in options(second)
     assert 'words --grid grid.toml --output out --cell "$SLURM_ARRAY_TASK_ID"\n' in first
     assert "/jobs/words-out/%A_%a_0_log.out" in next(one for one in options(first) if one.startswith("output="))
+    submit(*words, "--cell", "1")
+    assert not any(one.startswith("array=") for one in options(slurm.scripts()["1002"]))
     for number in (0, 3, 4, 5):
         run = Path(f"out/tags/probe/m{number}")
         run.mkdir(parents=True)
@@ -197,4 +214,4 @@ def test_a_grid_is_an_array_of_the_runs_that_are_missing(submit: Callable[..., S
         (run / "run.json").write_text(json.dumps({"status": "done"}))
     code, out, err = submit(*words)
     assert (code, out) == (0, "") and "turncoder words --grid grid.toml --output out makes the table" in err
-    assert len(slurm.scripts()) == 2
+    assert len(slurm.scripts()) == 3

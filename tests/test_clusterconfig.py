@@ -65,11 +65,13 @@ def test_several_lines_of_setup_end_at_the_next_flag() -> None:
 
 def test_flags_win_over_the_file_of_a_site(tmp_path: Path) -> None:
     site = tmp_path / "site.toml"
-    site.write_text('partition = "gpu"\ntime = 12:30:00\nmem = 64000\nsetup = "module load a"\nmail_type = "END"\n')
+    site.write_text(
+        'partition = "gpu"\ntime = 12:30:00\nmem = 64000\nsetup = "module load a"\nmail_type = ["END", "FAIL"]\n'
+    )
     slurm = load_slurm(site, {"partition": "debug", "cpus_per_task": "8", "exclusive": True})
     assert slurm == SlurmConfig(
         partition="debug", time="12:30:00", mem="64000", setup=("module load a",), cpus_per_task=8,
-        others={"mail_type": "END", "exclusive": True},
+        others={"mail_type": "END,FAIL", "exclusive": True},
     )  # fmt: skip
     assert slurm.minutes == 750
 
@@ -85,6 +87,8 @@ def test_flags_win_over_the_file_of_a_site(tmp_path: Path) -> None:
         ({"nodes": "x"}, "--slurm.nodes = 'x' is not a whole number"),
         ({"nodes": "0"}, "nodes = 0 must be at least 1"),
         ({"array": "0-3"}, "slurm.array = '0-3' cannot be set: the tasks are the runs"),
+        ({"chdir": "/"}, "slurm.chdir = '/' cannot be set: paths of the command start"),
+        ({"no_requeue": True}, "slurm.max_num_timeout = 0 ends it there"),
         ({"gres": "gpu:4"}, "slurm.gres = 'gpu:4' does not say how many processes train"),
         ({"job_name": "a/b"}, "slurm.job_name = 'a/b'"),
     ],

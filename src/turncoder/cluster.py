@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -147,10 +148,11 @@ def read_task(words: list[str], slurm: SlurmConfig) -> Task:
     if isinstance(config, WordsConfig) and config.grid:
         from turncoder.grid import list_missing
 
-        output, cells = list_missing(config)
+        output, missing = list_missing(config)
+        cells = missing if config.cell is None else None
     elif output is None and hasattr(config, "output_dir") and name != "prepare" and not scores:
         raise UserError("--output is missing: what the job writes to, and goes on with when it is started again")
-    short = name.replace(" ", "-") + (f"-{Path(output).absolute().name}" if output else "")
+    short = re.sub(r"[^\w.+=-]", "-", f"{name} {Path(output).absolute().name}" if output else name)
     overwrites = Path(output).absolute() if output and getattr(config, "overwrite", False) else None
     return Task(slurm.job_name or short, words, nodes, processes, overwrites, cells)
 

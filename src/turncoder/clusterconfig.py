@@ -24,6 +24,9 @@ TAKEN = {
     "ntasks": "a task on each node starts the processes; slurm.nproc_per_node says how many",
     "ntasks_per_node": "a task on each node starts the processes; slurm.nproc_per_node says how many",
     "gpus_per_node": "slurm.gpus counts those of all nodes",
+    "chdir": "paths of the command start where it is submitted; submit it from there",
+    "requeue": "a job goes on after its limit; slurm.max_num_timeout = 0 ends it there",
+    "no_requeue": "a job goes on after its limit; slurm.max_num_timeout = 0 ends it there",
     "wrap": "the command stands after submit",
     "parsable": "the number of the job is read from what sbatch says",
     "wait": "submit comes back at once",
@@ -222,7 +225,7 @@ def load_slurm(path: Path | None, flags: dict[str, Any]) -> SlurmConfig:
             if isinstance(value, dict):
                 raise UserError(f"{said}{key} is a table; the keys of a site stand by themselves: partition = 'gpu'")
             if name not in known:
-                others[name] = value
+                others[name] = ",".join(map(str, value)) if isinstance(value, list) else value
                 continue
             plain = value if isinstance(value, bool | list | str) or hints[name] != str | None else str(value)
             values[name] = settings.coerce(plain, hints[name], f"{said}{key}")

@@ -74,7 +74,7 @@ class Job:
     def has_overwritten(self) -> bool:
         """Say whether what stands where ``--overwrite`` points was written by this job, before it was started again."""
         place = self.overwrites
-        return place is not None and place.exists() and place.stat().st_mtime >= self.began.stat().st_mtime
+        return place is not None and place.exists() and place.stat().st_mtime > self.began.stat().st_mtime
 
     def _run(self, words: list[str], environment: JobEnvironment) -> int:
         """Run the command; the signal waits for a checkpoint, but not for long."""
