@@ -178,7 +178,7 @@ def test_a_job_on_this_machine_runs_to_its_end(submit: Callable[..., str], stori
 
 
 @pytest.mark.slow
-def test_a_job_on_this_machine_goes_on_after_its_limit(submit: Callable[..., str], stories: Path) -> None:
+def test_a_job_on_this_machine_goes_on_after_the_signal(submit: Callable[..., str], stories: Path) -> None:
     number = submit(*train(stories, "here"), "--local")
     wait_for(lambda: "step 20/60" in read_log("mntp-here", number))
     (task,) = psutil.Process(int(number)).children()

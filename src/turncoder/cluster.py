@@ -10,12 +10,10 @@ import contextlib
 import io
 import logging
 import os
-import re
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,46 +21,20 @@ from rich.console import Console
 
 from turncoder import settings
 from turncoder.clusterconfig import SlurmConfig, SubmitConfig, load_slurm, split_words
-from turncoder.config import TurnConfig
 from turncoder.errors import UserError
-from turncoder.keys import FitKeys
-from turncoder.wordconfig import WordsConfig
+from turncoder.submission import Submission, read_submission
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
 
-__all__ = ["Task", "read_task", "submit"]
+__all__ = ["submit"]
 
 logger = logging.getLogger("turncoder")
 
+SCRIPTS = ".submission_file_*.sh"
+"""What submitit calls a script before it has a number."""
 WITHOUT_LIMIT = 366 * 24 * 60
 """Minutes that a job on this machine may take where nobody says."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A command that is to be a job.
-
-    Attributes
-    ----------
-    name
-        Of the job, and of the folder of its logs.
-    words
-        The command, without ``turncoder``.
-    nodes, processes
-        Machines, and processes on each.
-    overwrites
-        What ``--overwrite`` is to replace, or None.
-    cells
-        Of a grid: the numbers of the runs that are not done; else None.
-    """
-
-    name: str
-    words: list[str]
-    nodes: int
-    processes: int
-    overwrites: Path | None = None
-    cells: list[int] | None = None
 
 
 def submit(words: list[str], console: Console) -> int:
@@ -90,18 +62,18 @@ def submit(words: list[str], console: Console) -> int:
     hints = {"print": bool, "local": bool}
     checked = {name: settings.coerce(value, hints.get(name, str), f"--{name}") for name, value in given.items()}
     config = SubmitConfig(**checked, slurm=load_slurm(Path(cluster) if cluster else None, slurm))
-    task = read_task(rest, config.slurm)
-    if task.cells == []:
-        logger.warning("all runs of the grid are done; turncoder %s makes the table", shlex.join(task.words))
+    submission = read_submission(rest, config.slurm)
+    if submission.cells == []:
+        logger.warning("all runs of the grid are done; turncoder %s makes the table", shlex.join(submission.words))
         return 0
-    folder = Path(config.jobs, task.name).absolute()
+    folder = Path(config.jobs, submission.name).absolute()
     with _said_missing():
         if config.local:
-            _run_here(task, config.slurm, folder, console)
+            _run_here(submission, config.slurm, folder, console)
         elif config.print:
-            _print_script(task, config.slurm, folder, console)
+            _print_script(submission, config.slurm, folder, console)
         else:
-            _submit_script(task, config.slurm, folder, console)
+            _submit_script(submission, config.slurm, folder, console)
     return 0
 
 
@@ -115,98 +87,22 @@ def _said_missing() -> Iterator[None]:
         raise UserError("submit needs submitit: pip install 'turncoder[slurm]'") from error
 
 
-def read_task(words: list[str], slurm: SlurmConfig) -> Task:
-    """Read the command that is to be a job, with all checks that it makes before it opens anything.
-
-    Parameters
-    ----------
-    words
-        The command, without ``turncoder``.
-    slurm
-        What is asked of SLURM.
-
-    Raises
-    ------
-    UserError
-        The command, its configuration, or one of the runs of its grid is wrong.
-    """
-    if not words or words[0] == "submit":
-        raise UserError("submit needs a command: turncoder submit mntp CONFIG --output RUN --slurm.partition NAME")
-    nodes = _count_nodes(words, slurm)
-    gpus = slurm.share_gpus(nodes)
-    processes = slurm.nproc_per_node or int((gpus or "1").rpartition(":")[2])
-    name, config = _read(words, nodes * processes)
-    scores = isinstance(config, WordsConfig) and (config.evaluate or config.export_machamp)
-    if scores or not isinstance(config, FitKeys | TurnConfig):
-        if nodes > 1 or (slurm.nproc_per_node or 1) > 1:
-            raise UserError(
-                f"{name} is started once, on one node: drop slurm.nproc_per_node, and slurm.nodes above 1"
-                + (", and keep slurm.gpus: it uses all of them by itself" if name == "encode" else "")
-            )
-        processes = 1
-    output, cells = getattr(config, "output_dir", None), None
-    if isinstance(config, WordsConfig) and config.grid:
-        from turncoder.grid import list_missing
-
-        output, missing = list_missing(config)
-        cells = missing if config.cell is None else None
-    elif output is None and hasattr(config, "output_dir") and name != "prepare" and not scores:
-        raise UserError("--output is missing: what the job writes to, and goes on with when it is started again")
-    short = re.sub(r"[^\w.+=-]", "-", f"{name} {Path(output).absolute().name}" if output else name)
-    overwrites = Path(output).absolute() if output and getattr(config, "overwrite", False) else None
-    return Task(slurm.job_name or short, words, nodes, processes, overwrites, cells)
-
-
-def _count_nodes(words: list[str], slurm: SlurmConfig) -> int:
-    """Count the nodes, which headless-lm's own flag names as well."""
-    told = {}
-    for word, after in zip(words, [*words[1:], ""], strict=True):
-        flag, equals, value = word.partition("=")
-        if flag in ("--num_nodes", "--num-nodes"):
-            told["num_nodes"] = settings.coerce(value if equals else after, int, flag)
-    nodes = slurm.nodes or told.get("num_nodes") or 1
-    if told.get("num_nodes", nodes) != nodes:
-        raise UserError(f"--num_nodes {told['num_nodes']} and --slurm.nodes {nodes} are not the same; drop one")
-    return nodes
-
-
-def _read(words: list[str], processes: int) -> tuple[str, Any]:
-    """Read the command as one of so many processes will."""
-    from turncoder.cli import read_command
-
-    before = os.environ.get("WORLD_SIZE")
-    if processes > 1:
-        os.environ["WORLD_SIZE"] = str(processes)
-    try:
-        name, config, _ = read_command(words)
-    except UserError as error:
-        known = (key for key in SlurmConfig.__dataclass_fields__ if str(error).startswith(f"--{key} is not a known"))
-        if (key := next(known, None)) is None:
-            raise
-        raise UserError(f"--{key} is no flag of {words[0]}; what SLURM is asked for is --slurm.{key}") from None
-    finally:
-        os.environ.pop("WORLD_SIZE", None)
-        if before is not None:
-            os.environ["WORLD_SIZE"] = before
-    return name, config
-
-
-def _write_command(task: Task, slurm: SlurmConfig, folder: Path, minutes: int) -> str:
+def _write_command(submission: Submission, slurm: SlurmConfig, folder: Path, minutes: int) -> str:
     """Write the line of shell that a task of the job runs."""
     flags = {
         "folder": folder,
         "minutes": minutes,
         "max_num_timeout": slurm.max_num_timeout,
         "grace": max(1, slurm.signal_delay_s // 2),
-        "nproc_per_node": task.processes,
-        "overwrites": task.overwrites,
+        "nproc_per_node": submission.processes,
+        "overwrites": submission.overwrites,
     }
     told = [f"--{name}={value}" for name, value in flags.items() if value is not None]
     python = slurm.python or shlex.quote(sys.executable)
-    return f"{python} -u -m turncoder.job {shlex.join(told)} -- {shlex.join(task.words)}"
+    return f"{python} -u -m turncoder.job {shlex.join(told)} -- {shlex.join(submission.words)}"
 
 
-def _open_slurm(task: Task, slurm: SlurmConfig, folder: Path) -> tuple[SlurmExecutor, str]:
+def _open_slurm(submission: Submission, slurm: SlurmConfig, folder: Path) -> tuple[SlurmExecutor, str]:
     """Give submitit's executor with all that the script says, and the command in it."""
     from submitit import SlurmExecutor
 
@@ -215,19 +111,19 @@ def _open_slurm(task: Task, slurm: SlurmConfig, folder: Path) -> tuple[SlurmExec
         def affinity(cls) -> int:
             return 1  # a script is shown where there is no SLURM, too
 
-    executor, command = Slurm(folder), _write_command(task, slurm, folder, slurm.minutes)
+    executor, command = Slurm(folder), _write_command(submission, slurm, folder, slurm.minutes)
     others = {"requeue": True, **{name: value for name, value in slurm.others.items() if value is not False}}
-    if task.cells is not None:
+    if submission.cells is not None:
         command += ' --cell "$SLURM_ARRAY_TASK_ID"'
-        others["array"] = f"{_shorten(task.cells)}%{slurm.array_parallelism}"
+        others["array"] = f"{_shorten(submission.cells)}%{slurm.array_parallelism}"
     same = ("partition", "cpus_per_task", "mem", "account", "qos", "constraint", "signal_delay_s")
     executor.update_parameters(
         **{name: getattr(slurm, name) for name in same},
-        job_name=task.name,
+        job_name=submission.name,
         time=slurm.minutes,
-        nodes=task.nodes,
+        nodes=submission.nodes,
         ntasks_per_node=1,
-        gpus_per_node=slurm.share_gpus(task.nodes),
+        gpus_per_node=slurm.share_gpus(submission.nodes),
         setup=list(slurm.setup) or None,
         # From SLURM 22.05 on, srun does not take the cores of a task from sbatch
         srun_args=[f"--cpus-per-task={slurm.cpus_per_task}"] if slurm.cpus_per_task else None,
@@ -235,8 +131,8 @@ def _open_slurm(task: Task, slurm: SlurmConfig, folder: Path) -> tuple[SlurmExec
         wckey=None,  # else submitit's, which sites that account by such keys refuse
         additional_parameters=others,
     )
-    if task.cells is not None:
-        executor.parameters["map_count"] = len(task.cells)  # names the logs of an array
+    if submission.cells is not None:
+        executor.parameters["map_count"] = len(submission.cells)  # names the logs of an array
     return executor, command
 
 
@@ -251,14 +147,14 @@ def _shorten(numbers: list[int]) -> str:
     return ",".join("-".join(map(str, span)) for span in spans)
 
 
-def _print_script(task: Task, slurm: SlurmConfig, folder: Path, console: Console) -> None:
-    executor, command = _open_slurm(task, slurm, folder)
+def _print_script(submission: Submission, slurm: SlurmConfig, folder: Path, console: Console) -> None:
+    executor, command = _open_slurm(submission, slurm, folder)
     console.print(executor._make_submission_file_text(command, ""), highlight=False, markup=False, end="")
     logger.info("nothing is submitted; to do it by hand: mkdir -p %s, then sbatch this script", folder)
 
 
-def _submit_script(task: Task, slurm: SlurmConfig, folder: Path, console: Console) -> None:
-    executor, command = _open_slurm(task, slurm, folder)
+def _submit_script(submission: Submission, slurm: SlurmConfig, folder: Path, console: Console) -> None:
+    executor, command = _open_slurm(submission, slurm, folder)
     if not (shutil.which("sbatch") and shutil.which("srun")):
         raise UserError(
             "sbatch is not on this machine: submit on a node of the cluster where SLURM is; --print shows the script, "
@@ -266,7 +162,9 @@ def _submit_script(task: Task, slurm: SlurmConfig, folder: Path, console: Consol
         )
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+    made = [place for place in (folder, folder.parent) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
+    before = set(folder.glob(SCRIPTS))
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # else what sbatch says is printed by submitit as well
             job = executor._submit_command(command)
@@ -274,22 +172,24 @@ def _submit_script(task: Task, slurm: SlurmConfig, folder: Path, console: Consol
         said = str(error).strip() or f"exit code {getattr(error.__cause__, 'returncode', 'unknown')}"
         raise UserError(f"sbatch does not take the job: {said}") from None
     finally:
-        for file in folder.glob(".submission_file_*.sh"):  # sbatch has read it
+        for file in set(folder.glob(SCRIPTS)) - before:  # sbatch has read it
             file.unlink()
-        for empty in (folder, folder.parent):
-            if not any(empty.iterdir()):
-                empty.rmdir()
+        for place in made:
+            if not any(place.iterdir()):
+                place.rmdir()
     number, log = job.job_id, job.paths.stdout
-    if task.cells is None:
-        console.print(f"{task.name}: job {number}", highlight=False)
+    if submission.cells is None:
+        console.print(f"{submission.name}: job {number}", highlight=False)
     else:
         log = folder / f"{number}_*_0_log.out"
-        at_once = min(len(task.cells), slurm.array_parallelism)
-        console.print(f"{task.name}: job {number}, {len(task.cells)} tasks, {at_once} at once", highlight=False)
+        at_once = min(len(submission.cells), slurm.array_parallelism)
+        console.print(
+            f"{submission.name}: job {number}, {len(submission.cells)} tasks, {at_once} at once", highlight=False
+        )
     _tell(console, log, f"squeue --job {number}", f"scancel {number}")
 
 
-def _run_here(task: Task, slurm: SlurmConfig, folder: Path, console: Console) -> None:
+def _run_here(submission: Submission, slurm: SlurmConfig, folder: Path, console: Console) -> None:
     from submitit import LocalExecutor
 
     minutes = slurm.minutes if slurm.time else WITHOUT_LIMIT
@@ -297,13 +197,13 @@ def _run_here(task: Task, slurm: SlurmConfig, folder: Path, console: Console) ->
     lines = [
         "unset CUDA_VISIBLE_DEVICES" if shown is None else f"export CUDA_VISIBLE_DEVICES={shlex.quote(shown)}",
         *slurm.setup,
-        f"exec {_write_command(task, slurm, folder, minutes)}",
+        f"exec {_write_command(submission, slurm, folder, minutes)}",
     ]
     executor = LocalExecutor(folder)
     executor.update_parameters(timeout_min=minutes, signal_delay_s=slurm.signal_delay_s, stderr_to_stdout=True)
     with _detached():
         job: Any = executor._submit_command(shlex.join(["bash", "-c", "\n".join(lines)]))
-    console.print(f"{task.name}: job {job.job_id} on this machine", highlight=False)
+    console.print(f"{submission.name}: job {job.job_id} on this machine", highlight=False)
     _tell(console, job.paths.stdout, f"ps {job.job_id}", f"kill -INT {job.job_id}")
 
 

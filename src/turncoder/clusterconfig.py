@@ -82,8 +82,8 @@ class SlurmConfig:
         UserError
             One line that names the key, the value and the remedy.
         """
-        check_ranges(self, "nodes", "nproc_per_node", "cpus_per_task", "array_parallelism", least=1)
-        check_ranges(self, "signal_delay_s", "max_num_timeout", least=0)
+        check_ranges(self, "nodes", "nproc_per_node", "cpus_per_task", "array_parallelism", "signal_delay_s", least=1)
+        check_ranges(self, "max_num_timeout", least=0)
         if self.time is not None and 60 * read_minutes(self.time) <= self.signal_delay_s:
             raise UserError(
                 f"slurm.time = {self.time!r} is no longer than slurm.signal_delay_s = {self.signal_delay_s}: the job "
