@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from turncoder.cli import main
+from turncoder.clusterconfig import load_slurm
 from turncoder.config import MntpConfig, differences, load_config, to_dict
 from turncoder.glueconfig import GlueConfig
 from turncoder.grid import open_grid
@@ -102,3 +103,9 @@ def test_headless_recipes_are_read_and_say_what_they_take(recipe, caplog):
     assert {*HEAD, "next"} <= told.keys()
     assert f"turncoder pretrain recipes/headless/{recipe.name}" in told["command"]
     assert re.match(r"(estimated|measured)", told["time"])
+
+
+def test_the_file_of_a_site():
+    path = Path(__file__).parents[1] / "recipes" / "cluster" / "site.toml"
+    slurm = load_slurm(path, {"time": "30"})
+    assert (slurm.partition, slurm.minutes, slurm.others) == ("gpu", 30, {"mail_type": "END,FAIL"})

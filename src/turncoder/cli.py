@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -11,7 +12,7 @@ from turncoder.commands import COMMANDS, Command
 from turncoder.errors import UserError
 from turncoder.notices import listen, say_limit
 
-__all__ = ["main"]
+__all__ = ["main", "read_command"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,6 +57,27 @@ def _dispatch(words: list[str], console: Console) -> int:
     command = COMMANDS[name]
     if "--help" in rest or "-h" in rest:
         _help(name, command)
+    if name == "submit":  # most of its words belong to another command
+        return command.run(None, rest, console)
+    _, config, others = read_command(words)
+    return command.run(config, others, console)
+
+
+def read_command(words: list[str]) -> tuple[str, Any, list[str]]:
+    """Read the words of a command as far as is possible without running it.
+
+    Returns
+    -------
+    tuple
+        The command, its checked configuration, and the words that stand by themselves.
+
+    Raises
+    ------
+    UserError
+        There is no such command, or its configuration is wrong.
+    """
+    name, rest = _name_command(words)
+    command = COMMANDS[name]
     flags, others = settings.read_flags(command.flags, rest, "[CONFIG]" in command.takes)
     if "[CONFIG]" in command.takes and "config" in flags and not others:
         others.append(str(flags.pop("config")))
@@ -68,7 +90,7 @@ def _dispatch(words: list[str], console: Console) -> int:
         if key in flags:
             raise UserError(f"{word!r} and --{key} {flags[key]!r} are both given; keep one")
         flags[key] = word
-    return command.run(settings.load(command.flags, path, flags), others, console)
+    return name, settings.load(command.flags, path, flags), others
 
 
 def _name_command(words: list[str]) -> tuple[str, list[str]]:

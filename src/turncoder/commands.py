@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from turncoder.clusterconfig import SubmitConfig
 from turncoder.config import (
     EncodeConfig,
     MergeConfig,
@@ -312,6 +313,12 @@ def _report(flags: Report, words: list[str], console: Console) -> int:
     return 0
 
 
+def _submit(config: None, words: list[str], console: Console) -> int:
+    from turncoder.cluster import submit
+
+    return submit(words, console)
+
+
 def _quickstart(flags: Quickstart, words: list[str], console: Console) -> int:
     look_for_hub(flags.model, flags.text)
     from turncoder import quickstart
@@ -348,5 +355,6 @@ COMMANDS = {
     "encode": Command("MODEL INPUT [CONFIG]", EncodeConfig, _encode, ("model_name_or_path", "input_file")),
     "merge": Command("MODEL [CONFIG]", MergeConfig, _merge, ("model_name_or_path",)),
     "report": Command("RUN...", Report, _report),
+    "submit": Command("COMMAND [CONFIG]", SubmitConfig, _submit),
     "info": Command("", Info, _info),
 }

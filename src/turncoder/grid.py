@@ -5,6 +5,7 @@ A grid is a TOML file: keys at its top are those of every run; each table ``[mod
 is not done again.
 """
 
+import contextlib
 import json
 import logging
 from dataclasses import dataclass, fields
@@ -16,7 +17,7 @@ from turncoder import settings
 from turncoder.errors import UserError
 from turncoder.wordconfig import WordsConfig
 
-__all__ = ["Cell", "open_grid", "run_grid"]
+__all__ = ["Cell", "list_missing", "open_grid", "run_grid"]
 
 logger = logging.getLogger("turncoder")
 
@@ -88,7 +89,8 @@ def run_grid(config: WordsConfig) -> Path:
     Parameters
     ----------
     config
-        ``grid`` names the file, ``output_dir`` the folder; with ``dry_run`` the runs are only listed.
+        ``grid`` names the file, ``output_dir`` the folder; with ``dry_run`` the runs are only listed, with ``cell`` one
+        is run alone.
 
     Returns
     -------
@@ -100,35 +102,76 @@ def run_grid(config: WordsConfig) -> Path:
     UserError
         Something is wrong with the file; or with a run, after the others are done.
     """
-    plain = WordsConfig(grid=config.grid, output_dir=config.output_dir, dry_run=config.dry_run)
-    if other := [field.name for field in fields(config) if getattr(config, field.name) != getattr(plain, field.name)]:
-        raise UserError(f"grid = {config.grid!r} and {other[0]} are both set; keys of runs go into the grid's file")
-    folder, cells = open_grid(Path(str(config.grid)), config.output_dir)
+    folder, cells = _open(config)
+    if config.cell is not None and config.cell >= len(cells):
+        raise UserError(f"cell = {config.cell}: {config.grid} has {len(cells)} runs, which are counted from 0")
+    chosen = cells if config.cell is None else [cells[config.cell]]
     if config.dry_run:
-        for cell in cells:
+        for cell in chosen:
             said = " (done)" if _is_done(cell) else ""
             logger.info("%s, %s, %s%s: %s", cell.task, cell.regime, cell.model, said, cell.config.model_name_or_path)
         return folder
-    from turncoder.train.running import open_run
     from turncoder.train.words import train
 
     done: list[Cell] = []
     failed: dict[str, str] = {}
     for number, cell in enumerate(cells, 1):
+        if cell not in chosen:
+            continue
         try:
-            # Opened, for a run that is done under other keys is not one of this grid
-            if not (_is_done(cell) and open_run(cell.config, cell.config.STAGE).finished):
+            if not _is_finished(cell):
                 logger.info("run %d of %d: %s, %s, %s", number, len(cells), cell.task, cell.regime, cell.model)
                 train(cell.config)
             done.append(cell)
         except UserError as error:
             failed[f"{cell.task}, {cell.regime}, {cell.model}"] = str(error)
             logger.warning("%s", error)
-        _write_tables(folder, done)
+        if config.cell is None:
+            _write_tables(folder, done)
+        else:
+            _write_tables_of_all(folder, cells)
     if failed:
         name, why = next(iter(failed.items()))
-        raise UserError(f"{len(failed)} of {len(cells)} runs failed, the others are in {folder}/grid.md: {name}: {why}")
+        raise UserError(
+            f"{len(failed)} of {len(chosen)} runs failed, the others are in {folder}/grid.md: {name}: {why}"
+        )
     return folder
+
+
+def list_missing(config: WordsConfig) -> tuple[Path, list[int]]:
+    """Read a grid, with the checks of `run_grid`; give its folder and the numbers of the runs that are not done."""
+    folder, cells = _open(config)
+    return folder, [number for number, cell in enumerate(cells) if not _is_done(cell)]
+
+
+def _open(config: WordsConfig) -> tuple[Path, list[Cell]]:
+    plain = WordsConfig(grid=config.grid, output_dir=config.output_dir, dry_run=config.dry_run, cell=config.cell)
+    if other := [field.name for field in fields(config) if getattr(config, field.name) != getattr(plain, field.name)]:
+        raise UserError(f"grid = {config.grid!r} and {other[0]} are both set; keys of runs go into the grid's file")
+    return open_grid(Path(str(config.grid)), config.output_dir)
+
+
+def _is_finished(cell: Cell) -> bool:
+    """Say whether a run is done, and is one of this grid; raises UserError for one that is done under other keys."""
+    from turncoder.train.running import open_run
+
+    return _is_done(cell) and open_run(cell.config, cell.config.STAGE).finished
+
+
+def _write_tables_of_all(folder: Path, cells: list[Cell]) -> None:
+    """Write table and plot of all runs that are done, whichever process did them; one process writes at a time."""
+    from accelerate import PartialState
+    from filelock import FileLock
+
+    if not PartialState().is_main_process:
+        return
+    done = []
+    with FileLock(folder / ".grid.lock"):
+        for cell in cells:
+            with contextlib.suppress(UserError):  # whoever runs that one is told
+                if _is_finished(cell):
+                    done.append(cell)
+        _write_tables(folder, done)
 
 
 def _is_done(cell: Cell) -> bool:

@@ -118,6 +118,8 @@ class WordsConfig(TrainKeys):
     """Score this trained RUN on test_file instead of training."""
     grid: str | None = None
     """Run every combination of this TOML file, and put them into one table."""
+    cell: int | None = None
+    """Of the grid: run this one alone, counted from 0, as a task of a job array does."""
     export_machamp: str | None = None
     """Write the data as MaChAmp reads it into this folder, instead of training."""
 
@@ -157,6 +159,9 @@ class WordsConfig(TrainKeys):
         return set_ + (sorted(self.training) if "training" in names else [])
 
     def _check_data(self) -> None:
+        check_ranges(self, "cell", least=0)
+        if self.cell is not None and not self.grid:
+            raise UserError(f"cell = {self.cell} is a run of a grid: give --grid FILE")
         if self.grid:
             return
         if not (self.evaluate or self.export_machamp or self.model_name_or_path):

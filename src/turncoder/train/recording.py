@@ -17,6 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from turncoder import pausing
 from turncoder.train.running import MARKER, Run, complete_checkpoints, write_atomically
 
 __all__ = ["AnisotropyLog", "RunCallback", "StopAfter", "take_scores"]
@@ -46,6 +47,7 @@ class RunCallback(TrainerCallback):
         self.earlier_tokens = self.logged_tokens = 0
         self.earlier_seconds = 0.0
         self.first_step = 0
+        self.pauses = False
 
     def count_tokens(self, mask_BL: torch.Tensor) -> None:
         """Count the tokens of a batch that is trained on."""
@@ -93,6 +95,14 @@ class RunCallback(TrainerCallback):
             else:
                 logger.info("step 0  %s", told)
 
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save, where a pause is asked for; processes agree on the step."""
+        pauses = pausing.is_asked()
+        if pausing.FILE in os.environ:  # the signal does not reach all of them between the same two steps
+            pauses = bool(reduce(torch.tensor(int(pauses), device=PartialState().device), "sum"))
+        if pauses:
+            self.pauses = control.should_save = True
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Mark the checkpoint just written as complete, then remove the ones that are no longer needed."""
         accelerator_state = PartialState()
@@ -109,6 +119,9 @@ class RunCallback(TrainerCallback):
             self.run.update(**self._spend(tokens))
             self._remove_old(args, state)
         accelerator_state.wait_for_everyone()
+        if self.pauses:
+            logger.info("%s: paused after step %s", self.run.folder, f"{state.global_step:,}")
+            raise KeyboardInterrupt
 
     def count(self) -> None:
         """Put tokens and seconds so far into the record; to be called in every process."""
