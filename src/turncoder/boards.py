@@ -27,9 +27,9 @@ HOUSEKEEPING = {
 }  # fmt: skip
 """Keys in which two runs may differ and still be the same but for their seeds."""
 MEASURED_ON = (
-    "text", "validation_text", "train_file", "validation_file", "dataset_name", "dataset_config_name", "sts", "sts_file", "pairs",
-    "words", "words_task", "validation_split_percentage", "max_eval_samples", "eval_documents", "mlm_probability",
-    "mask_token_type", "data_collator_type", "max_seq_length", "text_column",
+    "text", "validation_text", "train_file", "validation_file", "dataset_name", "dataset_config_name", "text_column",
+    "sts", "sts_file", "pairs", "words", "words_task", "validation_split_percentage", "max_eval_samples",
+    "eval_documents", "max_seq_length", "mlm_probability", "mask_token_type", "data_collator_type",
 )  # fmt: skip
 """Keys that, beside the fingerprint of the data, say what a training was measured on."""
 
@@ -178,7 +178,11 @@ def tell_data(files: RunFiles) -> str | None:
     fingerprint = (trained.record.get("data") or {}).get("fingerprint")
     if fingerprint is None:
         return None
-    keys = {key: one.config.get(key) for one in (files, trained) for key in MEASURED_ON if key in one.config}
+    keys: dict[str, Any] = {
+        key: one.config.get(key) for one in (files, trained) for key in MEASURED_ON if key in one.config
+    }
+    if trained.stage == "mntp" and keys.get("data_collator_type") == "unmasked":
+        keys["data_collator_type"] = "default"  # causal training is scored at the masks of bidirectional training
     counts = (trained.record.get("data") or {}).get("validation")
     return json.dumps([fingerprint, keys, counts], sort_keys=True, default=str)
 

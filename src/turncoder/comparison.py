@@ -9,7 +9,7 @@ from typing import Any
 from turncoder.errors import UserError
 from turncoder.runrows import SCORES, RunFiles
 
-__all__ = ["Difference", "compare_rungs", "compare_runs"]
+__all__ = ["Difference", "compare_rungs", "compare_runs", "find_predictions"]
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,9 @@ def _compare_items(first: RunFiles, second: RunFiles, names: tuple[str, str]) ->
     from turncoder.evaluate.significance import bootstrap_items
 
     for task, told in first.results.get("tasks", {}).items():
-        items = [_read_items(run, task) for run in (first, second)]
-        if items[0] is None or items[1] is None:
+        one, other = _read_items(first, task), _read_items(second, task)
+        if one is None or other is None:
             continue
-        one, other = items
         metric = "spearman" if one.get("gold") is not None else "mean of the items"
         common: dict[str, Any] = {"task": task, "metric": told["main_metric"], "told": metric}
         common |= {"first": names[0], "second": names[1]}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["LINES", "Line", "draw_lines", "draw_map", "draw_scores"]
+__all__ = ["LINES", "Line", "draw_lines", "draw_map", "draw_scores", "name_one"]
 
 LINES = 12
 """Lines that are told apart in one drawing."""
@@ -26,7 +26,7 @@ INK, FAINT = "#010203", "#010204"
 COLOURS = tuple(f"#0102{place:02x}" for place in range(16, 22))
 PAGE = {INK: "currentColor", FAINT: "var(--line)", **{one: f"var(--c{place})" for place, one in enumerate(COLOURS)}}
 """Stand-ins, which nothing else has, and what the style sheet calls them."""
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "turncoder",
     "font.size": 9,
@@ -77,6 +77,8 @@ def draw_lines(name: str, lines: Sequence[Line], across: str, up: str) -> str:
     str
         An ``<svg>`` element.
     """
+    from matplotlib.ticker import MaxNLocator
+
     with _settle() as figure:
         axes = figure.add_subplot()
         for number, line in enumerate(lines[:LINES]):
@@ -85,7 +87,7 @@ def draw_lines(name: str, lines: Sequence[Line], across: str, up: str) -> str:
             error = None if line.error is None else line.error[::step]
             axes.errorbar(line.x[::step], line.y[::step], yerr=error, label=_shorten(line.name), **look)
         if all(float(x).is_integer() for line in lines for x in line.x):
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(across)
         axes.set_ylabel(up)
         _explain(figure, axes)
@@ -104,6 +106,8 @@ def draw_scores(name: str, rows: Sequence[tuple[str, float, float | None]], acro
     across
         What is drawn.
     """
+    from matplotlib.ticker import MaxNLocator
+
     with _settle(0.75 + 0.24 * len(rows)) as figure:
         axes = figure.add_subplot()
         bars = [[error or 0 for _, _, error in rows]]
@@ -114,6 +118,7 @@ def draw_scores(name: str, rows: Sequence[tuple[str, float, float | None]], acro
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(across)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
         return _write(figure, name)
 
 
@@ -169,6 +174,11 @@ def _explain(figure: "Figure", axes: "Axes") -> None:
     if len(names) > 1:
         columns = 3 if max(map(len, names)) < 14 else 2
         figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), columns))
+
+
+def name_one(lines: Sequence[Line]) -> str:
+    """Name a single line, which has no legend."""
+    return f" ({lines[0].name})" if len(lines) == 1 else ""
 
 
 def _shorten(name: str) -> str:

@@ -151,10 +151,11 @@ def _write_part(part: Part) -> str:
 
 def _write_table(table: Table) -> str:
     kind = "" if table.numbers else ' class="words"'
+    title = escape(table.title)
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
     lines = [
-        f'<div class="table" role="region" tabindex="0" aria-label="{escape(table.title)}"><table{kind}>'
-        f"<caption>{escape(table.title)}</caption>",
+        f'<p class="caption">{title}</p>',  # a <caption> would be as wide as the table, and scroll away with it
+        f'<div class="table" role="region" tabindex="0" aria-label="{title}"><table{kind} aria-label="{title}">',
         f"<thead><tr>{head}</tr></thead>",
         "<tbody>",
     ]

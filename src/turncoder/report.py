@@ -134,7 +134,8 @@ def leave_report(folder: Path) -> None:
 def build_page(folders: Sequence[Path]) -> Page:
     """Build the page of some run folders; raises UserError where one is none."""
     from turncoder import __version__
-    from turncoder.runsections import build_course, build_inside, build_records
+    from turncoder.insidesections import build_inside
+    from turncoder.runsections import build_course, build_records
     from turncoder.scoresections import build_scores
 
     distinct = {folder.resolve(): folder for folder in reversed(folders)}

@@ -12,11 +12,13 @@ from turncoder.taskrows import BASELINES, GLUE_SCORES, TAKES, WORD_SCORES
 
 __all__ = [
     "HEADINGS",
+    "INNER",
     "OVER_SEEDS",
     "PERCENT",
     "SCORES",
     "STAGES",
     "RunFiles",
+    "is_finite",
     "list_rows",
     "open_files",
     "read_baseline",
@@ -282,3 +284,8 @@ def tell_score(name: str, value: Any, deviation: float | None = None) -> str:
         return f"{value / 60:,.1f} min" if value >= 100 else f"{value:.1f} s"
     form = ",.4g" if name.endswith("perplexity") else ".3f"
     return f"{value:{form}}" + ("" if deviation is None else f" ±{deviation:{form}}")
+
+
+def is_finite(value: Any) -> bool:
+    """Tell a number that can be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,32 +1,22 @@
-"""How runs went and what they were, as sections of a page: curves, layers, confusions, maps, and how to run them again."""
+"""How runs went and what they were, as sections of a page: curves, speed and memory, and how to run them again."""
 
-import csv
 import datetime
-import math
 import shlex
 import statistics
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from turncoder.boards import Named, group_runs
-from turncoder.comparison import find_predictions
-from turncoder.curves import LINES, Line, draw_lines, draw_map
-from turncoder.errors import UserError
-from turncoder.page import Cell, Code, Fold, Lines, Part, Picture, Section, Table
-from turncoder.runrows import SCORES, RunFiles
+from turncoder.curves import LINES, Line, draw_lines, name_one
+from turncoder.page import Code, Fold, Lines, Part, Picture, Section, Table
+from turncoder.runrows import INNER, SCORES, is_finite
 
-__all__ = ["build_course", "build_inside", "build_records"]
+__all__ = ["build_course", "build_records"]
 
 CURVES = {"loss": "training loss"} | {
     f"eval_{name}": f"held-out {SCORES[name]}"
     for name in ("loss", "accuracy", "bits_per_byte", "sts_spearman", "mrr@10")
 }
-LABELS = 10
-"""Labels of a confusion matrix."""
-MATRICES = 8
-MAPS = 6
-POINTS = 150
 
 
 def list_trainings(runs: Iterable[Named]) -> list[Named]:
@@ -34,7 +24,7 @@ def list_trainings(runs: Iterable[Named]) -> list[Named]:
     found = []
     several = len(list(runs := list(runs))) > 1
     for run in runs:
-        inner = {name: one for name, one in run.files.inner.items() if not name.startswith("words/")}
+        inner = {name: one for name, one in run.files.inner.items() if name in INNER}
         found += [Named(f"{run.name}/{name}" if several else name, one) for name, one in inner.items()]
         if run.files.logged:
             found.append(run)
@@ -68,7 +58,7 @@ def _draw_curves(stage: str, runs: Sequence[Named], name: str) -> list[Part]:
         scale = 100 if key == "eval_accuracy" else 1
         lines = []
         for run in runs[:LINES]:
-            rows = [row for row in run.files.logged if _is_finite(row.get(key)) and _is_finite(row.get("step"))]
+            rows = [row for row in run.files.logged if is_finite(row.get(key)) and is_finite(row.get("step"))]
             own = [row for row in rows if row.get("model") in (None, "bidirectional", "untrained")]
             if own:
                 x, y = ([row[one] for row in own] for one in ("step", key))
@@ -80,18 +70,18 @@ def _draw_curves(stage: str, runs: Sequence[Named], name: str) -> list[Part]:
             f"{line.name} from {line.y[0]:.3g} at step {line.x[0]:,} to {line.y[-1]:.3g} at step {line.x[-1]:,}"
             for line in lines
         )
-        drawn.append(Picture(draw_lines(f"{name}-{number}", lines, "step", label), alt, f"{stage}: {label}"))
+        drawn.append(
+            Picture(draw_lines(f"{name}-{number}", lines, "step", label), alt, f"{stage}: {label}{name_one(lines)}")
+        )
     return drawn
 
 
 def _tell_effort(run: Named) -> list[str]:
     record = run.files.record
-    speeds = [row["tokens_per_second"] for row in run.files.logged if _is_finite(row.get("tokens_per_second"))]
+    speeds = [row["tokens_per_second"] for row in run.files.logged if is_finite(row.get("tokens_per_second"))]
     seconds, tokens = record.get("wall_time_s") or 0, record.get("tokens") or 0
     weights, memory = record.get("parameters") or {}, record.get("memory") or {}
-    steps = (record.get("trained") or {}).get("steps") or max(
-        (row.get("step", 0) for row in run.files.logged), default=0
-    )
+    steps = (record.get("trained") or {}).get("steps")
     speed = statistics.median(speeds) if speeds else tokens / seconds if seconds else 0
     return [
         run.title,
@@ -106,116 +96,6 @@ def _tell_effort(run: Named) -> list[str]:
     ]
 
 
-def build_inside(runs: Sequence[Named]) -> list[Section]:
-    """Build the sections on layers, confusions and vectors."""
-    layers = _draw_layers(runs)
-    anisotropy = [
-        Line(run.title, list(range(len(found))), found)
-        for run in runs
-        if (found := run.files.record.get("anisotropy")) and all(map(_is_finite, found))
-    ]
-    if anisotropy:
-        alt = "mean cosine by layer: " + "; ".join(
-            f"{one.name} {one.y[0]:.2f} to {one.y[-1]:.2f}" for one in anisotropy
-        )
-        caption = "anisotropy: mean cosine between tokens of held-out text at every layer, 0 the embeddings"
-        layers.append(Picture(draw_lines("anisotropy", anisotropy, "layer", "mean cosine"), alt, caption))
-    return [
-        Section("By layer", layers),
-        Section("Confusions", _show_confusions(runs)),
-        Section("Map of sentence vectors", _draw_maps(runs)),
-    ]
-
-
-def _draw_layers(runs: Sequence[Named]) -> list[Part]:
-    """Draw the scores of words by layer: a picture for each task and test file."""
-    found: dict[tuple[str, str, str], list[Line]] = {}
-    for run in runs:
-        results = run.files.results
-        for task, told in results.get("tasks", {}).items() if run.files.stage == "words" else ():
-            layers = told.get("layers") or {}
-            last = len(layers) - 1
-            rows = sorted(
-                (last if layer == "last" else int(layer), at["mean"][told["metric"]], at["std"][told["metric"]])
-                for layer, at in layers.items()
-            )
-            if rows:
-                error = None if rows[0][2] is None else [100 * one[2] for one in rows]
-                line = Line(run.title, [one[0] for one in rows], [100 * one[1] for one in rows], error)
-                found.setdefault((task, told["metric"], str(results.get("fingerprint"))), []).append(line)
-    drawn: list[Part] = []
-    for number, ((task, metric, _), lines) in enumerate(found.items()):
-        label = f"{task}: {SCORES[metric]}"
-        alt = f"{label} by layer: " + "; ".join(
-            f"{line.name} best {max(line.y):.1f} at layer {line.x[line.y.index(max(line.y))]}" for line in lines
-        )
-        bars = "; bars: standard deviation over seeds" if any(line.error for line in lines) else ""
-        svg = draw_lines(f"layers-{number}", lines, "layer", label)
-        drawn.append(Picture(svg, alt, f"{label} by layer, 0 the embeddings{bars}"))
-    return drawn
-
-
-def _show_confusions(runs: Sequence[Named]) -> list[Part]:
-    """Show for each run on words how its labels are taken for each other."""
-    words = [run for run in runs if run.files.stage == "words"]
-    for run in runs:
-        probes = [
-            Named(f"{run.name}/{name}", one) for name, one in run.files.inner.items() if name.startswith("words/")
-        ]
-        words += [max(probes, key=lambda one: str(one.files.record.get("started")))] if probes else []
-    tables: list[Part] = []
-    for run in words:
-        for task in run.files.results.get("tasks", {}):
-            place = find_predictions(run.files, task)
-            path = place.with_name("confusion.csv") if place is not None else None
-            if path is not None and path.exists() and len(tables) < MATRICES:
-                tables.append(_tabulate_confusion(f"{run.title}: {task}", path))
-    return tables
-
-
-def _tabulate_confusion(title: str, path: Path) -> Table:
-    with path.open(encoding="utf8", newline="") as file:
-        head, *body = csv.reader(file)
-    try:
-        names, counts = head[1:], [[int(cell) for cell in row[1:]] for row in body]
-        picked = range(min(LABELS, len(names)))
-        rows: list[list[Cell | str]] = []
-        for row in picked:
-            whole = sum(counts[row]) or 1
-            cells = [Cell(f"{counts[row][column]:,}", share=counts[row][column] / whole) for column in picked]
-            rest = whole - sum(counts[row][column] for column in picked) if sum(counts[row]) else 0
-            rows.append([names[row], *cells, *([Cell(f"{rest:,}", share=rest / whole)] if len(names) > LABELS else [])])
-    except (ValueError, IndexError) as error:
-        raise UserError(f"{path} is broken ({type(error).__name__}: {error}); run it again") from None
-    more = ["others"] if len(names) > LABELS else []
-    shown = f"the {LABELS} most frequent of {len(names)} labels; " if more else ""
-    told = f"{title}: {shown}gold in rows, predicted in columns, words; coloured by the share of the row"
-    return Table(told, ["gold", *names[:LABELS], *more], rows)
-
-
-def _draw_maps(runs: Sequence[Named]) -> list[Part]:
-    """Draw the sentences of turns in two dimensions: of the first model, and of the last."""
-    drawn: list[Part] = []
-    turned = [run for run in runs if any("map" in row for row in run.files.results.get("rows", []))]
-    for run in turned[: MAPS // 2]:
-        rows = [row for row in run.files.results["rows"] if "map" in row]
-        for row in [rows[0], rows[-1]] if len(rows) > 1 else rows:
-            told, found = (row["name"] if len(runs) == 1 else f"{run.name}: {row['name']}"), row["map"]
-            groups = {"first sentence": found["queries"], "rest of its document": found["documents"]}
-            share = 100 * sum(found["shares"])
-            alt = f"{told}: {len(found['queries'])} first sentences and the rests of their documents, {share:.0f} % of the variance"
-            svg = draw_map(f"map-{len(drawn)}", groups, found["shares"])
-            drawn.append(Picture(svg, alt, f"{told}: {share:.0f} % of the variance is in this plane"))
-    if drawn:
-        about = (
-            "Held-out documents: unit vectors of first sentences and of what follows them, each model in the plane of its "
-            "own two largest principal components. Axes of two pictures have nothing to do with each other, and what "
-            "lies apart in the dimensions that are not drawn can look near."
-        )
-        drawn.insert(0, Lines([about]))
-    return drawn
-
-
 def build_records(runs: Sequence[Named]) -> Section:
     """Build the section on what was run: status, data, ancestry, versions, and how to run it again."""
     rows = []
@@ -224,7 +104,8 @@ def build_records(runs: Sequence[Named]) -> Section:
         record = run.files.record
         chain = [str(one.get("name")) for one in record.get("parents") or [] if isinstance(one, dict)]
         base = record["config"].get("model_name_or_path")
-        data = (record.get("data") or {}).get("fingerprint") or run.files.results.get("fingerprint")
+        trained = run.files.inner.get("mntp", run.files)  # a turn's data are those of its parts
+        data = (trained.record.get("data") or {}).get("fingerprint") or run.files.results.get("fingerprint")
         prints = ", ".join(part[:12] for part in str(data).split()[:2]) if data else "not recorded"
         seeds = record["config"].get("seeds") or [record["config"].get("seed", "")]
         rows.append(
@@ -237,7 +118,7 @@ def build_records(runs: Sequence[Named]) -> Section:
                 ", ".join(map(str, seeds)),
             ]
         )
-        parts.append(_show_record(run))
+        parts.append(_show_record(run, within=run not in runs))
     table = Table(
         "runs and what they come from", ["run", "stage", "started (UTC)", "made from", "data", "seed"], rows, False
     )
@@ -249,12 +130,15 @@ def _unfold(runs: Iterable[Named]) -> list[Named]:
     return [
         one
         for run in runs
-        for one in [run, *(Named(f"{run.name}/{name}", inner) for name, inner in run.files.inner.items())]
-        if not one.name.startswith("words/")
+        for one in [
+            run,
+            *(Named(f"{run.name}/{name}", one) for name, one in run.files.inner.items() if name in INNER),
+        ]
     ]
 
 
-def _show_record(run: Named) -> Fold:
+def _show_record(run: Named, *, within: bool) -> Fold:
+    """Show how to run again what was run, be it ``within`` a turn or by itself."""
     record, folder = run.files.record, run.files.folder
     inner: list[Part] = []
     told = [f"Folder: {folder.resolve()}", f"Status: {run.files.status}"]
@@ -262,7 +146,7 @@ def _show_record(run: Named) -> Fold:
     told += [f"git: {record['git']}"] if record.get("git") else []
     inner.append(Lines(told, "list"))
     command = [str(word) for word in record.get("command") or []]
-    if command:
+    if command and not within:
         where = f"cd {shlex.quote(str(record['cwd']))}\n" if record.get("cwd") else ""
         inner += [Lines(["The command, as it was given:"]), Code(where + shlex.join(["turncoder", *command[1:]]))]
     config = folder / "config.toml"
@@ -282,7 +166,3 @@ def _tell(value: Any) -> str:
     if isinstance(value, dict):
         return "(" + ", ".join(f"{key} {_tell(one)}" for key, one in value.items()) + ")"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

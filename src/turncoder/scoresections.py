@@ -27,9 +27,10 @@ TITLES = {
     "sentences": "Sentences",
 }
 MARKED = (
-    "Best value of a column in bold and underlined, but only where it is ahead of every other by more than the error of "
-    "the difference: Welch's t-test over seeds (p < 0.05), a paired bootstrap where the same items were scored, two "
-    "standard errors elsewhere. No correction is made for the number of comparisons; a value without an error is never marked."
+    "The best value of a column is bold and underlined, but only where it is ahead of every other by more than the "
+    "error of the difference: Welch's t-test over seeds (p < 0.05), a paired bootstrap where the same items were "
+    "scored, two standard errors elsewhere. No correction is made for the number of comparisons; a value without an "
+    "error is never marked."
 )
 
 
@@ -186,7 +187,8 @@ def _tabulate(differences: Iterable[Difference]) -> list[Part]:
 def _draw_board(board: Board, measures: Sequence[str], name: str) -> list[Part]:
     """Draw the scores of which several models have one."""
     drawn: list[Part] = []
-    chosen = [one for one in board.headings if one in measures or one.startswith("words/") and not one.endswith(" F1")]
+    labels = [one for one in board.headings if one.startswith("words/") and not one.endswith(" F1")]
+    chosen = [one for one in board.headings if one in measures or one in labels]
     for number, measure in enumerate(chosen):
         found = {model: board.values.get((model, measure)) for model in board.models}
         percent = board.forms.get(measure, measure) in (*DRAWN_WORDS, "accuracy")

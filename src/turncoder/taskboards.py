@@ -131,8 +131,6 @@ TAKE = {"glue": _take_glue, "language": _take_language, "sentences": _take_sente
 
 def _warn(names: dict[str, dict[str, list[str]]], what: str) -> list[str]:
     """Warn of tasks that were not measured on the same data in all runs."""
-    return [
-        f"{task}: {' and '.join(', '.join(one) for one in groups.values())} were measured on different {what}: {SEPARATE}."
-        for task, groups in names.items()
-        if len(groups) > 1
-    ]
+    told = {task: " and ".join(", ".join(one) for one in groups.values()) for task, groups in names.items()}
+    several = [task for task, groups in names.items() if len(groups) > 1]
+    return [f"{task}: {told[task]} were measured on different {what}: {SEPARATE}." for task in several]
