@@ -211,9 +211,11 @@ def _read_results(folder: Path) -> dict[str, Any]:
         return {}
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(results, dict):
-            raise TypeError("not an object")
-    except (ValueError, TypeError) as error:
+        if not isinstance(results.get("tasks", {}), dict) or not isinstance(results.get("rows", []), list):
+            raise TypeError("tasks or rows are none")
+        if not {"tasks", "rows"} & results.keys():
+            raise KeyError("tasks")
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{path} is broken ({type(error).__name__}: {error}); run it again") from None
     return results
 

@@ -35,7 +35,7 @@ def build_words(runs: Sequence[Named]) -> tuple[list[Board], list[str]]:
         for task, told in results.get("tasks", {}).items():
             key = str(results.get("fingerprint") or results.get("test_file")) + str(results.get("test_is_validation"))
             names.setdefault(task, {}).setdefault(key, []).append(run.name)
-            title = f"{task}: {told['words_scored']:,} words of {Path(str(results.get('test_file'))).name}"
+            title = f"{task}: {told.get('words_scored', 0):,} words of {Path(str(results.get('test_file'))).name}"
             if results.get("test_is_validation"):
                 title += " (which were chosen on: flattering)"
             board = boards.setdefault((task, key), Board(title))

@@ -95,7 +95,7 @@ def test_run_folder_has_what_the_interface_says(trained: Path) -> None:
     assert record["results"]["accuracy"] > 0
     assert record["data"]["fingerprint"]
     names = {path.name for path in trained.iterdir()}
-    assert names == {"run.json", "config.toml", "metrics.jsonl", "checkpoints", "adapter", "model"}
+    assert names == {"run.json", "config.toml", "metrics.jsonl", "checkpoints", "adapter", "model", "report.html"}
 
 
 def test_model_opens_in_plain_sentence_transformers_and_looks_both_ways(trained: Path) -> None:
