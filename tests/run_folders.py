@@ -8,7 +8,7 @@ from turncoder.evaluate.words import score, summarise, tally
 
 
 def make_run(folder, *, lora_r=8, results=True, status="done", **config):
-    folder.mkdir()
+    folder.mkdir(parents=True)
     record = {
         "stage": "mntp",
         "status": status,

@@ -25,6 +25,8 @@ def make_all(folder):
     record |= {"stage": "pretrain", "anisotropy": [0.1, 0.4, 0.5], "memory": {"process": 2_500_000_000}}
     record |= {"parents": [{"name": "old/base"}], "command": ["/bin/turncoder", "pretrain", "a b.toml"], "cwd": "/home"}
     (pretrained / "run.json").write_text(json.dumps(record))
+    with (pretrained / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "loss": 2.0}\n')
     (pretrained / "config.toml").write_text('config_name = "<llama>"\n')
     words = make_words_run(folder / "words", ("upos", "ner"), drawn=True)
     results = json.loads((words / "results.json").read_text())
@@ -49,9 +51,9 @@ def test_a_page_holds_everything_and_asks_nothing_of_the_network(tmp_path, capsy
     assert any(label.startswith("upos: token acc. % by layer: words best 60.0 at layer 1") for label in labels)
     assert any(label.startswith("mean cosine by layer: pretrained 0.10 to 0.50") for label in labels)
     assert any("first sentences and the rests of their documents; 50 % of the variance" in label for label in labels)
-    assert (
-        any(label.startswith("training loss by step: pretrained") for label in labels) or "training loss" not in labels
-    )
+    assert "training loss by step: pretrained from 3 at step 10 to 2 at step 20" in labels
+    assert any(label.startswith("held-out loss by step: pretrained from 5 at step 0 to 2.5 at") for label in labels)
+    assert any(label.startswith("MRR@10: BM25 (words) 0.3, causal") for label in labels)
 
 
 def test_markdown_has_the_tables_of_the_page(tmp_path):
@@ -155,6 +157,7 @@ def test_a_report_that_cannot_be_written_undoes_no_run(tmp_path, caplog):
     assert "is not written" in caplog.text and (folder / "report.html").read_text() == "somebody's own"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "scheme", "expected"), [(390, 0, "rgb(20, 24, 28)"), (1280, 1, "rgb(255, 255, 255)")]
 )
