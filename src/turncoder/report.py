@@ -138,8 +138,10 @@ def build_page(folders: Sequence[Path]) -> Page:
     from turncoder.runsections import build_course, build_records
     from turncoder.scoresections import build_scores
 
-    distinct = {folder.resolve(): folder for folder in reversed(folders)}
-    kept = list(reversed(distinct.values()))
+    distinct: dict[Path, Path] = {}
+    for folder in folders:
+        distinct.setdefault(folder.resolve(), folder)
+    kept = list(distinct.values())
     warnings = ["A folder is named more than once; it is shown once."] if len(kept) < len(folders) else []
     runs = [Named(name, open_files(folder)) for name, folder in zip(name_folders(kept), kept, strict=True)]
     warnings += [

@@ -103,8 +103,7 @@ def perform(config: Any, stage: str, work: Callable[[Any, Run], None]) -> Path:
     run.settle()
     run.record.pop("error", None)
     run.update(status="done", memory=measure_memory())
-    within = any((place / "run.json").exists() for place in run.folder.absolute().parents[:2])
-    if PartialState().is_main_process and not within:  # else it is in the report of the run that it is a part of
+    if PartialState().is_main_process:
         from turncoder.report import leave_report
 
         leave_report(run.folder)
