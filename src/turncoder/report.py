@@ -22,6 +22,7 @@ __all__ += ["write_report"]
 
 logger = logging.getLogger("turncoder")
 
+SIDE_BY_SIDE = 12  # configurations in a table
 FOLDED = 16  # letters of a run's name, before it takes another line
 
 
@@ -161,18 +162,23 @@ def build_page(folders: Sequence[Path]) -> Page:
 
 
 def _differ(runs: Sequence[Named]) -> list[Section]:
-    """Show the keys in which configurations differ."""
-    configs = [run.files.config for run in runs]
-    keys = [key for key in dict.fromkeys(key for config in configs for key in config) if key != "output_dir"]
-    rows = [
-        [key, *(str(config.get(key, "-")) for config in configs)]
-        for key in keys
-        if any(config.get(key) != configs[0].get(key) for config in configs)
-    ]
-    if len(runs) < 2 or len(runs) > 12 or not rows:
-        return []
-    columns = ["key", *(run.name for run in runs)]
-    return [Section("How the configurations differ", [Grid("keys that are not the same", columns, rows, False)])]
+    """Show for each stage the keys in which the configurations of its runs differ."""
+    stages: dict[str, list[Named]] = {}
+    for run in runs:
+        stages.setdefault(run.files.stage, []).append(run)
+    tables = []
+    for stage, own in stages.items():
+        configs = [run.files.config for run in own]
+        keys = [key for key in dict.fromkeys(key for config in configs for key in config) if key != "output_dir"]
+        rows = [
+            [key, *(str(config.get(key, "(not set)")) for config in configs)]
+            for key in keys
+            if any(config.get(key) != configs[0].get(key) for config in configs)
+        ]
+        if rows and len(own) <= SIDE_BY_SIDE:
+            title = f"{stage}: keys that are not the same"
+            tables.append(Grid(title, ["key", *(run.name for run in own)], rows, False))
+    return [Section("How the configurations differ", tables)]
 
 
 def name_folders(folders: Sequence[Path]) -> list[str]:

@@ -70,9 +70,10 @@ def _draw_curves(stage: str, runs: Sequence[Named], name: str) -> list[Part]:
             f"{line.name} from {line.y[0]:.3g} at step {line.x[0]:,} to {line.y[-1]:.3g} at step {line.x[-1]:,}"
             for line in lines
         )
-        drawn.append(
-            Picture(draw_lines(f"{name}-{number}", lines, "step", label), alt, f"{stage}: {label}{name_one(lines)}")
-        )
+        caption = f"{stage}: {label}{name_one(lines)}"
+        if key == "loss" and len(lines) > 1:
+            caption += ", of each run's own objective"
+        drawn.append(Picture(draw_lines(f"{name}-{number}", lines, "step", label), alt, caption))
     return drawn
 
 
@@ -151,9 +152,10 @@ def _show_record(run: Named, *, within: bool) -> Fold:
         inner += [Lines(["The command, as it was given:"]), Code(where + shlex.join(["turncoder", *command[1:]]))]
     config = folder / "config.toml"
     if config.exists():
-        again = shlex.join(["turncoder", *run.files.stage.split(), str(config), "--output", "AGAIN"])
-        if run.files.stage in ("glue", "language", "sentences"):
-            again = again.replace("turncoder ", "turncoder evaluate ", 1)
+        words = ["evaluate"] * (run.files.stage in ("glue", "language", "sentences")) + [run.files.stage]
+        if command[1:3] == ["head", "finetune"]:
+            words = command[1:3]
+        again = shlex.join(["turncoder", *words, str(config), "--output", "AGAIN"])
         inner += [Lines(["With every key as it was resolved:"]), Code(f"{again}\n")]
         inner.append(Fold("config.toml", [Code(config.read_text(encoding="utf8"))]))
     for name in ("versions", "hardware", "data"):
