@@ -87,6 +87,23 @@ def test_runs_of_other_data_are_said_and_have_tables_of_their_own(tmp_path):
     assert again.count("| model | MRR@10 | STS |") == 1 and "| c minus a | + SimCSE: MRR@10 |" in again
 
 
+def test_the_best_is_bold_where_items_and_seeds_tell_it_from_every_other(tmp_path):
+    other = make_words_run(tmp_path / "other", sentences=100)
+    runs = [make_words_run(tmp_path / name, error=error) for name, error in (("poor", 0.4), ("good", 0.05))]
+    text = report(other, *runs, output=tmp_path / "a.md")
+    assert "upos: other and poor, good were measured on different words" in text
+    assert "| good minus poor | upos: token acc. % |" in text and "minus other" not in text
+    bold = [line.split("|")[1].strip() for line in text.split("\n") if "| **" in line]
+    assert bold == ["good"] and "The best value of a column is bold" in text
+    same = [make_words_run(tmp_path / name, error=0.2) for name in ("one", "two")]
+    assert "**" not in report(*same, output=tmp_path / "b.md")
+    tasks = [make_sentences_run(tmp_path / f"scored-{better}", better=better, texts=200) for better in (0.0, 0.5)]
+    text = report(*tasks, output=tmp_path / "c.md")
+    rows = {line.split("|")[1].strip(): line for line in text.split("\n") if line.startswith("| ")}
+    assert "**" not in rows["sts (cosine\\_spearman)"]  # BM25 is ahead, and has no items
+    assert "| scored-0.5 minus scored-0.0 | sts: spearman |" in text
+
+
 def test_a_run_that_is_not_done_and_one_of_nothing_are_marked(tmp_path):
     cut = make_run(tmp_path / "cut", results=False, status="interrupted")
     empty = tmp_path / "empty"

@@ -94,6 +94,8 @@ class Board:
         Whether measures are rows, models columns.
     sure
         By measure and two models: whether a paired bootstrap tells them apart.
+    task
+        What its measures are of, where that is one task.
     forms
         How the numbers of a measure are written, and ranked, where that is not by its own name.
     """
@@ -104,6 +106,7 @@ class Board:
     turned: bool = False
     sure: dict[tuple[str, str, str], bool] = field(default_factory=dict)
     forms: dict[str, str] = field(default_factory=dict)
+    task: str = ""
 
     @property
     def models(self) -> list[str]:
@@ -220,16 +223,14 @@ def build_models(title: str, named: Mapping[str, Sequence[Named]], stage: str) -
     board = Board(title)
     for name, runs in named.items():
         tables = [_list_turned(run.files) if stage == "turn" else list_rows(run.files) for run in runs]
-        if any([row["model"] for row in rows] != [row["model"] for row in tables[0]] for rows in tables):
-            tables = tables[:1]
-        for rows in zip(*tables, strict=True):
-            model = str(rows[0]["model"])
+        for model in dict.fromkeys(str(row["model"]) for rows in tables for row in rows):
+            rows = [row for one in tables for row in one if row["model"] == model]
             told = model if len(named) == 1 else f"{name}: {model}"
             for key in rows[0]:
                 values = [row[key] for row in rows if _is_number(row.get(key))]
                 if len(values) == len(rows):
                     board.values[told, key] = _gather(values, rows[0], key)
-        if not tables[0]:
+        if not any(tables):
             board.values[f"{name}: no evaluation yet" if len(named) > 1 else "no evaluation yet", ""] = Value(math.nan)
     _name_measures(board)
     for model, others in list(_find_same(board).items()):  # the untrained model is that of all runs

@@ -55,7 +55,9 @@ class Difference:
         return f"{self.scale * self.found[name]:+.{2 if self.scale == 100 else 3}f}"
 
 
-def compare_runs(first: RunFiles, second: RunFiles, names: tuple[str, str] = ("", "")) -> Iterator[Difference]:
+def compare_runs(
+    first: RunFiles, second: RunFiles, names: tuple[str, str] = ("", ""), task: str | None = None
+) -> Iterator[Difference]:
     """Compare two runs on each task whose items both scored, by a paired bootstrap.
 
     Parameters
@@ -65,6 +67,8 @@ def compare_runs(first: RunFiles, second: RunFiles, names: tuple[str, str] = (""
         compared.
     names
         Of the two.
+    task
+        The only one that is compared; None is all of them.
 
     Raises
     ------
@@ -74,21 +78,21 @@ def compare_runs(first: RunFiles, second: RunFiles, names: tuple[str, str] = (""
     if first.stage != second.stage:
         return
     if first.stage == "words":
-        yield from _compare_words(first, second, names)
+        yield from _compare_words(first, second, names, task)
     elif first.stage == "sentences":
-        yield from _compare_items(first, second, names)
+        yield from _compare_items(first, second, names, task)
     elif first.stage == "turn":
         for rung, (one, other) in _match_rungs(first, second).items():
             yield _compare_ranks(one, other, names[0], names[1], rung)
 
 
-def _compare_words(first: RunFiles, second: RunFiles, names: tuple[str, str]) -> Iterator[Difference]:
+def _compare_words(first: RunFiles, second: RunFiles, names: tuple[str, str], only: str | None) -> Iterator[Difference]:
     from turncoder.evaluate.significance import Metric, bootstrap
     from turncoder.evaluate.wordfiles import read_predictions
 
     for task, told in first.results.get("tasks", {}).items():
         paths = [find_predictions(run, task) for run in (first, second)]
-        if paths[0] is None or paths[1] is None:
+        if only not in (None, task) or paths[0] is None or paths[1] is None:
             continue
         metric: Metric = "token_accuracy" if told["mean"].get("span_f1") is None else "span_f1"
         (*file, one), (*other_file, other) = (read_predictions(path) for path in paths if path is not None)
@@ -109,12 +113,12 @@ def find_predictions(run: RunFiles, task: str) -> Path | None:
     return path if path.exists() else None
 
 
-def _compare_items(first: RunFiles, second: RunFiles, names: tuple[str, str]) -> Iterator[Difference]:
+def _compare_items(first: RunFiles, second: RunFiles, names: tuple[str, str], only: str | None) -> Iterator[Difference]:
     from turncoder.evaluate.significance import bootstrap_items
 
     for task, told in first.results.get("tasks", {}).items():
         one, other = _read_items(first, task), _read_items(second, task)
-        if one is None or other is None:
+        if only not in (None, task) or one is None or other is None:
             continue
         metric = "spearman" if one.get("gold") is not None else "mean of the items"
         common: dict[str, Any] = {"task": task, "metric": told["main_metric"], "told": metric}

@@ -1,5 +1,6 @@
 """What runs scored, as sections of a page: boards, pictures of them, and how sure differences are."""
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 
@@ -85,40 +86,36 @@ def _show_models(stage: str, runs: Sequence[Named]) -> tuple[list[Part], list[st
 
 def _show_words(runs: Sequence[Named]) -> tuple[list[Part], list[str]]:
     boards, warnings = build_words(runs)
-    parts: list[Part] = [] if boards else [Lines([f"No scores yet: {_list(runs)}."])]
-    found = _compare(runs)
+    parts = _tell_missing(runs)
     for number, board in enumerate(boards):
-        task = board.title.partition(":")[0]
-        own = [one for one in found if one.task == task]
-        best = _find_highest(board, next(one.metric for one in own)) if own else None
-        if best is not None and best != runs[0].title:
-            own += [one for one in _compare(runs, best) if one.task == task]
-        for one in own:
-            if one.found is not None and (one.first, one.metric) in board.values:
+        own = [run for run in runs if run.title in board.models]
+        found = _compare(own, task=board.task)
+        if found:
+            found += _compare(own, _find_highest(board, found[0].metric), board.task)
+        for one in found:
+            if one.found is not None:
                 board.judge(one.metric, one.first, one.second, one.found["p"] < SURE)
         parts.append(board.lay_out())
         parts += [Lines([MARKED])] * board.marks
         parts += _draw_board(board, DRAWN_WORDS, f"words-{number}") if len(board.models) > 1 else []
-        parts += _tabulate(own)
+        parts += _tabulate(_distinct(found))
     return parts, warnings
 
 
 def _show_tasks(stage: str, runs: Sequence[Named]) -> tuple[list[Part], list[str]]:
     board, warnings = build_tasks(stage, runs)
+    parts = _tell_missing(runs)
     if not board.values:
-        return [Lines([f"No scores yet: {_list(runs)}."])], warnings
-    found = _compare(runs)
-    for measure in board.headings:
-        best = _find_highest(board, measure)
-        task = board.headings[measure].rpartition(" (")[0]
-        if best in [run.title for run in runs[1:]]:
-            found += [one for one in _compare(runs, best) if one.task == task]
+        return parts, warnings
+    found: list[Difference] = []
+    for measure in [one for one in board.headings if one != "mean"]:
+        task, best = json.loads(measure)[0], _find_highest(board, measure)
+        own = [run for run in runs if (run.title, measure) in board.values]
+        found += _compare(own, task=task) + (_compare(own, best, task) if best in [run.title for run in own] else [])
         for one in found:
             if one.found is not None and one.task == task:
                 board.judge(measure, one.first, one.second, one.found["p"] < SURE)
-    missing = [run.name for run in runs if not run.files.results]
-    parts: list[Part] = [board.lay_out(), *[Lines([MARKED.replace("column", "row")])] * board.marks]
-    parts += [Lines([f"No scores yet: {', '.join(missing)}."])] if missing else []
+    parts += [board.lay_out(), *[Lines([MARKED.replace("column", "row")])] * board.marks]
     parts += _tabulate(_distinct(found))
     examples = [
         (f"{run.name}, {task}", str(told["example"]))
@@ -132,17 +129,24 @@ def _show_tasks(stage: str, runs: Sequence[Named]) -> tuple[list[Part], list[str
     return parts, warnings
 
 
+def _tell_missing(runs: Iterable[Named]) -> list[Part]:
+    missing = [run for run in runs if not run.files.results.get("tasks")]
+    return [Lines([f"No scores yet: {_list(missing)}."])] if missing else []
+
+
 def _find_highest(board: Board, measure: str) -> str | None:
     found = {model: value.mean for (model, name), value in board.values.items() if name == measure}
     return max(found, key=lambda model: found[model]) if found else None
 
 
-def _compare(runs: Sequence[Named], base: str | None = None) -> list[Difference]:
+def _compare(runs: Sequence[Named], base: str | None = None, task: str | None = None) -> list[Difference]:
     """Compare runs with one of them, or the first, by the items that both scored."""
+    if len(runs) < 2:
+        return []
     first = next(run for run in runs if base in (None, run.title))
     found: list[Difference] = []
     for second in [run for run in runs if run is not first][:MOST]:
-        found += compare_runs(first.files, second.files, (first.title, second.title))
+        found += compare_runs(first.files, second.files, (first.title, second.title), task)
     return found
 
 
@@ -180,7 +184,8 @@ def _tabulate(differences: Iterable[Difference]) -> list[Part]:
             [f"{one.second} minus {one.first}", told, one.write("difference"), interval, f"{one.found['p']:.3f}"]
         )
     over = "; labels of words: best seed of each, over sentences" if any(one.scale == 100 for one in found) else ""
-    title = f"how sure differences are: paired bootstrap over the items that both scored{over}"
+    most = f"; {MOST} runs at most against the first, and against the best" if len(found) >= MOST else ""
+    title = f"how sure differences are: paired bootstrap over the items that both scored{over}{most}"
     return [Table(title, ["difference", "score", "value", "95 % interval", "p"], rows)]
 
 
@@ -241,4 +246,5 @@ def _list(runs: Iterable[Named]) -> str:
 
 
 def _distinct(found: Iterable[Difference]) -> list[Difference]:
-    return list({(one.task, one.first, one.second): one for one in found}.values())
+    """Leave out what is there already, be it the other way round."""
+    return list({(one.task, *sorted((one.first, one.second))): one for one in reversed(list(found))}.values())[::-1]

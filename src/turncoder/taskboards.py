@@ -38,7 +38,7 @@ def build_words(runs: Sequence[Named]) -> tuple[list[Board], list[str]]:
             title = f"{task}: {told.get('words_scored', 0):,} words of {Path(str(results.get('test_file'))).name}"
             if results.get("test_is_validation"):
                 title += " (which were chosen on: flattering)"
-            board = boards.setdefault((task, key), Board(title))
+            board = boards.setdefault((task, key), Board(title, task=task))
             seeds = len(told["seeds"])
             for metric in WORD_SCORES:
                 if (mean := told["mean"].get(metric)) is not None:
@@ -55,9 +55,10 @@ def build_tasks(stage: str, runs: Sequence[Named]) -> tuple[Board, list[str]]:
     for run in runs:
         for task, metric, key, value, form in TAKE[stage](run.files):
             told = json.dumps(key, sort_keys=True, default=str)
-            number = list(names.setdefault(task, {}).setdefault(told, [run.name]) and names[task]).index(told)
-            if run.name not in names[task][told]:
-                names[task][told].append(run.name)
+            kinds = names.setdefault(task, {})
+            if run.name not in kinds.setdefault(told, []):
+                kinds[told].append(run.name)
+            number = list(kinds).index(told)
             measure = json.dumps([task, metric, told])
             board.values[run.title, measure] = value
             other = f", other data ({number + 1})" if number else ""
