@@ -135,7 +135,13 @@ def test_what_cannot_be_reported_or_written(tmp_path, capsys):
     mine.write_text("# mine\n")
     broken = make_words_run(tmp_path / "broken", drawn=True)
     (broken / "confusion.csv").write_text("gold,NOUN\nNOUN,many\n")
+    task = make_words_run(tmp_path / "task")
+    (task / "results.json").write_text('{"tasks": {"upos": {"seeds": 3}}}')
+    rung = make_turn(tmp_path / "rung")
+    (rung / "results.json").write_text('{"rows": [3]}')
     for words, said in (
+        ([task, "--output", "a.html"], "results.json is broken"),
+        ([rung, "--output", "a.html"], "results.json is broken"),
         ([tmp_path / "gone", "--output", "a.html"], "is not a folder"),
         ([tmp_path, "--output", "a.html"], "has no run.json"),
         ([run, "--output", tmp_path / "a.pdf"], "give REPORT.html or REPORT.md"),

@@ -15,7 +15,7 @@ from turncoder.config import differences
 from turncoder.errors import UserError, first_line
 from turncoder.page import GENERATOR, Lines, Page, Part, Section, write_html, write_markdown
 from turncoder.page import Table as Grid
-from turncoder.runrows import HEADINGS, open_files, read_baseline, read_run, read_runs, tell_score
+from turncoder.runrows import HEADINGS, list_rows, open_files, read_baseline, read_run, read_runs, tell_score
 
 __all__ = ["check_output", "leave_report", "read_baseline", "read_run", "read_runs", "show", "table"]
 __all__ += ["write_report"]
@@ -145,6 +145,8 @@ def build_page(folders: Sequence[Path]) -> Page:
     kept = list(distinct.values())
     warnings = ["A folder is named more than once; it is shown once."] if len(kept) < len(folders) else []
     runs = [Named(name, open_files(folder)) for name, folder in zip(name_folders(kept), kept, strict=True)]
+    for run in runs:
+        list_rows(run.files)  # what is broken is said before anything is drawn
     warnings += [
         f"{run.name} is not done ({run.files.status}): its scores are those of its last evaluation, if it has any."
         for run in runs
@@ -156,7 +158,11 @@ def build_page(folders: Sequence[Path]) -> Page:
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     made = f"Written by turncoder {__version__} on {now}; runs made by turncoder {', '.join(sorted(versions))}."
     parts: list[Part] = [Lines([made]), *([Lines(warnings, "warning")] if warnings else [])]
-    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.name for run in runs[:4])}"
+    title = (
+        "Report: " + runs[0].name
+        if len(runs) == 1
+        else f"Report: {len(runs)} runs: {', '.join(run.name for run in runs[:4])}"
+    )
     sections = [*scores, build_course(runs), *build_inside(runs), *_differ(runs), build_records(runs)]
     return Page(title + (", ..." if len(runs) > 4 else ""), parts, sections)
 

@@ -64,8 +64,9 @@ STAGES = {"mntp": "+MNTP", "simcse": "+SimCSE", "supervised": "+pairs"}
 INNER = ("control", "mntp", "simcse", "supervised")
 """Folders of a turn that are runs themselves."""
 TYPES: dict[str, type | tuple[type, ...]] = {
-    "config": dict, "command": list, "data": dict, "parents": list, "versions": dict, "parameters": dict,
-    "memory": dict, "wall_time_s": (int, float), "tokens": int,
+    "config": dict, "command": list, "data": dict, "parents": list, "versions": dict, "hardware": dict,
+    "parameters": dict, "trained": dict, "memory": dict, "anisotropy": list, "wall_time_s": (int, float),
+    "tokens": int, "processes": int,
 }  # fmt: skip
 """What the parts of a record are, where they are there."""
 
@@ -213,6 +214,8 @@ def _read_results(folder: Path) -> dict[str, Any]:
         results = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(results.get("tasks", {}), dict) or not isinstance(results.get("rows", []), list):
             raise TypeError("tasks or rows are none")
+        if any("name" not in dict(row) for row in results.get("rows", [])):
+            raise KeyError("name")
         if not {"tasks", "rows"} & results.keys():
             raise KeyError("tasks")
     except (ValueError, TypeError, AttributeError, KeyError) as error:

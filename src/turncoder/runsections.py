@@ -19,13 +19,12 @@ CURVES = {"loss": "training loss"} | {
 }
 
 
-def list_trainings(runs: Iterable[Named]) -> list[Named]:
+def list_trainings(runs: Sequence[Named]) -> list[Named]:
     """List what was trained step by step: runs themselves, and those that a turn consists of."""
     found = []
-    several = len(list(runs := list(runs))) > 1
     for run in runs:
         inner = {name: one for name, one in run.files.inner.items() if name in INNER}
-        found += [Named(f"{run.name}/{name}" if several else name, one) for name, one in inner.items()]
+        found += [Named(f"{run.name}/{name}" if len(runs) > 1 else name, one) for name, one in inner.items()]
         if run.files.logged:
             found.append(run)
     return found
