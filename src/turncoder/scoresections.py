@@ -77,7 +77,7 @@ def _show_models(stage: str, runs: Sequence[Named]) -> tuple[list[Part], list[st
         if stage == "turn" and len(group) > 1:
             differences = _compare(group)
         parts.append(board.lay_out())
-        parts += [Lines([MARKED])] * board.marks + _draw_board(board, DRAWN, f"{stage}-{number}")
+        parts += _tell_marks(board, parts) + _draw_board(board, DRAWN, f"{stage}-{number}")
         for run in group if stage == "turn" else ():
             parts += _explain_turn(run, alone=len(runs) == 1)
         parts += _tabulate(differences)
@@ -96,7 +96,7 @@ def _show_words(runs: Sequence[Named]) -> tuple[list[Part], list[str]]:
             if one.found is not None:
                 board.judge(one.metric, one.first, one.second, one.found["p"] < SURE)
         parts.append(board.lay_out())
-        parts += [Lines([MARKED])] * board.marks
+        parts += _tell_marks(board, parts)
         parts += _draw_board(board, DRAWN_WORDS, f"words-{number}") if len(board.models) > 1 else []
         parts += _tabulate(_distinct(found))
     return parts, warnings
@@ -127,6 +127,12 @@ def _show_tasks(stage: str, runs: Sequence[Named]) -> tuple[list[Part], list[str
         inner: list[Part] = [part for told, text in examples for part in (Lines([told]), Code(text))]
         parts.append(Fold("One text of each task, as the model reads it", inner))
     return parts, warnings
+
+
+def _tell_marks(board: Board, before: Sequence[Part]) -> list[Part]:
+    """Say what a mark means, where the first one is."""
+    told = Lines([MARKED])
+    return [told] if board.marks and told not in before else []
 
 
 def _tell_missing(runs: Iterable[Named]) -> list[Part]:
