@@ -1,45 +1,15 @@
 import io
 import json
-import random
 
 import pytest
 from rich.console import Console
 
+from run_folders import make_run, make_sentences_run, make_words_run
 from turncoder.cli import main
 from turncoder.errors import UserError
-from turncoder.evaluate.significance import bootstrap
-from turncoder.evaluate.wordfiles import read_predictions, write_predictions
-from turncoder.evaluate.words import score, summarise, tally
+from turncoder.evaluate.significance import bootstrap, bootstrap_items
+from turncoder.evaluate.wordfiles import read_predictions
 from turncoder.report import read_run, read_runs, show
-
-
-def make_run(folder, *, lora_r=8, results=True, status="done", **config):
-    folder.mkdir()
-    record = {
-        "stage": "mntp",
-        "status": status,
-        "config": {"lora_r": lora_r, "output_dir": str(folder), "bidirectional": True, **config},
-        "tokens": 12_345,
-        "wall_time_s": 61.5,
-    }
-    if results:
-        record["results"] = {
-            "loss": 2.0,
-            "perplexity": 7.389,
-            "accuracy": 0.4,
-            "top5_accuracy": 0.7,
-            "predicted_tokens": 9,
-        }
-    (folder / "run.json").write_text(json.dumps(record))
-    scores = {"eval_loss": 6.0, "eval_perplexity": 403.4, "eval_accuracy": 0.1, "eval_top5_accuracy": 0.2}
-    rows = [
-        {"step": 0, "model": "causal", **scores},
-        {"step": 0, "model": "bidirectional", **scores, "eval_loss": 5.0},
-        {"step": 10, "loss": 3.0, "learning_rate": 1e-5, "tokens_per_second": 100.0},
-        {"step": 10, "eval_loss": 2.5, "eval_accuracy": 0.3},
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
 
 
 def shown(runs, width=200, **options):
@@ -125,30 +95,6 @@ def test_every_stage_shows_its_own_scores(tmp_path):
         ("+ SimCSE", 0.6),
     ]
     assert "MRR@10" in shown([read_run(turned)])
-
-
-def make_words_run(folder, tasks=("upos",), *, seeds=(42, 43), error=0.2, sentences=200, **config):
-    """A folder as a run on words leaves it, with labels that are wrong as often as ``error`` says."""
-    folder.mkdir()
-    rng = random.Random(str(folder))
-    found = {}
-    for task in tasks:
-        names = ["O", "B-PER", "I-PER", "B-LOC"] if task == "ner" else ["NOUN", "VERB", "DET"]
-        gold = [[names[(row + place) % len(names)] for place in range(8)] for row in range(sentences)]
-        scored = {}
-        for seed in seeds:
-            said = [[tag if rng.random() > error else rng.choice(names) for tag in tags] for tags in gold]
-            scored[str(seed)] = {**score(tally(gold, said, task == "ner")), "alignment": "same_token"}
-        own = folder if len(tasks) == 1 else folder / task.replace("/", "_")
-        own.mkdir(exist_ok=True)
-        write_predictions(own / "predictions.tsv", [["word"] * 8] * sentences, gold, said)
-        found[task] = {"seeds": scored, **summarise(list(scored.values())), "words_scored": 8 * sentences}
-    (folder / "results.json").write_text(
-        json.dumps({"tasks": found, "train_mode": "probe", "test_file": "test.conllu"})
-    )
-    record = {"stage": "words", "status": "done", "config": {"output_dir": str(folder), **config}, "wall_time_s": 12.0}
-    (folder / "run.json").write_text(json.dumps(record))
-    return folder
 
 
 def test_a_run_on_words_has_a_row_for_each_task(tmp_path):
@@ -291,3 +237,29 @@ def test_scores_of_lm_eval_have_its_names_and_errors(tmp_path):
     (tmp_path / "run" / "results.json").write_text("{}")
     with pytest.raises(UserError, match="is broken"):
         read_run(tmp_path / "run")
+
+
+def test_tasks_on_sentences_have_their_main_score_and_what_stands_beside_it(tmp_path):
+    runs = read_runs([make_sentences_run(tmp_path / name, better=better) for name, better in (("a", 0.0), ("b", 0.5))])
+    assert [row["model"] for row in runs[0]["rows"]] == ["sts (cosine_spearman)", "find (ndcg_at_10)"]
+    text = shown(runs)
+    assert all(part in text for part in ("score", "BM25", "TF-IDF", "static", "0.700", "0.310"))
+    assert "second minus first, paired bootstrap over items:" in text
+    for task, told in (("sts", "spearman"), ("find", "mean of the items")):
+        items = [json.loads((tmp_path / name / "items" / f"{task}.json").read_text()) for name in ("a", "b")]
+        found = bootstrap_items(items[0]["scores"], items[1]["scores"], gold=items[0].get("gold"))
+        assert found["difference"] > 0 and f"{task}, {told}: {found['difference']:+.3f}" in text
+    (tmp_path / "b" / "items" / "find.json").write_text('{"scores": [0.5]}')
+    assert "find: not compared, the items differ" in shown(runs)
+    (tmp_path / "b" / "items" / "find.json").write_text('{"scores": "all"}')
+    with pytest.raises(UserError, match=r"find\.json is broken"):
+        shown(runs)
+
+
+def test_a_record_whose_parts_are_not_what_they_should_be(tmp_path):
+    folder = make_run(tmp_path / "a")
+    record = json.loads((folder / "run.json").read_text())
+    for part in ({"parents": "mine"}, {"data": []}, {"wall_time_s": "long"}, {"results": 3}):
+        (folder / "run.json").write_text(json.dumps({**record, **part}))
+        with pytest.raises(UserError, match=r"run\.json is broken"):
+            read_run(folder)

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from turncoder import load_encoder
 from turncoder.data.pairs import Rows
-from turncoder.evaluate.retrieval import nearest, rank_encoded
+from turncoder.evaluate.projection import map_pairs
+from turncoder.evaluate.retrieval import encode_pairs, nearest, rank_encoded
 from turncoder.evaluate.sentences import Sts, score_sts
 from turncoder.rungs import (
     COLUMNS,
@@ -54,6 +55,8 @@ def test_what_is_shown_is_what_was_measured(
     queries, chosen = trial.documents.queries, choose_sentences(trial.documents.queries, 4)
     found, bare = (nearest(encoder, queries, chosen, prompt) for prompt in (query, ""))
     assert row["neighbours"] == [list(one) for one in found] != [list(one) for one in bare]
+    vectors = encode_pairs(encoder, trial.documents, query_prompt=query, document_prompt=document)
+    assert row["map"] == map_pairs(*vectors)
     assert trial.sts is not None
     assert row["sts"] == score_sts(encoder, trial.sts, prompt=query) != score_sts(encoder, trial.sts, prompt="")
     assert all(query.strip() in text.partition("[")[0] for text in row["rendered"].values())

@@ -19,6 +19,7 @@ import pytest
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
+from reading_pages import check_page
 from turncoder import encode_texts, load_encoder
 from turncoder import turn as module
 from turncoder.cli import main
@@ -94,6 +95,10 @@ def test_every_rung_is_a_run_and_is_measured(turned: Path) -> None:
     assert set(rows["+ pairs"]["rendered"]) == {"retrieval", "sts", "pairs"}
     page = (turned / "report.md").read_text()
     assert all(f"| {name} |" in page for name in rows) and "Nearest neighbours" in page
+    report = check_page((turned / "report.html").read_text(encoding="utf8"))
+    for told in (*rows, "Map of sentence vectors", "Nearest neighbours among the first sentences", "/supervised"):
+        assert told in report.text, told
+    assert all((turned / name / "report.html").exists() for name in ("control", "mntp", "simcse", "words/mntp"))
     config = json.loads((turned / "mntp/run.json").read_text())["config"]
     assert (config["mlm_probability"], config["max_steps"], config["max_seq_length"]) == (0.3, 3, 64)
     assert json.loads((turned / "results.json").read_text())["max_seq_length"] == 64

@@ -63,8 +63,10 @@ class Info:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Compare runs in one table; of two, also how their configs differ and how sure a difference in labels is."""
+    """Compare runs: tables, pictures, how sure differences are, and how to run everything again."""
 
+    output_dir: str | None = None
+    """Where to (--output): REPORT.html, one page with everything, or REPORT.md; default: a table on the terminal."""
     json: bool = False
     """Print the rows as JSON."""
     machamp: tuple[str, ...] = ()
@@ -304,10 +306,16 @@ def _info(flags: Info, words: list[str], console: Console) -> int:
 
 
 def _report(flags: Report, words: list[str], console: Console) -> int:
-    from turncoder.report import read_baseline, read_runs, show
+    from turncoder.report import check_output, read_baseline, read_runs, show, write_report
 
     if not words and not flags.machamp:
         raise UserError("report needs at least one RUN: a run folder")
+    if (output := check_output(flags.output_dir)) is not None:
+        if flags.machamp or flags.json:
+            raise UserError(f"--output {output}: --machamp and --json are for the table on the terminal; drop one")
+        write_report([Path(word) for word in words], output)
+        console.print(f"{output}", highlight=False)
+        return 0
     runs = read_runs([Path(word) for word in words]) + [read_baseline(Path(folder)) for folder in flags.machamp]
     show(runs, console, as_json=flags.json)
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-__all__ = ["gather", "show"]
+__all__ = ["describe_machine", "gather", "measure_memory", "show"]
 
 PACKAGES = (
     "turncoder",
@@ -36,16 +36,38 @@ def gather() -> dict[str, dict[str, Any]]:
     """Collect versions, machine, devices, attention kernels and the environment variables that matter."""
     return {
         "versions": {"python": platform.python_version(), **_versions()},
-        "machine": {
-            "platform": platform.platform(),
-            "processor": platform.processor() or platform.machine(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "memory": _memory(),
-            "executable": sys.executable,
-        },
+        "machine": {"platform": platform.platform(), **_describe_processor(), "executable": sys.executable},
         "devices": _devices(),
         "attention": _attention(),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def describe_machine() -> dict[str, Any]:
+    """Say in a few words what a run had: processor, cores, memory and accelerators."""
+    return {**_describe_processor(), **{name: told for name, told in _devices().items() if name != "cuda"}}
+
+
+def measure_memory() -> dict[str, int]:
+    """Give the most bytes that this ``process`` ever held, and, where there is one, its ``gpu``."""
+    import torch
+
+    found = {}
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        found["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.max_memory_allocated()
+    return found
+
+
+def _describe_processor() -> dict[str, Any]:
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory": _memory(),
     }
 
 

@@ -217,6 +217,7 @@ def list_files(config: FitKeys) -> list[str]:
         names.append("adapter/")
     if not isinstance(config, TrainKeys) or config.save_merged != "never" or config.train_mode == "full":
         names.append("model/")
+    names.append("report.html")
     return [str(folder / name) + ("/" if name.endswith("/") else "") for name in names]
 
 

@@ -1,175 +1,29 @@
-"""Run folders to one table: what each rung of a run scored, and how two runs differ."""
+"""Run folders to tables: on the terminal, and as a page in HTML or Markdown."""
 
-import json
-import math
+import datetime
+import logging
 import sys
-from collections.abc import Callable, Iterator
-from itertools import product
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from turncoder.boards import Named
 from turncoder.config import differences
-from turncoder.errors import UserError
-from turncoder.taskrows import GLUE_SCORES, TAKES, WORD_SCORES
+from turncoder.errors import UserError, first_line
+from turncoder.page import GENERATOR, Lines, Page, Part, Section, write_html, write_markdown
+from turncoder.page import Table as Grid
+from turncoder.runrows import HEADINGS, list_rows, open_files, read_baseline, read_run, read_runs, tell_score
 
-__all__ = ["read_baseline", "read_run", "read_runs", "show", "table"]
+__all__ = ["check_output", "leave_report", "read_baseline", "read_run", "read_runs", "show", "table"]
+__all__ += ["write_report"]
 
-SCORES = {
-    "loss": "loss",
-    "perplexity": "ppl",
-    "accuracy": "top-1",
-    "top5_accuracy": "top-5",
-    "alignment": "align",
-    "uniformity": "unif",
-    "mrr@10": "MRR@10",
-    "recall@1": "R@1",
-    "triplet_accuracy": "triplets",
-    "sts_spearman": "STS",
-    "token_accuracy": "token acc. %",
-    "macro_f1": "macro F1 %",
-    "span_f1": "span F1 %",
-    "class_accuracy": "acc. %",
-    "f1": "F1 %",
-    "matthews": "Matthews %",
-    "spearman": "Spearman %",
-    "pearson": "Pearson %",
-    "average": "average %",
-    "acc": "acc",
-    "acc_norm": "acc norm",
-    "word_perplexity": "word ppl",
-    "byte_perplexity": "byte ppl",
-    "bits_per_byte": "bits/byte",
-}
-"""The scores of all stages, with headings that leave room; a table shows those that some row has."""
-HEADINGS = {"model": "run", "step": "step", "seeds": "seeds", **SCORES, "tokens": "tokens", "seconds": "time"}
-PERCENT = ("accuracy", "top5_accuracy")
-OVER_SEEDS = (*WORD_SCORES, *GLUE_SCORES.values(), "average")
+logger = logging.getLogger("turncoder")
+
+SIDE_BY_SIDE = 12  # configurations in a table
 FOLDED = 16  # letters of a run's name, before it takes another line
-STAGES = {"mntp": "+MNTP", "simcse": "+SimCSE", "supervised": "+pairs"}
-
-
-def read_runs(paths: list[Path]) -> list[dict[str, Any]]:
-    """Read run folders; see `read_run`."""
-    return [read_run(path) for path in paths]
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """Read one run folder.
-
-    Returns
-    -------
-    dict
-        ``name``, ``stage``, ``status``, ``config``, and ``rows``: one for each model that was scored (causal,
-        bidirectional untrained, trained; every rung of a turn), with ``model``, ``step``, ``tokens``, ``seconds`` and
-        the stage's scores: ``loss``, ``accuracy`` (aligned, in [0, 1]), ``sts_spearman`` and so on. A run on words, or
-        on GLUE, has a row for each task: the means over its ``seeds``, and their standard deviations in ``std``; an
-        evaluation of a language model too: lm-eval's metrics, and their standard errors in ``std``.
-
-    Raises
-    ------
-    UserError
-        The folder is no run, or its record is broken.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; report takes run folders")
-    try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        config = dict(record["config"])
-    except FileNotFoundError:
-        raise UserError(f"{folder} is not a run folder: it has no run.json") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'run.json'} is broken ({type(error).__name__}: {error}); run it again") from None
-    logged = _read_metrics(folder / "metrics.jsonl")
-    stage = str(record.get("stage", ""))
-    untrained = "untrained" if stage in STAGES else stage
-    rows = [
-        _score(row, str(row.get("model", untrained)))
-        for row in logged
-        if row.get("step") == 0 and any(name.startswith("eval_") for name in row)
-    ]
-    if stage == "turn":
-        rungs = (record.get("results") or {}).get("rows", [])
-        rows = [
-            _score({**rung, "sts_spearman": rung.get("sts"), "triplet_accuracy": rung.get("triplets")}, rung["name"])
-            for rung in rungs
-        ]
-    if stage in TAKES:
-        rows = _read_tasks(folder / "results.json", record, TAKES[stage])
-    trained = _find_trained(record, logged) if stage not in ("turn", *TAKES) else None
-    if trained is not None:
-        rows.append({**trained, "tokens": record.get("tokens"), "seconds": record.get("wall_time_s")})
-    return {
-        "name": str(folder),
-        "stage": record.get("stage"),
-        "status": record.get("status", "unknown"),
-        "config": config,
-        "rows": rows,
-    }
-
-
-def read_baseline(folder: Path) -> dict[str, Any]:
-    """Read the scores of MaChAmp as those of a run; see `turncoder.machamp.read_machamp`."""
-    from turncoder.machamp import read_machamp
-
-    return {"name": str(folder), "stage": "machamp", "status": "done", "config": {}, "rows": read_machamp(folder)}
-
-
-def _read_tasks(
-    path: Path, record: dict[str, Any], take: Callable[[dict[str, Any]], list[dict[str, Any]]]
-) -> list[dict[str, Any]]:
-    """Read what a run scored on tasks; nothing of one that is not done."""
-    if not path.exists():
-        return []
-    try:
-        rows = take(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is broken ({type(error).__name__}: {error}); run it again") from None
-    seconds = record.get("wall_time_s") or None  # of all tasks together
-    return [{**row, "seconds": None if number else seconds} for number, row in enumerate(rows)]
-
-
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the rows; the last may be cut off by a kill, any other broken one is an error."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError("not an object")
-        except ValueError:
-            if number == len(lines):
-                break
-            raise UserError(f"{path} line {number} is not a JSON object; repair or remove the line") from None
-        rows.append(row)
-    return rows
-
-
-def _score(row: dict[str, Any], model: str) -> dict[str, Any]:
-    scores: dict[str, Any] = {name: row.get(f"eval_{name}", row.get(name)) for name in SCORES}
-    if scores["perplexity"] is None and scores["accuracy"] is not None:
-        scores["perplexity"] = math.exp(min(scores["loss"], 700))
-    return {"model": model, "step": row.get("step"), **scores}
-
-
-def _find_trained(record: dict[str, Any], logged: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Take the final results, or the last evaluation of a run that is not done."""
-    config = record["config"]
-    stage = str(record.get("stage", ""))
-    name = STAGES.get(stage, f"+{stage}") if config.get("bidirectional") is not False else "+causal training"
-    evaluated = [row for row in logged if any(key.startswith("eval_") for key in row) and "model" not in row]
-    steps = [row["step"] for row in logged if "step" in row]
-    results = record.get("results")
-    if results:
-        return _score({"step": max(steps, default=None), **results}, name)
-    if evaluated:
-        return _score(evaluated[-1], f"{name} ({record.get('status', 'unknown')})")
-    return None
 
 
 def table(runs: list[dict[str, Any]]) -> Table:
@@ -188,28 +42,9 @@ def table(runs: list[dict[str, Any]]) -> Table:
         grid.add_row(run["name"], style="bold")
         rows = run["rows"] or [{"model": f"no evaluation yet ({run['status']})"}]
         for number, row in enumerate(rows, 1):
-            cells = [_tell(name, row.get(name), row.get("std", {}).get(name)) for name in columns]
+            cells = [tell_score(name, row.get(name), row.get("std", {}).get(name)) for name in columns]
             grid.add_row(*cells, end_section=number == len(rows))
     return grid
-
-
-def _tell(name: str, value: Any, deviation: float | None = None) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    if name in OVER_SEEDS:
-        return f"{100 * value:.2f}" + ("" if deviation is None else f" ±{100 * deviation:.2f}")
-    if name in PERCENT:
-        return f"{100 * value:.1f} %"
-    if name == "tokens" and value >= 10**6:
-        return f"{value / 10**6:,.1f} M"
-    if name in ("tokens", "step", "seeds"):
-        return f"{value:,}"
-    if name == "seconds":
-        return f"{value / 60:,.1f} min" if value >= 100 else f"{value:.1f} s"
-    form = ",.4g" if name.endswith("perplexity") else ".3f"
-    return f"{value:{form}}" + ("" if deviation is None else f" ±{deviation:{form}}")
 
 
 def show(runs: list[dict[str, Any]], console: Console, *, as_json: bool = False) -> None:
@@ -232,9 +67,20 @@ def show(runs: list[dict[str, Any]], console: Console, *, as_json: bool = False)
             console.print(f"  {line}", highlight=False, markup=False)
         compared = list(_compare_tasks(*runs))
         if compared:
-            console.print("second minus first, best seed of each, paired bootstrap over sentences:", highlight=False)
+            over = "best seed of each, paired bootstrap over sentences"
+            told = over if runs[0]["stage"] == "words" else "paired bootstrap over items"
+            console.print(f"second minus first, {told}:", highlight=False)
         for line in compared:
             console.print(f"  {line}", highlight=False, markup=False)
+
+
+def _compare_tasks(first: dict[str, Any], second: dict[str, Any]) -> Iterator[str]:
+    """Say for each task of two runs how sure the difference is, where both scored the same items."""
+    from turncoder.comparison import compare_runs
+
+    files = [open_files(Path(run["name"])) for run in (first, second)]
+    for found in compare_runs(files[0], files[1]):
+        yield found.tell()
 
 
 def _fits(runs: list[dict[str, Any]], console: Console) -> bool:
@@ -243,28 +89,112 @@ def _fits(runs: list[dict[str, Any]], console: Console) -> bool:
     return console.measure(table(folded), options=endless).maximum <= console.width
 
 
-def _compare_tasks(first: dict[str, Any], second: dict[str, Any]) -> Iterator[str]:
-    """Say for each task of two runs on words how sure the difference is, where both labelled the same sentences."""
-    from turncoder.evaluate.significance import Metric, bootstrap
-    from turncoder.evaluate.wordfiles import read_predictions
-
-    for row, other_row in product(first["rows"], second["rows"]):
-        paths = _find_predictions(first, row), _find_predictions(second, other_row)
-        if paths[0] is None or paths[1] is None or row["task"] != other_row["task"]:
-            continue
-        (*file, one), (*other_file, other) = read_predictions(paths[0]), read_predictions(paths[1])
-        if file != other_file:
-            yield f"{row['task']}: not compared, the words or gold labels of the test files differ"
-            continue
-        metric: Metric = "token_accuracy" if row["span_f1"] is None else "span_f1"
-        found = bootstrap(file[1], one, other, metric=metric)
-        difference, low, high = (f"{100 * found[name]:+.2f}" for name in ("difference", "low", "high"))
-        yield f"{row['task']}, {SCORES[metric]}: {difference} (95 %: {low} to {high}), p = {found['p']:.3f}"
-
-
-def _find_predictions(run: dict[str, Any], row: dict[str, Any]) -> Path | None:
-    if "task" not in row:
+def check_output(output: str | None) -> Path | None:
+    """Check where a report is to be written; raises UserError."""
+    if output is None:
         return None
-    folder = Path(run["name"])
-    path = (folder if len(run["rows"]) == 1 else folder / row["task"].replace("/", "_")) / "predictions.tsv"
-    return path if path.exists() else None
+    path = Path(output)
+    if path.suffix not in WRITERS:
+        raise UserError(f"--output {output}: give REPORT.html or REPORT.md; without --output the tables are printed")
+    if path.is_dir() or (path.exists() and GENERATOR.encode() not in path.read_bytes()[:1000]):
+        raise UserError(f"--output {output} exists and is no report of turncoder; name another file")
+    return path
+
+
+def write_report(folders: Sequence[Path], output: Path) -> None:
+    """Write runs as one page, with pictures (.html) or for GitHub (.md).
+
+    Parameters
+    ----------
+    folders
+        Run folders.
+    output
+        The file; a report that is there is replaced.
+
+    Raises
+    ------
+    UserError
+        A folder is no run, a record is broken, or the output is something else.
+    """
+    check_output(str(output))
+    text = WRITERS[output.suffix](build_page(folders))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial")
+    partial.write_text(text, encoding="utf8")
+    partial.replace(output)
+
+
+def leave_report(folder: Path) -> None:
+    """Write ``report.html`` into a run folder; a run that is done is not undone by what goes wrong here."""
+    try:
+        write_report([folder], folder / "report.html")
+    except Exception as error:
+        logger.warning("%s is not written: %s", folder / "report.html", first_line(error))
+
+
+def build_page(folders: Sequence[Path]) -> Page:
+    """Build the page of some run folders; raises UserError where one is none."""
+    from turncoder import __version__
+    from turncoder.insidesections import build_inside
+    from turncoder.runsections import build_course, build_records
+    from turncoder.scoresections import build_scores
+
+    distinct: dict[Path, Path] = {}
+    for folder in folders:
+        distinct.setdefault(folder.resolve(), folder)
+    kept = list(distinct.values())
+    warnings = ["A folder is named more than once; it is shown once."] if len(kept) < len(folders) else []
+    runs = [Named(name, open_files(folder)) for name, folder in zip(name_folders(kept), kept, strict=True)]
+    for run in runs:
+        list_rows(run.files)  # what is broken is said before anything is drawn
+    warnings += [
+        f"{run.name} is not done ({run.files.status}): its scores are those of its last evaluation, if it has any."
+        for run in runs
+        if run.files.status != "done"
+    ]
+    scores, said = build_scores(runs)
+    warnings += said
+    versions = {str((run.files.record.get("versions") or {}).get("turncoder", "unknown")) for run in runs}
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    made = f"Written by turncoder {__version__} on {now}; runs made by turncoder {', '.join(sorted(versions))}."
+    parts: list[Part] = [Lines([made]), *([Lines(warnings, "warning")] if warnings else [])]
+    title = (
+        "Report: " + runs[0].name
+        if len(runs) == 1
+        else f"Report: {len(runs)} runs: {', '.join(run.name for run in runs[:4])}"
+    )
+    sections = [*scores, build_course(runs), *build_inside(runs), *_differ(runs), build_records(runs)]
+    return Page(title + (", ..." if len(runs) > 4 else ""), parts, sections)
+
+
+def _differ(runs: Sequence[Named]) -> list[Section]:
+    """Show for each stage the keys in which the configurations of its runs differ."""
+    stages: dict[str, list[Named]] = {}
+    for run in runs:
+        stages.setdefault(run.files.stage, []).append(run)
+    tables = []
+    for stage, own in stages.items():
+        configs = [run.files.config for run in own]
+        keys = [key for key in dict.fromkeys(key for config in configs for key in config) if key != "output_dir"]
+        rows = [
+            [key, *(str(config.get(key, "(not set)")) for config in configs)]
+            for key in keys
+            if any(config.get(key) != configs[0].get(key) for config in configs)
+        ]
+        if rows and len(own) <= SIDE_BY_SIDE:
+            title = f"{stage}: keys that are not the same"
+            tables.append(Grid(title, ["key", *(run.name for run in own)], rows, False))
+    return [Section("How the configurations differ", tables)]
+
+
+def name_folders(folders: Sequence[Path]) -> list[str]:
+    """Name folders by as many of the last parts of their paths as tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for count in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(one[-count:]) for one in parts]
+        if len({*names}) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+WRITERS = {".html": write_html, ".md": write_markdown}

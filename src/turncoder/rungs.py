@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from turncoder.errors import UserError
+from turncoder.evaluate.projection import map_pairs
 from turncoder.evaluate.retrieval import (
     Pairs,
     compare_ranks,
+    encode_pairs,
     nearest,
     rank_answers,
-    rank_encoded,
+    rank_vectors,
     score_bm25,
     score_ranks,
     score_tfidf,
@@ -47,6 +49,7 @@ __all__ = [
     "Rung",
     "Trial",
     "build_table",
+    "choose_sentences",
     "explain",
     "open_trial",
     "read_masked",
@@ -170,7 +173,7 @@ def score_words(trial: Trial) -> list[dict[str, Any]]:
 
 
 def score_rung(rung: Rung, trial: Trial, sentences: int = 4) -> dict[str, Any]:
-    """Score one rung; ``ranks``, ``neighbours`` of some sentences and a ``rendered`` text go along."""
+    """Score one rung; ``ranks``, a ``map``, ``neighbours`` of some sentences and a ``rendered`` text go along."""
     from turncoder.encoder import load_encoder
     from turncoder.samples import show_text
 
@@ -180,8 +183,9 @@ def score_rung(rung: Rung, trial: Trial, sentences: int = 4) -> dict[str, Any]:
     query, document = (encoder.prompts.get(side) or default or None for side in ("query", "document"))
     documents = trial.documents
     if documents.queries:
-        rank_Q = rank_encoded(encoder, documents, query_prompt=query, document_prompt=document)
-        row |= {**score_ranks(rank_Q), "ranks": rank_Q.tolist()}
+        vectors = encode_pairs(encoder, documents, query_prompt=query, document_prompt=document)
+        rank_Q = rank_vectors(*vectors)
+        row |= {**score_ranks(rank_Q), "ranks": rank_Q.tolist(), "map": map_pairs(*vectors)}
         chosen = choose_sentences(documents.queries, sentences)
         row["neighbours"] = [list(found) for found in nearest(encoder, documents.queries, chosen, query)]
         row["rendered"] = {"retrieval": show_text(encoder, documents.queries[0], query)}

@@ -1,14 +1,17 @@
-"""What stages on tasks leave in their results, as rows of a table: word labels, GLUE, lm-eval."""
+"""What stages on tasks leave in their results, as rows of a table: word labels, GLUE, lm-eval, MTEB."""
 
 from typing import Any
 
-__all__ = ["GLUE_SCORES", "TAKES", "WORD_SCORES"]
+__all__ = ["BASELINES", "GLUE_SCORES", "TAKES", "WORD_SCORES"]
 
 WORD_SCORES = ("token_accuracy", "macro_f1", "weighted_f1", "span_precision", "span_recall", "span_f1")
 GLUE_SCORES = {
     "accuracy": "class_accuracy", "f1": "f1", "matthews": "matthews", "spearman": "spearman", "pearson": "pearson",
 }  # fmt: skip
 """Metrics of ``evaluate glue``, and what they are called here: ``accuracy`` is that of masked tokens."""
+
+BASELINES = {"bm25": "BM25", "tfidf": "TF-IDF", "static": "static"}
+"""What stands beside the scores of ``evaluate sentences``: two that count words, and the bag of input embeddings."""
 
 
 def _take_words(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -62,5 +65,16 @@ def _take_language(results: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-TAKES = {"words": _take_words, "glue": _take_glue, "language": _take_language}
+def _take_sentences(results: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "model": f"{task} ({told['main_metric']})",
+            "main_score": float(told["main_score"]),
+            **{name: (told.get("baselines") or {}).get(name) for name in BASELINES},
+        }
+        for task, told in results["tasks"].items()
+    ]
+
+
+TAKES = {"words": _take_words, "glue": _take_glue, "language": _take_language, "sentences": _take_sentences}
 """How the results of a stage on tasks become rows."""

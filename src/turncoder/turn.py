@@ -40,6 +40,7 @@ from turncoder.rungs import (
     Rung,
     Trial,
     build_table,
+    choose_sentences,
     explain,
     open_trial,
     read_masked,
@@ -84,7 +85,7 @@ def turn(config: TurnConfig) -> Path:
     -------
     Path
         The folder: ``control/``, ``mntp/``, ``simcse/`` (and ``supervised/``) are runs, ``model`` is the last one's
-        model, ``results.json`` and ``report.md`` say what each gave.
+        model, ``results.json``, ``report.md`` and ``report.html`` say what each gave.
 
     Raises
     ------
@@ -120,7 +121,7 @@ def plan_turn(config: TurnConfig, console: Console) -> None:
         rung = Rung("bidirectional", config.model_name_or_path, {"bidirectional": True}, place="bidirectional")
         probe = configure_probes(config, opened.sizes.words, [rung], Path(config.output_dir or "RUN"))[rung.name]
         _show_plan(plan_words(probe), probe, console)
-    for file in ("run.json", "config.toml", "results.json", "report.md", "model"):
+    for file in ("run.json", "config.toml", "results.json", "report.md", "report.html", "model"):
         console.print(f"would write: {Path(config.output_dir or 'RUN') / file}", highlight=False, markup=False)
 
 
@@ -373,7 +374,7 @@ def tell_opening(folder: Path) -> str:
 
 
 def _drop(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in ("ranks", "neighbours")}
+    return {name: value for name, value in row.items() if name not in ("ranks", "map", "neighbours")}
 
 
 def _report(
@@ -389,6 +390,9 @@ def _report(
     documents = len(trial.documents.queries)
     title = "What each step gave" + (f" ({documents:,} documents)" if documents else "")
     results = {"title": title, "max_seq_length": length, "rows": rows, "lines": lines, "seconds": seconds}
+    shown = max((len(row["neighbours"]) for row in rows if "neighbours" in row), default=0)
+    queries = trial.documents.queries
+    results["sentences"] = [queries[at] for at in choose_sentences(queries, shown)] if shown else []
     write_atomically(
         folder / "report.md", write_page(f"{config.model_name_or_path}, turned", rows, title, lines, trial)
     )
@@ -402,5 +406,5 @@ def _show(folder: Path) -> None:
     console.print(build_table(results["rows"], results["title"]))
     for line in results["lines"]:
         console.print(line, highlight=False, markup=False)
-    console.print(f"\nReport     {folder / 'report.md'}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\nReport     {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
     console.print(tell_opening(folder), highlight=False, markup=False, soft_wrap=True)

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr, ttest_ind_from_stats
 from seqeval.metrics import f1_score as span_f1
 from sklearn.metrics import accuracy_score, f1_score
 
 from turncoder.errors import UserError
-from turncoder.evaluate.significance import bootstrap
+from turncoder.evaluate.significance import bootstrap, bootstrap_items, compare_seeds
 
 IOB = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
@@ -77,3 +78,43 @@ def test_words_without_a_label_are_not_compared():
     assert bootstrap(outside, outside, outside, metric="span_f1", samples=5)["first"] == 0
     with pytest.raises(UserError, match="no word of the test file has a label"):
         bootstrap([[""]], [["A"]], [["A"]])
+
+
+@pytest.mark.parametrize("ranked", [False, True], ids=["means", "spearman"])
+def test_items_are_compared_as_a_loop_over_drawn_items_does(ranked):
+    rng = np.random.default_rng(3)
+    gold_N = rng.integers(0, 4, 30).astype(float)  # with ties
+    first_N, second_N = gold_N + rng.normal(size=30) * 2, gold_N + rng.normal(size=30)
+    found = bootstrap_items(first_N, second_N, gold=gold_N if ranked else None, samples=150, seed=5)
+
+    def follow(score_N, place_N):
+        return spearmanr(score_N[place_N], gold_N[place_N]).statistic if ranked else score_N[place_N].mean()
+
+    draws = np.random.default_rng(5)
+    places = np.concatenate([draws.integers(30, size=(100, 30)), draws.integers(30, size=(50, 30))])
+    differences = [follow(second_N, place_N) - follow(first_N, place_N) for place_N in places]
+    observed = follow(second_N, np.arange(30)) - follow(first_N, np.arange(30))
+    assert found["difference"] == pytest.approx(observed)
+    assert [found["low"], found["high"]] == pytest.approx(list(np.percentile(differences, (2.5, 97.5))))
+    strayed = sum(abs(one - observed) >= abs(observed) - 1e-12 for one in differences)
+    assert found["p"] == pytest.approx((strayed + 1) / 151)
+
+
+def test_scores_of_different_items_are_refused():
+    for first, second, gold in (([1.0], [1.0, 2.0], None), ([], [], None), ([1.0, 2.0], [1.0, 2.0], [1.0])):
+        with pytest.raises(UserError, match="not of the same items"):
+            bootstrap_items(first, second, gold=gold)
+
+
+seeds = st.tuples(st.floats(-10, 10), st.floats(0.01, 5), st.integers(2, 9))
+
+
+@given(seeds, seeds)
+def test_seeds_are_compared_by_welchs_test(first, second):
+    expected = ttest_ind_from_stats(*first, *second, equal_var=False).pvalue
+    assert compare_seeds(first, second) == pytest.approx(expected, abs=1e-9)
+
+
+def test_seeds_that_never_vary_differ_or_do_not():
+    assert compare_seeds((0.5, 0.0, 3), (0.5, 0.0, 3)) == 1
+    assert compare_seeds((0.5, 0.0, 3), (0.6, 0.0, 3)) == 0

@@ -77,7 +77,7 @@ def test_run_folder_has_what_the_interface_says(trained: Path) -> None:
     assert record["tokens"] > 0 and record["parents"][0]["name"]
     assert {path.name for path in (trained / "checkpoints").iterdir()} == {"checkpoint-15", "checkpoint-30"}
     names = {path.name for path in trained.iterdir()}
-    assert names == {"run.json", "config.toml", "metrics.jsonl", "checkpoints", "adapter", "model"}
+    assert names == {"run.json", "config.toml", "metrics.jsonl", "checkpoints", "adapter", "model", "report.html"}
 
 
 def test_folder_gives_the_same_vectors_in_plain_sentence_transformers(trained: Path) -> None:

@@ -94,8 +94,9 @@ def test_run_folder_has_what_the_interface_says(trained: Path) -> None:
     assert record["merged_cosine"] > 0.99999
     assert record["results"]["accuracy"] > 0
     assert record["data"]["fingerprint"]
+    assert record["memory"]["process"] > 10**8 and record["hardware"]["cores"] >= 1
     names = {path.name for path in trained.iterdir()}
-    assert names == {"run.json", "config.toml", "metrics.jsonl", "checkpoints", "adapter", "model"}
+    assert names == {"run.json", "config.toml", "metrics.jsonl", "checkpoints", "adapter", "model", "report.html"}
 
 
 def test_model_opens_in_plain_sentence_transformers_and_looks_both_ways(trained: Path) -> None:

@@ -37,7 +37,7 @@ def plan_glue(config: GlueConfig) -> Plan:
     """
     plan = Plan(to_toml(config), legend="rows as the model would see them, and their labels")
     folder = Path(config.output_dir) if config.output_dir else Path("RUN")
-    plan.files = [str(folder / name) for name in ("run.json", "config.toml", "results.json")]
+    plan.files = [str(folder / name) for name in ("run.json", "config.toml", "results.json", "report.html")]
     jobs = find_jobs(config)
     for job in jobs:
         plan.files += [f"{folder / job.name / f'seed-{seed}'}/" for seed in config.seeds]

@@ -162,7 +162,7 @@ def plan_language(config: LanguageConfig) -> Plan:
     plan.parameters = {"total": sum(one.numel() for one in parameters)}
     plan.memory = {"model": sum(one.numel() * one.element_size() for one in parameters)}
     folder = Path(config.output_dir or "RUN")
-    plan.files = [str(folder / name) for name in ("run.json", "config.toml", "results.json")]
+    plan.files = [str(folder / name) for name in ("run.json", "config.toml", "results.json", "report.html")]
     plan.files += [str(folder / "lm_eval" / f"{name}.json") for name in loaded]
     return plan
 

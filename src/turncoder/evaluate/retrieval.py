@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Pairs",
     "compare_ranks",
+    "encode_pairs",
     "nearest",
     "rank_answers",
     "rank_encoded",
@@ -167,14 +168,25 @@ def score_tfidf(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
     return cosine_QN
 
 
-def rank_encoded(
+def encode_pairs(
     encoder: "SentenceTransformer",
     pairs: Pairs,
     *,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
     **options: Any,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give the unit vectors (Q, D) of queries, and of what belongs to them; see `rank_encoded`."""
+    from turncoder.encode import encode_texts
+
+    queries_QD, documents_QD = (
+        encode_texts(encoder, texts, prompt=prompt, normalize=True, **options)
+        for texts, prompt in ((pairs.queries, query_prompt), (pairs.documents, document_prompt))
+    )
+    return queries_QD, documents_QD
+
+
+def rank_encoded(encoder: "SentenceTransformer", pairs: Pairs, **options: Any) -> np.ndarray:
     """Rank documents by the cosine of an encoder's vectors; see `rank_answers`.
 
     Parameters
@@ -183,23 +195,16 @@ def rank_encoded(
         From `turncoder.load_encoder`, or any other `SentenceTransformer`.
     pairs
         Queries and what belongs to them.
-    query_prompt, document_prompt
-        Stand before each text of their side.
     **options
-        ``prompt_name`` for both sides, ``batch_tokens``, as for `turncoder.encode.BatchEncoder`.
+        ``query_prompt`` and ``document_prompt`` stand before each text of their side; ``prompt_name`` for both sides,
+        ``batch_tokens``, as for `turncoder.encode.BatchEncoder`.
 
     Returns
     -------
     numpy.ndarray
         Ranks (Q,), from 1.
     """
-    from turncoder.encode import encode_texts
-
-    queries_QD, documents_ND = (
-        encode_texts(encoder, texts, prompt=prompt, normalize=True, **options)
-        for texts, prompt in ((pairs.queries, query_prompt), (pairs.documents, document_prompt))
-    )
-    return rank_vectors(queries_QD, documents_ND)
+    return rank_vectors(*encode_pairs(encoder, pairs, **options))
 
 
 def score_aligned(

@@ -1,8 +1,9 @@
 """How sure a difference between two runs on the same sentences is.
 
-Shapes: S sentences, K classes (1 where all are pooled), B resampled test files.
+Shapes: S sentences, K classes (1 where all are pooled), N items, B resampled test files.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ import numpy as np
 from turncoder.errors import UserError
 from turncoder.evaluate.words import tally
 
-__all__ = ["bootstrap"]
+__all__ = ["bootstrap", "bootstrap_items", "compare_seeds"]
 
 BLOCK = 100  # resampled test files at a time
 Metric = Literal["token_accuracy", "span_f1", "macro_f1"]
@@ -65,7 +66,11 @@ def bootstrap(
         often_BS = rng.multinomial(len(gold), np.full(len(gold), 1 / len(gold)), size=min(BLOCK, samples - start))
         scores = [_pool(often_BS @ hits_SK, often_BS @ sizes_SK) for hits_SK, sizes_SK in counted]
         drawn.append(scores[1] - scores[0])
-    difference_B = np.concatenate(drawn)
+    return _judge(observed, np.concatenate(drawn))
+
+
+def _judge(observed: Sequence[float], difference_B: np.ndarray) -> dict[str, float]:
+    """Judge the difference of two scores by those of resampled test files."""
     difference = observed[1] - observed[0]
     low, high = np.percentile(difference_B, (2.5, 97.5))
     strayed = int(np.sum(np.abs(difference_B - difference) >= abs(difference) - 1e-12))
@@ -75,8 +80,81 @@ def bootstrap(
         "difference": difference,
         "low": float(low),
         "high": float(high),
-        "p": (strayed + 1) / (samples + 1),
+        "p": (strayed + 1) / (len(difference_B) + 1),
     }
+
+
+def bootstrap_items(
+    first: Sequence[float],
+    second: Sequence[float],
+    *,
+    gold: Sequence[float] | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Compare the scores that two models have on the same items, as `bootstrap` does.
+
+    Parameters
+    ----------
+    first, second
+        A score for each item, whose means are compared.
+    gold
+        What the scores ought to follow; Spearman's correlations with it are compared then.
+    samples, seed
+        As for `bootstrap`.
+
+    Returns
+    -------
+    dict
+        As of `bootstrap`.
+
+    Raises
+    ------
+    UserError
+        Not as many scores on both sides, or none.
+    """
+    score_2N = [np.asarray(one, dtype=np.float64) for one in (first, second)]
+    count = len(score_2N[0])
+    if not count or {len(one) for one in (*score_2N, score_2N[0] if gold is None else gold)} != {count}:
+        raise UserError(f"{count} and {len(score_2N[1])} scores are not of the same items; evaluate both again")
+    rng = np.random.default_rng(seed)
+    gold_N = None if gold is None else np.asarray(gold, dtype=np.float64)
+    observed = [float(_follow(one[None], gold_N)[0]) for one in score_2N]
+    drawn = []
+    for start in range(0, samples, BLOCK):
+        item_BN = rng.integers(count, size=(min(BLOCK, samples - start), count))
+        chosen_BN = None if gold_N is None else gold_N[item_BN]
+        drawn.append(_follow(score_2N[1][item_BN], chosen_BN) - _follow(score_2N[0][item_BN], chosen_BN))
+    return _judge(observed, np.concatenate(drawn))
+
+
+def _follow(score_BN: np.ndarray, gold_BN: np.ndarray | None) -> np.ndarray:
+    """Give the means (B,), or Spearman's correlations with ``gold_BN``; 0 where one side is constant."""
+    if gold_BN is None:
+        return score_BN.mean(axis=1)
+    from scipy.stats import rankdata
+
+    rank_BN, other_BN = (rankdata(one, axis=-1) - (one.shape[-1] + 1) / 2 for one in (score_BN, gold_BN))
+    norm_B = np.sqrt((rank_BN**2).sum(axis=-1) * (other_BN**2).sum(axis=-1))
+    return np.divide((rank_BN * other_BN).sum(axis=-1), norm_B, out=np.zeros(norm_B.shape), where=norm_B > 0)
+
+
+def compare_seeds(first: tuple[float, float, int], second: tuple[float, float, int]) -> float:
+    """Give the two-sided p-value of Welch's t-test between two means over seeds.
+
+    Parameters
+    ----------
+    first, second
+        Mean, standard deviation (ddof = 1) and number of seeds, two or more.
+    """
+    from scipy.special import stdtr
+
+    parts = [deviation**2 / count for _, deviation, count in (first, second)]
+    error = math.sqrt(sum(parts))
+    if not error:
+        return float(first[0] == second[0])
+    freedom = sum(parts) ** 2 / sum(part**2 / (one[2] - 1) for part, one in zip(parts, (first, second), strict=True))
+    return float(2 * stdtr(freedom, -abs(first[0] - second[0]) / error))
 
 
 def _count(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], metric: Metric) -> tuple[Any, Any]:

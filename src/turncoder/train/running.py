@@ -27,6 +27,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 from turncoder.config import to_dict, to_toml
 from turncoder.errors import UserError, first_line
+from turncoder.info import describe_machine
 from turncoder.keys import FitKeys
 from turncoder.train.resuming import check_rows, check_same, failed_early, wants_more
 
@@ -288,6 +289,7 @@ def _new_record(config: FitKeys, stage: str) -> dict[str, Any]:
         "seed": config.seed,
         "processes": PartialState().num_processes,
         "versions": {"python": platform.python_version(), **versions},
+        "hardware": describe_machine(),
         "git": _git_revision(),
         "wall_time_s": 0.0,
         "tokens": 0,

@@ -17,6 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from turncoder.artifact import put_in_place, save_encoder
 from turncoder.errors import UserError, first_line
+from turncoder.info import measure_memory
 from turncoder.keys import TrainKeys
 from turncoder.model.adapters import attach_lora, merge_adapter
 from turncoder.model.conversion import is_converted
@@ -101,7 +102,11 @@ def perform(config: Any, stage: str, work: Callable[[Any, Run], None]) -> Path:
         raise
     run.settle()
     run.record.pop("error", None)
-    run.update(status="done")
+    run.update(status="done", memory=measure_memory())
+    if PartialState().is_main_process:
+        from turncoder.report import leave_report
+
+        leave_report(run.folder)
     return run.folder
 
 

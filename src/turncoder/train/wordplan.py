@@ -43,9 +43,8 @@ def plan_words(config: WordsConfig) -> Plan:
     tell_idle(config)
     plan = Plan(to_toml(config), legend="sentences as the model would see them: [tokens of a word] label")
     folder = Path(config.output_dir) if config.output_dir else Path("RUN")
-    plan.files = [str(folder / "run.json"), str(folder / "config.toml"), str(folder / "metrics.jsonl")]
-    if config.train_mode != "probe":
-        plan.files = list_files(config)
+    probed = ("run.json", "config.toml", "metrics.jsonl", "report.html")
+    plan.files = [str(folder / name) for name in probed] if config.train_mode == "probe" else list_files(config)
     plan.files += [str(folder / name) + ("/" if name.endswith("/") else "") for name in RESULTS]
     opened = _open_model(plan, config)
     splits = None
