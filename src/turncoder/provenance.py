@@ -29,6 +29,7 @@ logger = logging.getLogger("turncoder")
 
 TEXTS = ("dataset_name", "train_file", "text", "pairs")
 """Keys that name training data."""
+PROGRAMS = ("turncoder", "cli.py")
 TOKEN = re.compile(r"\bhf_\w{10,}")
 
 
@@ -166,7 +167,10 @@ def tell_steps(steps: list[tuple[Path, dict[str, Any]]]) -> tuple[Step, ...]:
     told = []
     for folder, record in steps:
         cwd = Path(record.get("cwd", "."))
-        words = [_hide_word(word, cwd) for word in record["command"][1:]]
+        program, *words = record["command"]
+        if program not in PROGRAMS:  # a script that called turncoder.train
+            words = [record["stage"], "config.toml"]
+        words = [_hide_word(word, cwd) for word in words]
         path = folder / "config.toml"
         table = tomllib.loads(path.read_text(encoding="utf8")) if path.exists() else record["config"]
         config = settings.write_toml(FitKeys, {key: _hide(value, cwd) for key, value in table.items()})

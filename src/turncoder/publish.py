@@ -25,7 +25,7 @@ from turncoder.errors import UserError, first_line
 from turncoder.publication import Publication, prepare
 from turncoder.publishconfig import PublishConfig
 
-__all__ = ["publish"]
+__all__ = ["check_access", "publish"]
 
 logger = logging.getLogger("turncoder")
 
@@ -51,9 +51,7 @@ def publish(config: PublishConfig) -> str:
         Whatever `turncoder.publication.prepare` refuses; no token, or one that may not write there; a repository of
         another visibility, or whose card was edited; a connection that was cut: the same call goes on.
     """
-    api = _open_api()
-    with _told(config, api.endpoint):
-        _check_token(api, config)
+    api = check_access(config)
     publication = prepare(config)
     with _told(config, api.endpoint):
         before, there = _open_repository(api, config)
@@ -78,6 +76,14 @@ def publish(config: PublishConfig) -> str:
     if commit.oid == before:
         logger.info("%s has all of it already: nothing was sent", config.to)
     return f"{api.endpoint}/{config.to}" + (f"/tree/{config.revision}" if config.revision != "main" else "")
+
+
+def check_access(config: PublishConfig) -> HfApi:
+    """Refuse, with a UserError, where there is no token or one that may not write to the repository."""
+    api = _open_api()
+    with _told(config, api.endpoint):
+        _check_token(api, config)
+    return api
 
 
 def _name_commit(bundle: Bundle) -> str:
