@@ -98,7 +98,7 @@ def test_all_weights_of_an_index_are_wanted(run: Path) -> None:
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(zip("ab", names, strict=True))}))
     save_file({"a": np.zeros(3)}, model / names[0])
-    with pytest.raises(UserError, match="model-00002-of-00002.safetensors is missing"):
+    with pytest.raises(UserError, match=r"model-00002-of-00002\S+ is missing"):
         open_folder(run)
     save_file({"b": np.zeros(3)}, model / names[1])
     assert set(names) <= set(open_folder(run).files)

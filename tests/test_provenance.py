@@ -1,4 +1,4 @@
-"""Licence, data and recipe of a published model: from cards and records, never guessed, without this machine's paths."""
+"""Licence, data and recipe of a published model: from cards and records, never guessed, without paths of here."""
 
 import json
 import logging

@@ -31,12 +31,8 @@ def write(folder: Path, rank: int, alpha: int, modules: list[str], seed: int, **
     return added
 
 
-SOME = st.tuples(
-    st.integers(1, 4),
-    st.integers(1, 16),
-    st.sets(st.sampled_from(["q", "k", "v"]), min_size=1).map(sorted),
-    st.booleans(),
-)
+MODULES = st.sets(st.sampled_from(["q", "k", "v"]), min_size=1).map(sorted)
+SOME = st.tuples(st.integers(1, 4), st.integers(1, 16), MODULES, st.booleans())
 
 
 @given(parts=st.lists(SOME, min_size=2, max_size=3))
