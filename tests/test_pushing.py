@@ -16,7 +16,7 @@ def words(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[s
     monkeypatch.setattr(Trainer, "push_to_hub", None)  # not callable
     monkeypatch.setattr(Trainer, "init_hf_repo", None)
     (tmp_path / "mntp.json").write_text(
-        '{"push_to_hub": true, "hub_model_id": "me/pushed", "hub_strategy": "every_save", "push_to_hub_token": "hf_secret"}'
+        '{"push_to_hub": true, "hub_model_id": "me/pushed", "hub_strategy": "every_save", "hub_token": "hf_secret"}'
     )
     base = ["mntp", str(tmp_path / "mntp.json"), "--model_name_or_path", str(runs / "stories")]
     text = ["--train_file", str(runs / "text.txt"), "--max_seq_length", "64", "--max_eval_samples", "8"]
