@@ -4,24 +4,16 @@ A folder on this machine has one that leaves open what only its owner can say; `
 """
 
 import hashlib
-import json
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
-
+from turncoder.cardparts import Published, name_chain, show_header, show_making, show_prompts
 from turncoder.model.views import AttentionFacts, AttentionReport
-from turncoder.usage import EXAMPLES, show_encoder, show_language_model, show_servers, show_tagger
+from turncoder.usage import show_encoder, show_language_model, show_servers, show_tagger
 
 __all__ = [
     "OPENS",
-    "Published",
-    "Step",
     "digest_card",
-    "is_hub_id",
     "write_card",
     "write_heads_card",
     "write_language_card",
@@ -35,62 +27,6 @@ OPENS = {
 }
 """How plain `AutoModel` opens a folder, in words."""
 CONTRASTIVE = frozenset({"simcse", "supervised"})
-
-
-@dataclass(frozen=True)
-class Step:
-    """A training that led to a model: its stage, the command, and the resolved config as TOML."""
-
-    stage: str
-    command: str
-    config: str
-
-
-@dataclass(frozen=True)
-class Published:
-    """What the card of a published model says beside what its folder knows.
-
-    Attributes
-    ----------
-    license, license_name, license_link
-        As the hub has them; name and link where the license is ``other``.
-    source
-        Where the license is from, in words.
-    language
-        Codes.
-    base_model, relation
-        Hub id of what it was made from, and how: ``finetune`` or ``adapter``.
-    datasets, data
-        Hub ids of the training data, and names of files.
-    data_license
-        Of that data; None where nobody said.
-    recipe
-        Its trainings, the oldest first.
-    scores
-        Titles and tables in Markdown.
-    index
-        The same for the header.
-    tasks
-        Of words, whose labels it tells.
-    onnx
-        Whether a graph is with it.
-    """
-
-    license: str
-    source: str
-    license_name: str | None = None
-    license_link: str | None = None
-    language: tuple[str, ...] = ()
-    base_model: str | None = None
-    relation: str = "finetune"
-    datasets: tuple[str, ...] = ()
-    data: tuple[str, ...] = ()
-    data_license: str | None = None
-    recipe: tuple[Step, ...] = ()
-    scores: tuple[tuple[str, str], ...] = ()
-    index: tuple[EvalResult, ...] = ()
-    tasks: tuple[str, ...] = ()
-    onnx: bool = False
 
 
 def write_card(
@@ -128,7 +64,7 @@ def write_card(
     parents, stage = record.get("parents", []), record.get("stage")
     compares = bool({stage, *(parent.get("stage") for parent in parents)} & CONTRASTIVE)
     adapter = opens == "adapter"
-    header = _header(
+    header = show_header(
         record,
         published,
         name,
@@ -146,15 +82,15 @@ def write_card(
         header,
         f"{what}: {report.architecture} whose {_describe_attention(report)}. "
         f"Made with turncoder; it opens {'with it' if adapter else 'without'}.\n",
-        f"- **Made from:** {' → '.join(_chain(stage, parents))}" if parents else "",
+        f"- **Made from:** {' → '.join(name_chain(stage, parents))}" if parents else "",
         f"- **Dimensions:** {shape}",
         f"- **Maximum length:** {max_seq_length:,} tokens{_trained_length(record, max_seq_length)}",
         "\n## Use",
         show_encoder(name, opens, pooling, pad_token, dims),
         show_tagger(name, tasks) if tasks else "",
-        _describe_prompts(prompts, default_prompt_name),
+        show_prompts(prompts, default_prompt_name),
         show_servers(name, report, pooling, onnx=published.onnx) if published and opens == "bidirectional" else "",
-        *_describe_making(record, published),
+        *show_making(record, published),
         "## Limits\n",
         *(f"- {caveat}" for caveat in _caveats(report, opens, pooling, compares, published)),
     ]
@@ -206,12 +142,12 @@ def _write_plain(
 ) -> str:
     parents = record.get("parents", [])
     parts = [
-        _header(record, published, name, **header),
+        show_header(record, published, name, **header),
         what,
-        f"- **Made from:** {' → '.join(_chain(record.get('stage'), parents))}" if parents else "",
+        f"- **Made from:** {' → '.join(name_chain(record.get('stage'), parents))}" if parents else "",
         "\n## Use",
         use,
-        *_describe_making(record, published),
+        *show_making(record, published),
         "## Limits\n",
         *(f"- {caveat}" for caveat in caveats),
     ]
@@ -221,30 +157,6 @@ def _write_plain(
 def digest_card(card: str) -> str:
     """Return what tells a card that was written here from one that was edited since."""
     return hashlib.sha256(card.encode()).hexdigest()
-
-
-def is_hub_id(name: str) -> bool:
-    """Say whether a name is that of a repository, and of no folder here."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
-
-
-def _header(record: dict[str, Any], published: Published | None, name: str, **told: Any) -> str:
-    base = next((parent["name"] for parent in record.get("parents", []) if "stage" not in parent), None)
-    told["base_model"] = base if base and is_hub_id(base) else None
-    if published is not None:
-        told |= {
-            "base_model": published.base_model,
-            "base_model_relation": published.relation if published.base_model else None,
-            "license": published.license,
-            "license_name": published.license_name,
-            "license_link": published.license_link,
-            "language": list(published.language) or None,
-            "datasets": list(published.datasets) or None,
-            "model_name": name if published.index else None,
-            "eval_results": list(published.index) or None,
-        }
-        told = {key: value for key, value in told.items() if value is not None}
-    return f"---\n{ModelCardData(**told).to_yaml()}\n---\n\n# {name.removesuffix('/model')}\n"
 
 
 def _trained_length(record: dict[str, Any], folder: int) -> str:
@@ -258,65 +170,6 @@ def _describe_attention(report: AttentionReport | AttentionFacts) -> str:
     if report.verdict == "partial":
         return f"attention is bidirectional in part: {report.summary.replace('look both ways', 'look ahead')}"
     return f"attention is bidirectional: {report.summary}"
-
-
-def _chain(stage: str | None, parents: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield what a model was made from, the oldest first; a merge names its base first already."""
-    for parent in parents if stage == "merge" else reversed(parents):
-        named = parent["name"] if is_hub_id(parent["name"]) else Path(parent["name"]).name
-        yield parent.get("stage") or f"`{named}`"
-    if stage:
-        yield stage
-
-
-def _describe_prompts(prompts: dict[str, str], default: str | None) -> str:
-    if not any(prompts.values()):
-        return ""
-    lines = ["## Prompts\n", "A prompt goes before the text as it is, and is left out of the pooling.\n"]
-    for key, prompt in prompts.items():
-        said = json.dumps(prompt + EXAMPLES[0], ensure_ascii=False)
-        lines.append(f"- `{key}`{' (the default)' if key == default else ''}: the model reads `{said}`")
-    return "\n".join(lines) + "\n"
-
-
-def _describe_making(record: dict[str, Any], published: Published | None) -> Iterator[str]:
-    """Yield the sections on training, results and licence."""
-    if published and (published.datasets or published.data):
-        names = [f"[{name}](https://huggingface.co/datasets/{name})" for name in published.datasets]
-        names += [f"`{name}`" for name in published.data]
-        licence = published.data_license or "not stated by whoever published this model"
-        yield f"## Training data\n\n{', '.join(names)}. Its licence: {licence}.\n"
-    yield _table("Training", record.get("training"))
-    if published and published.recipe:
-        yield "## Recipe\n"
-        for step in published.recipe:
-            yield (
-                f"{step.stage}:\n\n```bash\n{step.command}\n```\n\n<details><summary>{step.stage}: resolved config"
-                f"</summary>\n\n```toml\n{step.config.strip()}\n```\n\n</details>\n"
-            )
-    yield _table("Results", record.get("results"))
-    if published:
-        if published.scores and not record.get("results"):
-            yield "## Results\n"
-        for title, table in published.scores:
-            yield f"{title}:\n\n{table}\n"
-        named = f" ({published.license_name})" if published.license_name else ""
-        link = f", {published.license_link}" if published.license_link else ""
-        yield f"## Licence\n\n{published.license}{named}{link}: {published.source}.\n"
-
-
-def _table(title: str, values: dict[str, Any] | None) -> str:
-    rows = [f"| {key} | {value:,} |" for key, value in _flatten(values or {})]
-    return "\n".join([f"## {title}\n", "| | |", "|---|---|", *rows]) + "\n" if rows else ""
-
-
-def _flatten(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, int | float]]:
-    """Yield every number, nested or not, with its full name."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{before}{key} ")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{before}{key}", float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _caveats(

@@ -16,7 +16,7 @@ from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabl
 
 from turncoder import settings
 from turncoder.bundle import Bundle
-from turncoder.card import Step, is_hub_id
+from turncoder.cardparts import Step, is_hub_id
 from turncoder.errors import UserError
 from turncoder.hub import locate_parent
 from turncoder.keys import FitKeys

@@ -13,7 +13,8 @@ from huggingface_hub import ModelCard
 from rich.console import Console
 
 from turncoder.bundle import Bundle, open_bundle
-from turncoder.card import Published, digest_card, is_hub_id, write_card, write_heads_card, write_language_card
+from turncoder.card import digest_card, write_card, write_heads_card, write_language_card
+from turncoder.cardparts import Published, is_hub_id
 from turncoder.cardscores import find_scores
 from turncoder.errors import UserError
 from turncoder.model.attention import inspect_attention

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from turncoder.artifact import put_in_place
-from turncoder.card import is_hub_id
+from turncoder.cardparts import is_hub_id
 from turncoder.encoder import load_encoder
 from turncoder.errors import UserError, first_line
 from turncoder.evaluate.prediction import Head, Reader, predict
