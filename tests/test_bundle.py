@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from turncoder.bundle import is_published, open_bundle
+from turncoder.bundle import follow_base, is_published, open_bundle
+from turncoder.cli import main
 from turncoder.errors import UserError
 from turncoder.publishconfig import PublishConfig
 
@@ -128,3 +129,13 @@ def test_wrong_keys_are_named(others: dict[str, Any], parts: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         PublishConfig(**{"folder": "run", "to": "me/mine", **others})
     assert all(part in str(caught.value) for part in parts), caught.value
+
+
+def test_what_a_model_was_made_from_in_the_end(runs: Path, tmp_path: Path) -> None:
+    stories = str(runs / "stories")
+    assert {follow_base(str(runs / name)) for name in ("mntp", "mntp/model", "simcse", "simcse/model")} == {stories}
+    assert follow_base(stories) == stories and follow_base("them/base") == "them/base" and follow_base(None) is None
+    assert main(["merge", str(runs / "simcse"), "--output", str(tmp_path / "merged")]) == 0
+    assert open_folder(tmp_path / "merged").base == stories
+    (tmp_path / "merged/turncoder.json").write_text('{"stage": "pretrain", "parents": []}')
+    assert follow_base(str(tmp_path / "merged")) is None

@@ -19,7 +19,7 @@ from turncoder.hub import locate_parent
 from turncoder.model.source import read_json
 from turncoder.publishconfig import PublishConfig
 
-__all__ = ["Bundle", "is_published", "open_bundle"]
+__all__ = ["Bundle", "follow_base", "is_published", "open_bundle"]
 
 Kind = Literal["encoder", "adapter", "language", "heads"]
 TOKENIZER = (*VOCABULARY_FILES, *OTHER_FILES)
@@ -176,12 +176,22 @@ def _open_model(bundle: Bundle) -> Bundle:
             raise UserError(f"FOLDER {folder} is not whole: {lacking[0]} is missing; write it again")
     bundle.record = read_json(folder / "turncoder.json")
     parents = bundle.record.get("parents", [])
-    base = next((one for one in parents if "stage" not in one), None)
-    if base is not None:
-        bundle.base = locate_parent(base["name"], bundle.run)
+    bundle.base = follow_base(str(folder))
     if len(parents) <= 1 and bundle.run.get("config"):
         bundle.base_revision = bundle.run["config"].get("model_revision") or "main"
     return bundle
+
+
+def follow_base(name: str | None) -> str | None:
+    """Follow a model folder, or a run, to what it was made from in the end: a hub id, a folder, or nothing."""
+    while name and any((Path(name) / file).exists() for file in ("run.json", "turncoder.json")):
+        folder = Path(name)
+        home = folder if (folder / "run.json").exists() else folder.parent
+        run = read_json(home / "run.json") if (home / "run.json").exists() else {}
+        record = run if home == folder else read_json(folder / "turncoder.json")
+        base = next((one["name"] for one in record.get("parents", []) if "stage" not in one), None)
+        name = base and locate_parent(base, run)
+    return name
 
 
 def _take(bundle: Bundle, folder: Path, patterns: tuple[str, ...]) -> None:

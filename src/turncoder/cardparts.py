@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from turncoder.usage import EXAMPLES
 
-__all__ = ["Published", "Step", "is_hub_id", "name_chain", "show_header", "show_making", "show_prompts"]
+__all__ = ["Published", "Step", "is_hub_id", "name_chain", "show_header", "show_making", "show_prompts", "tell_name"]
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,15 @@ def show_header(record: dict[str, Any], published: Published | None, name: str, 
     return f"---\n{ModelCardData(**told).to_yaml()}\n---\n\n# {name.removesuffix('/model')}\n"
 
 
+def tell_name(name: str) -> str:
+    """Say the name of a model without the folders of this machine."""
+    return name if is_hub_id(name) else Path(name.removesuffix("/model")).name
+
+
 def name_chain(stage: str | None, parents: list[dict[str, Any]]) -> Iterator[str]:
     """Yield what a model was made from, the oldest first; a merge names its base first already."""
     for parent in parents if stage == "merge" else reversed(parents):
-        named = parent["name"] if is_hub_id(parent["name"]) else Path(parent["name"]).name
-        yield parent.get("stage") or f"`{named}`"
+        yield parent.get("stage") or f"`{tell_name(parent['name'])}`"
     if stage:
         yield stage
 

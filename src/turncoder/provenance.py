@@ -16,7 +16,7 @@ from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabl
 
 from turncoder import settings
 from turncoder.bundle import Bundle
-from turncoder.cardparts import Step, is_hub_id
+from turncoder.cardparts import Step, is_hub_id, tell_name
 from turncoder.errors import UserError
 from turncoder.hub import locate_parent
 from turncoder.keys import FitKeys
@@ -76,18 +76,20 @@ def find_licence(config: PublishConfig, bundle: Bundle, *, online: bool) -> Lice
     found = next(((name, header) for name, header in headers if header.get("license")), None)
     if config.license:
         if found and found[1]["license"] != config.license:
-            logger.warning("license = %r, and that of %s is %r", config.license, _name(found[0]), found[1]["license"])
+            logger.warning(
+                "license = %r, and that of %s is %r", config.license, tell_name(found[0]), found[1]["license"]
+            )
         told = "as whoever published this model says"
         return Licence(config.license, told, config.license_name, config.license_link)
     if found:
         name, header = found
-        link, told = header.get("license_link"), f"that of {_name(name)}, by its card"
+        link, told = header.get("license_link"), f"that of {tell_name(name)}, by its card"
         return Licence(str(header["license"]), told, header.get("license_name"), link)
     if not places:
         raise UserError("license is not known: the model has no base model that it could be taken from; give --license")
     asked = "" if online or not base else "; a dry run does not ask the hub"
     raise UserError(
-        f"license is not known: the card of {_name(places[-1][0])} names none that is to be found here{asked}; give "
+        f"license is not known: the card of {tell_name(places[-1][0])} names none that is to be found here{asked}; give "
         "--license, as the hub names it (apache-2.0, mit, cc-by-4.0, other, ...)"
     )
 
@@ -180,11 +182,7 @@ def tell_steps(steps: list[tuple[Path, dict[str, Any]]]) -> tuple[Step, ...]:
 
 def hide_parents(parents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Name what a model was made from without the folders of this machine."""
-    return [{**parent, "name": _name(parent["name"])} for parent in parents]
-
-
-def _name(name: str) -> str:
-    return name if is_hub_id(name) else Path(name).name
+    return [{**parent, "name": tell_name(parent["name"])} for parent in parents]
 
 
 def _hide_word(word: str, cwd: Path) -> str:

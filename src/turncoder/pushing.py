@@ -9,10 +9,8 @@ from typing import Any
 
 from accelerate import PartialState
 
-from turncoder.bundle import Bundle
+from turncoder.bundle import Bundle, follow_base
 from turncoder.errors import UserError
-from turncoder.hub import locate_parent
-from turncoder.model.source import read_json
 from turncoder.provenance import find_licence
 from turncoder.publish import check_access, publish
 from turncoder.publishconfig import PublishConfig
@@ -71,9 +69,7 @@ def push(config: Any, train: Callable[[Any], Path]) -> Path:
 
 def _name_base(config: Any) -> Bundle:
     """Name what a run would be made from in the end, as far as that can be seen before it is."""
-    name, revision = config.model_name_or_path, config.model_revision
-    while name and (Path(name) / "run.json").exists():
-        record = read_json(Path(name) / "run.json")
-        below = record["config"].get("model_name_or_path")
-        name, revision = below and locate_parent(below, record), record["config"].get("model_revision") or "main"
-    return Bundle("encoder", Path(config.output_dir or "."), base=name, base_revision=revision)
+    name = config.model_name_or_path
+    base = follow_base(name)
+    revision = config.model_revision if base == name else "main"
+    return Bundle("encoder", Path(config.output_dir or "."), base=base, base_revision=revision)
