@@ -89,8 +89,8 @@ def find_licence(config: PublishConfig, bundle: Bundle, *, online: bool) -> Lice
         raise UserError("license is not known: the model has no base model that it could be taken from; give --license")
     asked = "" if online or not base else "; a dry run does not ask the hub"
     raise UserError(
-        f"license is not known: the card of {tell_name(places[-1][0])} names none that is to be found here{asked}; give "
-        "--license, as the hub names it (apache-2.0, mit, cc-by-4.0, other, ...)"
+        f"license is not known: the card of {tell_name(places[-1][0])} names none that is to be found here{asked}; "
+        "give --license, as the hub names it (apache-2.0, mit, cc-by-4.0, other, ...)"
     )
 
 

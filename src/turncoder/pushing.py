@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from turncoder.bundle import Bundle, follow_base
@@ -52,14 +53,15 @@ def push(config: Any, train: Callable[[Any], Path]) -> Path:
         revision=told.get("hub_revision") or "main",
     )
     again = f"turncoder publish {wish.folder} --to {wish.to}"
-    if PartialState().is_main_process and not (Path(str(wish.folder)) / "run.json").exists():
+    state = PartialState(cpu=not torch.accelerator.is_available())  # as a run opens it: it is one for the process
+    if state.is_main_process and not (Path(str(wish.folder)) / "run.json").exists():
         check_access(wish)
         try:
             find_licence(wish, _name_base(config), online=True)
         except UserError as error:
             raise UserError(f"push_to_hub: {error}: drop push_to_hub, and afterwards {again} --license ...") from None
     folder = train(config)
-    if PartialState().is_main_process:
+    if state.is_main_process:
         try:
             logger.info("published: %s", publish(wish))
         except UserError as error:
