@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,3 +74,40 @@ def make_model(stories: Path, tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture(scope="session")
+def runs(stories: Path, stories_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of mntp and, on it, of simcse, on a model with a card."""
+    from turncoder.cli import main
+
+    place = tmp_path_factory.mktemp("runs")
+    shutil.copytree(stories, place / "stories", ignore=shutil.ignore_patterns("SOURCE"))
+    (place / "stories" / "README.md").write_text("---\nlicense: mit\nlanguage: en\n---\n# Stories\n")
+    lines = stories_text.read_text(encoding="utf8").splitlines()[:400]
+    (place / "text.txt").write_text("\n".join(lines) + "\n", encoding="utf8")
+    common = ["--train_file", str(place / "text.txt"), "--max_seq_length", "64", "--learning_rate", "1e-2"]
+    small = ["--max_eval_samples", "8", "--per_device_train_batch_size", "8"]
+    for stage, base, steps in (("mntp", "stories", "4"), ("simcse", "mntp", "3")):
+        words = [stage, "--model_name_or_path", str(place / base), "--output", str(place / stage), "--max_steps", steps]
+        assert main([*words, *common, *small]) == 0
+    return place
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A hub that may be written to; huggingface_hub reads its settings when it is imported, so they are set in it."""
+    from huggingface_hub import constants
+
+    from fakehub import WRITE, FakeHub
+
+    server = FakeHub()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # loopback speaks Git LFS
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_TOKEN", WRITE)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    yield server
+    server.close()

@@ -13,12 +13,13 @@ import json
 import logging
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from turncoder.card import OPENS, write_card
+from turncoder.card import OPENS, digest_card, write_card
 from turncoder.data.tokenizer import pad_token_id
 from turncoder.model.attention import inspect_attention
 from turncoder.model.conversion import is_converted
@@ -123,7 +124,12 @@ def save_encoder(
             "default_prompt_name": default_prompt_name,
             "similarity_fn_name": "cosine",
         },
-        "turncoder.json": {**(record or {}), "reopens": opens},
+        "turncoder.json": {
+            **(record or {}),
+            "reopens": opens,
+            "attention": asdict(report.facts),
+            "card": digest_card(card),
+        },
         **(extra or {}),
     }
     partial = folder.with_name(f".{folder.name}.partial")

@@ -26,6 +26,7 @@ from turncoder.hub import find_run, list_parents, look_for_hub
 from turncoder.keys import locate_model
 from turncoder.languageconfig import LanguageConfig
 from turncoder.pretrainconfig import PretrainConfig
+from turncoder.publishconfig import PublishConfig
 from turncoder.wordconfig import WordsConfig
 
 __all__ = ["COMMANDS", "Command"]
@@ -298,6 +299,18 @@ def _merge(config: MergeConfig, words: list[str], console: Console) -> int:
     return _plan_or_do(config, console, plan_merge, merge_to_folder)
 
 
+def _publish(config: PublishConfig, words: list[str], console: Console) -> int:
+    if config.dry_run:
+        from turncoder.publication import prepare, show
+
+        show(prepare(config), console)
+        return 0
+    from turncoder.publish import publish
+
+    console.print(f"{publish(config)}", highlight=False)
+    return 0
+
+
 def _info(flags: Info, words: list[str], console: Console) -> int:
     from turncoder.info import gather, show
 
@@ -362,6 +375,7 @@ COMMANDS = {
     "mine": Command("PAIRS [CONFIG]", MineConfig, _mine, ("pairs_file",)),
     "encode": Command("MODEL INPUT [CONFIG]", EncodeConfig, _encode, ("model_name_or_path", "input_file")),
     "merge": Command("MODEL [CONFIG]", MergeConfig, _merge, ("model_name_or_path",)),
+    "publish": Command("FOLDER [CONFIG]", PublishConfig, _publish, ("folder",)),
     "report": Command("RUN...", Report, _report),
     "submit": Command("COMMAND [CONFIG]", SubmitConfig, _submit),
     "info": Command("", Info, _info),

@@ -10,6 +10,7 @@ from turncoder import settings
 from turncoder.errors import UserError
 
 __all__ = [
+    "HUB_KEYS",
     "MOST_SEED",
     "ContrastKeys",
     "CorpusKeys",
@@ -23,6 +24,10 @@ __all__ = [
 
 MOST_SEED = 2**32 - 1
 """NumPy's global generator takes no more."""
+
+
+HUB_KEYS = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision")
+"""Fields of TrainingArguments that `turncoder publish` honours when a run is done, and the Trainer never sees."""
 
 
 def check_ranges(
@@ -239,6 +244,10 @@ class FitKeys:
             raise UserError("bf16 and fp16 are both on; keep one")
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise UserError(f"early_stopping_patience = {self.early_stopping_patience} needs eval_strategy = 'steps'")
+        if self.training.get("push_to_hub") and not self.training.get("hub_model_id"):
+            raise UserError(
+                "push_to_hub needs a repository: hub_model_id = 'OWNER/NAME', which turncoder publish writes to"
+            )
         if not (self.do_train or self.do_eval):
             raise UserError("do_train and do_eval are both off; nothing would be done")
 

@@ -35,7 +35,6 @@ RENAMED = {
     "warmup_ratio": "warmup_steps",
     "no_cuda": "use_cpu",
     "push_to_hub_model_id": "hub_model_id",
-    "push_to_hub_token": "hub_token",
     "cls_addr": "evaluate",
     "batch_size": "per_device_eval_batch_size",
 }
@@ -73,11 +72,14 @@ IGNORED = {
     "experiment_id": "--output names the run folder",
     "model_class": "whether a model is a decoder or an encoder is read from its config",
     "push_to_hub_organization": "gone from transformers; write it into hub_model_id",
+    "push_to_hub_token": "log in with `hf auth login` or set HF_TOKEN; tokens are not kept in run records",
+    "hub_token": "log in with `hf auth login` or set HF_TOKEN; tokens are not kept in run records",
+    "hub_strategy": "a run is published once, when it is done",
+    "hub_always_push": "a run is published once, when it is done",
 }
 """Key -> why it has nothing to say here. Noted when it asks for something, then dropped."""
 
 REFUSED = {
-    "push_to_hub": "publishing is not built in yet; drop the key and upload the run's model/ with `hf upload`",
     "config_overrides": "training a changed architecture from scratch is not MNTP; drop the key",
     "config_name": "the model's own config.json is used; drop the key, or edit a copy of the model folder",
     "loss_class": "the loss is HardNegativeNLLLoss's formula, from sentence-transformers; drop the key",
@@ -100,6 +102,10 @@ ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
     "loss_class": (None, "HardNegativeNLLLoss"),
 }
 """Values of an ignored key that ask for nothing; for the others: None, false and empty."""
+
+
+SWITCHES = frozenset({"push_to_hub"})
+"""Keys that are dropped where they ask for nothing, and mean what they say elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -436,6 +442,8 @@ def translate(
         if name in REFUSED and name not in own:
             if asks:
                 raise UserError(f"{origin}{name} = {value!r} cannot be honoured: {REFUSED[name]}")
+            continue
+        if name in SWITCHES and not asks:
             continue
         if name in ignored:
             if asks:

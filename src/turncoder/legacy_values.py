@@ -153,9 +153,19 @@ def _name_folder(told: Told) -> dict[str, Any]:
     return {"output_dir": str(Path(str(told["saved_ckpt_path"]), str(told.get("run_name", ""))))}
 
 
+PUBLISHER = {
+    "mlm": "turncoder head add RUN --output OUT, then turncoder publish OUT --to OWNER/NAME",
+    "add_head": "turncoder head add RUN --untied --output OUT, then turncoder publish OUT --to OWNER/NAME",
+    "lm": "turncoder publish RUN --to OWNER/NAME",
+}
+"""Its modes, and what does the same here."""
+
+
 def _find_start(told: Told) -> dict[str, Any]:
     """Say which weights a fine-tuning starts from; a pretraining is resumed by its folder."""
     path, mode = told.get("ckpt_path"), told.get("mode", "ft")
+    if mode in PUBLISHER:
+        raise UserError(f"--mode {mode} is hf_publisher.py's: {PUBLISHER[mode]}")
     if mode not in ("ft", "probe"):
         raise UserError(f"--mode {mode} is none of ft (the whole model), probe (the head alone)")
     trains = "head" if mode == "probe" else "all"

@@ -55,7 +55,8 @@ def listen(console: Console) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)  # for the authors of libraries, not for users
-    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    for name in ("sentence_transformers", "huggingface_hub.hf_api"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     log = logging.getLogger("turncoder")
     log.handlers = [handler for handler in log.handlers if not isinstance(handler, Notices)] + [Notices(console)]
     log.setLevel(logging.INFO)

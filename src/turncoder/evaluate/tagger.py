@@ -17,12 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from turncoder.artifact import put_in_place
+from turncoder.cardparts import is_hub_id
 from turncoder.encoder import load_encoder
-from turncoder.errors import UserError
+from turncoder.errors import UserError, first_line
 from turncoder.evaluate.prediction import Head, Reader, predict
 from turncoder.evaluate.words import find_spans
 from turncoder.hub import find_run, locate_parent
@@ -30,7 +33,7 @@ from turncoder.model.source import read_json
 from turncoder.wordconfig import WordsConfig
 from turncoder.wordvectors import split_words
 
-__all__ = ["Tagged", "Tagger", "load_tagger", "save_tagger"]
+__all__ = ["Tagged", "Tagger", "find_tagger", "load_tagger", "save_tagger"]
 
 FORMAT = 1
 
@@ -219,7 +222,7 @@ def load_tagger(
     Parameters
     ----------
     run
-        The run folder.
+        The run folder, or the hub id of one that was published.
     encoder
         The model, where it is open already.
     checkpoint
@@ -239,7 +242,7 @@ def load_tagger(
     UserError
         No run of ``words`` that is done, or a model that cannot be opened.
     """
-    folder = _find_folder(Path(run))
+    folder = find_tagger(_fetch(str(run)) if is_hub_id(str(run)) else Path(run))
     spec = read_json(folder / "tagger" / "tagger.json")
     if spec["format"] > FORMAT:
         raise UserError(f"{folder} was written by a later turncoder; update this one")
@@ -271,7 +274,15 @@ def load_tagger(
     )
 
 
-def _find_folder(folder: Path) -> Path:
+def _fetch(name: str) -> Path:
+    """Fetch what was published under a hub id; raises UserError."""
+    try:
+        return Path(snapshot_download(name))
+    except (HTTPError, OSError) as error:
+        raise UserError(f"{name} is no folder, and the hub does not give it: {first_line(error)}") from error
+
+
+def find_tagger(folder: Path) -> Path:
     """Find the folder that holds the tagger: the run's own, or that of its best seed; raises UserError."""
     if (folder / "classifier.pt").exists():
         raise UserError(

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-__all__ = ["AttentionReport", "LayerView", "describe_faults"]
+__all__ = ["AttentionFacts", "AttentionReport", "LayerView", "describe_faults"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,18 @@ class LayerView:
 
 
 @dataclasses.dataclass(frozen=True)
+class AttentionFacts:
+    """What a model folder keeps of an `AttentionReport`: what is told of the whole, layer by layer aside."""
+
+    architecture: str
+    model_type: str
+    verdict: str
+    summary: str
+    reason: str
+    how: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class AttentionReport:
     """What was found about a model, and what was done to it."""
 
@@ -63,6 +75,11 @@ class AttentionReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON can hold it."""
         return dataclasses.asdict(self) | {"summary": self.summary}
+
+    @property
+    def facts(self) -> AttentionFacts:
+        """What a model folder keeps of it."""
+        return AttentionFacts(**{one.name: getattr(self, one.name) for one in dataclasses.fields(AttentionFacts)})
 
     @property
     def summary(self) -> str:

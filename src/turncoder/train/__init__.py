@@ -14,6 +14,9 @@ class _Train(types.ModuleType):
     def __call__(self, config: Any) -> Path:
         """Run the stage that ``config`` describes, or resume it, and return the run folder.
 
+        Where ``push_to_hub`` is on, the run is published when it is done, and what would keep it from that is said
+        before it starts.
+
         Parameters
         ----------
         config
@@ -25,37 +28,46 @@ class _Train(types.ModuleType):
         UserError
             The input is wrong: one line that names the key, the value and the remedy.
         """
-        from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig, TurnConfig
-        from turncoder.glueconfig import GlueConfig
-        from turncoder.pretrainconfig import PretrainConfig
-        from turncoder.wordconfig import WordsConfig
+        if getattr(config, "training", {}).get("push_to_hub"):
+            from turncoder.pushing import push
 
-        if isinstance(config, MntpConfig):
-            import turncoder.train.mntp as mntp
+            return push(config, _run)
+        return _run(config)
 
-            return mntp.train(config)
-        if isinstance(config, SimcseConfig | SupervisedConfig):
-            import turncoder.train.contrast as contrast
 
-            return contrast.train(config)
-        if isinstance(config, WordsConfig):
-            import turncoder.train.words as words
+def _run(config: Any) -> Path:
+    """Run the stage that a config is of."""
+    from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig, TurnConfig
+    from turncoder.glueconfig import GlueConfig
+    from turncoder.pretrainconfig import PretrainConfig
+    from turncoder.wordconfig import WordsConfig
 
-            return words.train(config)
-        if isinstance(config, PretrainConfig):
-            import turncoder.train.pretrain as pretrain
+    if isinstance(config, MntpConfig):
+        import turncoder.train.mntp as mntp
 
-            return pretrain.train(config)
-        if isinstance(config, GlueConfig):
-            import turncoder.evaluate.glue as glue
+        return mntp.train(config)
+    if isinstance(config, SimcseConfig | SupervisedConfig):
+        import turncoder.train.contrast as contrast
 
-            return glue.evaluate(config)
-        kind = type(config).__name__
-        if isinstance(config, TurnConfig):
-            from turncoder.turn import turn
+        return contrast.train(config)
+    if isinstance(config, WordsConfig):
+        import turncoder.train.words as words
 
-            return turn(config)
-        raise TypeError(f"train() takes a config of a stage, such as MntpConfig, not a {kind}")
+        return words.train(config)
+    if isinstance(config, PretrainConfig):
+        import turncoder.train.pretrain as pretrain
+
+        return pretrain.train(config)
+    if isinstance(config, GlueConfig):
+        import turncoder.evaluate.glue as glue
+
+        return glue.evaluate(config)
+    kind = type(config).__name__
+    if isinstance(config, TurnConfig):
+        from turncoder.turn import turn
+
+        return turn(config)
+    raise TypeError(f"train() takes a config of a stage, such as MntpConfig, not a {kind}")
 
 
 sys.modules[__name__].__class__ = _Train

@@ -28,7 +28,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from turncoder.config import to_dict, to_toml
 from turncoder.errors import UserError, first_line
 from turncoder.info import describe_machine
-from turncoder.keys import FitKeys
+from turncoder.keys import HUB_KEYS, FitKeys
 from turncoder.train.resuming import check_rows, check_same, failed_early, wants_more
 
 __all__ = [
@@ -369,8 +369,9 @@ def training_arguments(
         "lr_scheduler_type warmup_steps weight_decay max_grad_norm fp16 seed dataloader_num_workers logging_steps"
     )
     values |= {name: getattr(config, name) for name in same.split()}
+    given = {name: value for name, value in config.training.items() if name not in HUB_KEYS}
     try:
-        arguments = kind(**{**values, **others, **config.training})
+        arguments = kind(**{**values, **others, **given})
     except (TypeError, ValueError) as error:
         said = first_line(error)
         named = [
