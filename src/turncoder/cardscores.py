@@ -11,7 +11,8 @@ from turncoder.bundle import Bundle
 from turncoder.errors import UserError
 from turncoder.hub import locate_parent
 from turncoder.model.source import read_json
-from turncoder.report import SCORES, read_run, table
+from turncoder.report import read_run, table
+from turncoder.runrows import SCORES
 from turncoder.taskrows import TAKES
 
 __all__ = ["find_scores"]
