@@ -54,6 +54,7 @@ PACKAGES = (
     "datasets",
     "tokenizers",
     "lm_eval",
+    "mteb",
 )
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
