@@ -22,6 +22,7 @@ from mteb.abstasks import (
     AbsTaskSTS,
 )
 from sklearn.metrics import average_precision_score
+from threadpoolctl import threadpool_limits
 
 from turncoder.evaluate.mtebmodel import BagModel, EncoderModel, WordModel, WordSearch, can_bag
 from turncoder.evaluate.mtebtasks import split_parts
@@ -36,12 +37,17 @@ MOST_TEXTS = 10**6
 
 
 def score_task(model: Any, task: AbsTask, **options: Any) -> Any:
-    """Let mteb score a model on a loaded task; from the same state of chance whatever was scored before."""
+    """Let mteb score a model on a loaded task; from the same state of chance whatever was scored before.
+
+    The matrices of classifiers are so small that threads of NumPy's products would mostly wait for each other; the
+    encoder's threads are torch's, and stay.
+    """
     task.rng_state.seed(task.seed)
     task.np_rng = np.random.default_rng(task.seed)
     encoding = {"show_progress_bar": False, "batch_size": 1024}
     told = {"encode_kwargs": encoding, "show_progress_bar": False, "co2_tracker": False, "cache": None, **options}
-    return mteb.evaluate(model, task, overwrite_strategy="always", **told).task_results[0]
+    with threadpool_limits(1, user_api="blas"):
+        return mteb.evaluate(model, task, overwrite_strategy="always", **told).task_results[0]
 
 
 def score_baselines(task: AbsTask, model: EncoderModel) -> dict[str, float]:
