@@ -5,8 +5,8 @@
 
 Both sides open one folder of a random-weight Llama (float32, bidirectional, mean pooling, 512 tokens, as in encode.py)
 and let mteb score the same tasks, made of the same files: STS-B dev, SciFact, BANKING77 and movie reviews. Every run of
-a side is a process of its own that imports its libraries, opens and warms up the model, and is then timed from the
-reading of the files to the last score; the sides take turns, medians over the rounds. mteb runs with its default of 32
+a side is a process of its own that imports its libraries and warms up, and is then timed from the opening of the model
+to the last score; the sides take turns, medians over the rounds. mteb runs with its default of 32
 texts a batch, and at another batch size too; turncoder with its defaults without baselines, with them, and with a
 twentieth of the tokens a batch. Scores must be the same to 1e-4.
 """
@@ -14,6 +14,7 @@ twentieth of the tokens a batch. Scores must be the same to 1e-4.
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
 import json
 import os
@@ -112,14 +113,15 @@ def take_share(share: float, folder: Path) -> list[str]:
     bank = folder / "banking77"
     bank.mkdir()
     for split in ("train", "test"):
-        rows = (DATA / f"banking77/{split}.csv").read_text().splitlines(keepends=True)
-        (bank / f"{split}.csv").write_text("".join(rows[:1] + rows[1 :: round(1 / share)]))
-    beir, source = folder / "scifact", DATA / "scifact_beir"
+        with (DATA / f"banking77/{split}.csv").open(newline="") as source, (bank / f"{split}.csv").open("w") as target:
+            rows = list(csv.reader(source))
+            csv.writer(target).writerows(rows[:1] + rows[1 :: round(1 / share)])
+    beir, scifact = folder / "scifact", DATA / "scifact_beir"
     (beir / "qrels").mkdir(parents=True)
-    write_head(source / "qrels/test.tsv", beir / "qrels/test.tsv", share)
+    write_head(scifact / "qrels/test.tsv", beir / "qrels/test.tsv", share)
     named = {row.split("\t")[1] for row in (beir / "qrels/test.tsv").read_text().splitlines()[1:]}
-    (beir / "queries.jsonl").write_text((source / "queries.jsonl").read_text())
-    lines = (source / "corpus.jsonl").read_text().splitlines(keepends=True)
+    (beir / "queries.jsonl").write_text((scifact / "queries.jsonl").read_text())
+    lines = (scifact / "corpus.jsonl").read_text().splitlines(keepends=True)
     kept = [
         line
         for number, line in enumerate(lines)
@@ -156,10 +158,10 @@ def run_mteb(setting: dict) -> tuple[dict, dict, float, float]:
     from turncoder.evaluate.mtebtasks import make_task
     from turncoder.evaluate.sentencefiles import open_sentence_file
 
-    encoder = SentenceTransformer(setting["model"], device="cpu")
-    encoder.encode(["to warm up"])
+    SentenceTransformer(setting["model"], device="cpu").encode(["to warm up"])
     size = int(setting["arm"].removeprefix(MTEB) or 32)
     begin, busy = time.perf_counter(), time.process_time()
+    encoder = SentenceTransformer(setting["model"], device="cpu")
     tasks, scores = {}, {}
     for spec in setting["specs"]:
         start = time.perf_counter()

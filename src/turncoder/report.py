@@ -42,6 +42,10 @@ SCORES = {
     "word_perplexity": "word ppl",
     "byte_perplexity": "byte ppl",
     "bits_per_byte": "bits/byte",
+    "main_score": "score",
+    "bm25": "BM25",
+    "tfidf": "TF-IDF",
+    "static": "static",
 }
 """The scores of all stages, with headings that leave room; a table shows those that some row has."""
 HEADINGS = {"model": "run", "step": "step", "seeds": "seeds", **SCORES, "tokens": "tokens", "seconds": "time"}
@@ -66,7 +70,8 @@ def read_run(folder: Path) -> dict[str, Any]:
         bidirectional untrained, trained; every rung of a turn), with ``model``, ``step``, ``tokens``, ``seconds`` and
         the stage's scores: ``loss``, ``accuracy`` (aligned, in [0, 1]), ``sts_spearman`` and so on. A run on words, or
         on GLUE, has a row for each task: the means over its ``seeds``, and their standard deviations in ``std``; an
-        evaluation of a language model too: lm-eval's metrics, and their standard errors in ``std``.
+        evaluation of a language model too: lm-eval's metrics, and their standard errors in ``std``; one of sentence
+        vectors has ``main_score`` and those of the baselines.
 
     Raises
     ------

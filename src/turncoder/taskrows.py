@@ -62,5 +62,12 @@ def _take_language(results: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-TAKES = {"words": _take_words, "glue": _take_glue, "language": _take_language}
+def _take_sentences(results: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"model": f"{task} {told['main_metric']}", "main_score": told["main_score"], **told["baselines"]}
+        for task, told in results["tasks"].items()
+    ]
+
+
+TAKES = {"words": _take_words, "glue": _take_glue, "language": _take_language, "sentences": _take_sentences}
 """How the results of a stage on tasks become rows."""

@@ -40,8 +40,12 @@ def score_task(model: Any, task: AbsTask, **options: Any) -> Any:
     """Let mteb score a model on a loaded task; from the same state of chance whatever was scored before.
 
     The matrices of classifiers are so small that threads of NumPy's products would mostly wait for each other; the
-    encoder's threads are torch's, and stay.
+    encoder's threads are torch's, and stay. And labels are read from disk once: mteb gives scikit-learn a column that
+    `datasets` reads a row at a time, for each of its metrics several times.
     """
+    if isinstance(task, AbsTaskClassification):
+        calculate = type(task)._calculate_scores
+        task._calculate_scores = lambda gold, found: calculate(task, list(gold), found)  # type: ignore[method-assign]
     task.rng_state.seed(task.seed)
     task.np_rng = np.random.default_rng(task.seed)
     encoding = {"show_progress_bar": False, "batch_size": 1024}

@@ -106,7 +106,9 @@ def _score_queries(
 ) -> dict[str, list[Any]]:
     name, _, cut = ("recall_at_1" if metric == "accuracy" else metric).rpartition("_at_")
     if task.ignore_identical_ids:
-        found = {query: {one: score for one, score in ranked.items() if one != query} for query, ranked in found.items()}
+        found = {
+            query: {one: score for one, score in ranked.items() if one != query} for query, ranked in found.items()
+        }
     if task.skip_first_result:
         found = {
             query: dict(sorted(ranked.items(), key=lambda one: one[1], reverse=True)[1:])

@@ -42,6 +42,7 @@ __all__ = ["evaluate_sentences", "plan_sentences", "show"]
 logger = logging.getLogger("turncoder")
 
 WARM_UP_TEXTS = 64
+LISTED = 12  # names in a message
 BASELINES = ("bm25", "tfidf", "static")
 
 
@@ -118,7 +119,7 @@ def _evaluate(config: SentencesConfig, run: Run, asked: Asked) -> None:
         raise UserError(f"tasks: none of them can be loaded: {reasons}")
     if failed:
         raise UserError(
-            f"tasks: {', '.join(failed)} could not be loaded (see above); the others are scored, and the same command "
+            f"tasks: {_list(list(failed))} could not be loaded (see above); the others are scored, and the same command "
             "tries these again"
         )
 
@@ -211,9 +212,14 @@ def _leave_out_absent(tasks: dict[str, AbsTask], asked: Asked) -> dict[str, str]
         return {}
     where = "; their data come from the hub, once where there is a network"
     if not here:
-        raise UserError(f"tasks: there is no network, and none of {', '.join(absent)} is on this machine{where}")
-    logger.warning("no network: %s can run, %s cannot%s", ", ".join(here), ", ".join(absent), where)
+        raise UserError(f"tasks: there is no network, and none of {_list(absent)} is on this machine{where}")
+    logger.warning("no network: %s can run, %s cannot%s", _list(here), _list(absent), where)
     return dict.fromkeys(absent, "there is no network")
+
+
+def _list(names: list[str]) -> str:
+    rest = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _say_why(error: Exception, task: AbsTask) -> str:
@@ -236,7 +242,11 @@ def _estimate(model: EncoderModel, tasks: list[tuple[AbsTask, SentenceFile | Non
         count, characters, texts = weigh_task(task, file)
         spread = texts[:: max(1, len(texts) // share)][:share]
         mean = characters / count if count else 0
-        sample += [(one * math.ceil(mean / max(1, len(one))))[: math.ceil(mean)] for one in spread] if file is None else spread
+        sample += (
+            [(one * math.ceil(mean / max(1, len(one))))[: math.ceil(mean)] for one in spread]
+            if file is None
+            else spread
+        )
         loads.append((count, mean))
     sample = [text for text in sample if text]
     total = sum(count for count, _ in loads)
@@ -251,8 +261,8 @@ def _estimate(model: EncoderModel, tasks: list[tuple[AbsTask, SentenceFile | Non
     tokens = sum(count * min(mean * per_character, model.plain.limit) for count, mean in loads)
     estimated = seconds * tokens / counts.tokens
     logger.info(
-        "%s for %d tasks of %s texts, at %s tokens/s measured on %d texts; scoring comes to it",
-        tell_time(estimated), len(tasks), f"{total:,}", f"{counts.tokens / seconds:,.0f}", len(sample),
+        "%s for %s texts of %d task%s, at %s tokens/s measured on %d texts; scoring comes to it",
+        tell_time(estimated), f"{total:,}", len(tasks), "s" if len(tasks) > 1 else "", f"{counts.tokens / seconds:,.0f}", len(sample),
     )  # fmt: skip
     return total, estimated
 
@@ -356,7 +366,8 @@ def show(folder: Path, console: Console) -> None:
     results = read_json(folder / "results.json")["tasks"]
     columns = [name for name in BASELINES if any(name in told["baselines"] for told in results.values())]
     for title in ("task", "metric", "score", *columns, "texts"):
-        table.add_column(title, justify="left" if title in ("task", "metric") else "right")
+        named = title in ("task", "metric")
+        table.add_column(title, justify="left" if named else "right", overflow="fold", no_wrap=not named)
     for task, told in results.items():
         scores = [told["main_score"], *(told["baselines"].get(name) for name in columns)]
         cells = ["" if score is None else f"{score:.4f}" for score in scores]

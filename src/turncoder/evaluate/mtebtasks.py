@@ -93,9 +93,11 @@ def find_tasks(names: tuple[str, ...], languages: tuple[str, ...]) -> list[AbsTa
             tasks.setdefault(task.metadata.name, task)
     for name, task in tasks.items():
         if languages:
-            task.filter_languages(list(languages))
-            if not task.hf_subsets:
-                raise UserError(f"languages = {list(languages)}: {name} has {', '.join(task.metadata.languages)}")
+            try:
+                task.filter_languages(list(languages))
+            except ValueError:
+                known = ", ".join(task.metadata.languages)
+                raise UserError(f"languages = {list(languages)}: {name} has none of them, but {known}") from None
     return list(tasks.values())
 
 
