@@ -76,7 +76,7 @@ def summarise(runs: dict[str, list[dict]], share: float) -> dict:
     }
     ratios = {
         name: {key: round(rows[MTEB][key] / row[key], 2) for key in ("seconds", "cpu_seconds")}
-        | {"rounds": [round(theirs["seconds"] / ours["seconds"], 2) for theirs, ours in zip(runs[MTEB], runs[name])]}
+        | {"rounds": [round(runs[MTEB][turn]["seconds"] / run["seconds"], 2) for turn, run in enumerate(runs[name])]}
         for name, row in rows.items()
     }
     scores = {name: several[0]["scores"] for name, several in runs.items()}

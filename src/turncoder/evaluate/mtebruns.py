@@ -119,8 +119,8 @@ def _evaluate(config: SentencesConfig, run: Run, asked: Asked) -> None:
         raise UserError(f"tasks: none of them can be loaded: {reasons}")
     if failed:
         raise UserError(
-            f"tasks: {_list(list(failed))} could not be loaded (see above); the others are scored, and the same command "
-            "tries these again"
+            f"tasks: {_list(list(failed))} could not be loaded (see above); the others are scored, and the same "
+            "command tries these again"
         )
 
 
@@ -260,10 +260,9 @@ def _estimate(model: EncoderModel, tasks: list[tuple[AbsTask, SentenceFile | Non
     per_character = counts.tokens / sum(map(len, dict.fromkeys(sample)))
     tokens = sum(count * min(mean * per_character, model.plain.limit) for count, mean in loads)
     estimated = seconds * tokens / counts.tokens
-    logger.info(
-        "%s for %s texts of %d task%s, at %s tokens/s measured on %d texts; scoring comes to it",
-        tell_time(estimated), f"{total:,}", len(tasks), "s" if len(tasks) > 1 else "", f"{counts.tokens / seconds:,.0f}", len(sample),
-    )  # fmt: skip
+    rate = f"{counts.tokens / seconds:,.0f} tokens/s measured on {len(sample)} texts"
+    what = f"{total:,} texts of {len(tasks)} task{'s' if len(tasks) > 1 else ''}"
+    logger.info("%s for %s, at %s; scoring comes to it", tell_time(estimated), what, rate)
     return total, estimated
 
 

@@ -49,8 +49,8 @@ SETS: dict[str, tuple[str, ...]] = {
         "WikipediaRerankingMultilingual",
     ),
 }  # fmt: skip
-"""``lite`` are the tasks that LLM2Vec (arXiv 2404.05961, appendix C) was developed on; ``full`` and ``llm2vec`` are read
-where they are kept."""
+"""``lite`` are the 15 tasks on which LLM2Vec (arXiv 2404.05961) compares its variants; ``full`` and ``llm2vec`` are
+read where they are kept."""
 ENGLISH = "MTEB(eng, v1)"
 LANGUAGE_SETS = {"bul": "bg2vec"}
 BY_LANGUAGE = ("Retrieval", "Classification", "Clustering", "Reranking", "PairClassification", "STS", "BitextMining")
