@@ -146,7 +146,7 @@ def _read_sts(path: Path) -> dict[str, Columns]:
     return {"test": {"sentence1": sts.first, "sentence2": sts.second, "score": sts.score_N.tolist()}}
 
 
-def _read_labelled(path: Path) -> Columns:
+def _read_labelled(path: Path, fewest: int = 2) -> Columns:
     texts, labels = [], []
     for where, record in read_records(path):
         name = next((one for one in LABEL_COLUMNS if one in record), LABEL_COLUMNS[0])
@@ -155,15 +155,15 @@ def _read_labelled(path: Path) -> Columns:
         if not isinstance(label, str | int) or not str(label).strip():
             raise UserError(f"{where}: {name} = {label!r} is no label; give a word or a whole number")
         labels.append(str(label))
-    if len(set(labels)) < 2:
-        raise UserError(f"{path}: {len(set(labels))} different labels; two or more are needed")
+    if len(set(labels)) < fewest:
+        raise UserError(f"{path}: {len(set(labels))} different labels; {fewest} or more are needed")
     return {"text": texts, "label": labels}
 
 
 def _read_classes(train: Path, test: Path | None = None) -> dict[str, Columns]:
     splits = {"train": _read_labelled(train)}
     if test is not None:
-        splits["test"] = _read_labelled(test)
+        splits["test"] = _read_labelled(test, 1)
         if unknown := sorted(set(splits["test"]["label"]) - set(splits["train"]["label"])):
             raise UserError(f"{test}: label {unknown[0]!r} is not in {train}; no classifier could give it")
     return splits
