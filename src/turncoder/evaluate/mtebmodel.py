@@ -20,7 +20,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
 from turncoder.data.sentences import split_words
-from turncoder.encode import BatchEncoder, clean
+from turncoder.encode import BatchEncoder, Counts, clean
 from turncoder.evaluate.retrieval import BLOCK, scan_bm25, weigh_words
 from turncoder.llm2vec import LLM2VecTransformer
 from turncoder.samples import show_text
@@ -135,14 +135,18 @@ class EncoderModel(AbsEncoder):
             self.examples[side] = show_text(self.model, texts[0], prompt or None)
         if prompt not in self.batches:
             self.batches[prompt] = BatchEncoder(self.model, prompt=prompt, batch_tokens=self.plain.batch_tokens)
-        return self._look_up(self.batches[prompt], texts)
+        return self._look_up(self.batches[prompt], texts)[0]
 
-    def _look_up(self, batches: BatchEncoder, texts: list[str]) -> np.ndarray:
+    def warm_up(self, texts: list[str]) -> Counts:
+        """Encode texts without a prompt, and tell what that took; a task that has them without one finds them done."""
+        return self._look_up(self.plain, [clean(text) for text in texts])[1]
+
+    def _look_up(self, batches: BatchEncoder, texts: list[str]) -> tuple[np.ndarray, Counts]:
         """Encode what has not been encoded under this prompt, as far as it is still kept."""
         known = self.kept.setdefault(batches.prompt or "", {})
         new = [text for text in dict.fromkeys(texts) if text not in known]
         batches.report = self.advance
-        vectors_ND, _ = batches.encode(new)
+        vectors_ND, counts = batches.encode(new)
         self.kept_bytes += vectors_ND.nbytes
         if len(new) == len(texts):
             result_ND = vectors_ND
@@ -153,7 +157,7 @@ class EncoderModel(AbsEncoder):
             self.kept, self.kept_bytes = {}, 0
         else:
             known.update(zip(new, vectors_ND, strict=True))
-        return result_ND
+        return result_ND, counts
 
 
 def can_bag(encoder: SentenceTransformer) -> bool:

@@ -241,25 +241,19 @@ def _estimate(model: EncoderModel, tasks: list[tuple[AbsTask, SentenceFile | Non
     for task, file in tasks:
         count, characters, texts = weigh_task(task, file)
         spread = texts[:: max(1, len(texts) // share)][:share]
-        mean = characters / count if count else 0
-        sample += (
-            [(one * math.ceil(mean / max(1, len(one))))[: math.ceil(mean)] for one in spread]
-            if file is None
-            else spread
-        )
-        loads.append((count, mean))
+        sample += spread
+        loads.append((count, characters / max(1, count)))
     sample = [text for text in sample if text]
     total = sum(count for count, _ in loads)
-    if not sample:
+    if len(set(sample)) < 2:
         logger.info("%d tasks; mteb does not say how many texts they have", len(tasks))
         return total, 0.0
-    model.plain.encode(sample[:1])  # what comes first takes longer
-    begin = time.perf_counter()
-    _, counts = model.plain.encode(sample)
-    seconds = time.perf_counter() - begin
-    per_character = counts.tokens / sum(map(len, dict.fromkeys(sample)))
+    model.warm_up(sample[:1])  # what comes first takes longer
+    counts = model.warm_up(sample[1:])
+    seconds = max(counts.seconds, 1e-9)
+    per_character = counts.tokens / max(1, sum(map(len, set(sample[1:]) - {sample[0]})))
     tokens = sum(count * min(mean * per_character, model.plain.limit) for count, mean in loads)
-    estimated = seconds * tokens / counts.tokens
+    estimated = seconds * tokens / max(1, counts.tokens)
     rate = f"{counts.tokens / seconds:,.0f} tokens/s measured on {len(sample)} texts"
     what = f"{total:,} texts of {len(tasks)} task{'s' if len(tasks) > 1 else ''}"
     logger.info("%s for %s, at %s; scoring comes to it", tell_time(estimated), what, rate)

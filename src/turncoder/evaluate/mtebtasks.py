@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -56,6 +57,8 @@ LANGUAGE_SETS = {"bul": "bg2vec"}
 BY_LANGUAGE = ("Retrieval", "Classification", "Clustering", "Reranking", "PairClassification", "STS", "BitextMining")
 """Types of task that a language alone stands for."""
 MOST_CLUSTERED = 16384  # mteb's own
+PROSE_TEXTS = 4  # that stand for those of a task
+COUNTED = ("text", "sentences", "sentence1", "sentence2", "anchor", "positive")
 
 
 def find_tasks(names: tuple[str, ...], languages: tuple[str, ...]) -> list[AbsTask]:
@@ -229,11 +232,11 @@ def split_parts(task: AbsTask) -> Iterator[tuple[str, str, Any]]:
 def weigh_task(task: AbsTask, file: SentenceFile | None) -> tuple[int, int, list[str]]:
     """Count texts and characters that a task has to be encoded, and give some texts; before its data are loaded.
 
-    What mteb publishes about its tasks is counted; of a task that it says nothing about, nothing.
+    Of a task of mteb's what it publishes about its texts is counted, of some nothing; for them stands prose as long.
     """
     if file is not None:
         columns = [(name, values) for split in file.splits.values() for name, values in split.items()]
-        texts = [one for name, values in columns if name in TEXTS for one in values]
+        texts = [one for name, values in columns if name in COUNTED for one in values]
         texts += [one for name, values in columns if name == "negatives" for row in values for one in row]
         return len(texts), sum(map(len, texts)), texts
     told = task.metadata.descriptive_stats or {}
@@ -247,10 +250,10 @@ def weigh_task(task: AbsTask, file: SentenceFile | None) -> tuple[int, int, list
                         characters += one["total_text_length"]
                         count += round(one["total_text_length"] / max(1, one["average_text_length"]))
     share = getattr(task, "max_fraction_of_documents_to_embed", None) or 1
-    return round(count * share), round(characters * share), [task.metadata.description]
-
-
-TEXTS = ("text", "sentences", "sentence1", "sentence2", "anchor", "positive")
+    length = math.ceil(characters / max(1, count))
+    prose = task.metadata.description
+    texts = [(prose[turn:] + prose[:turn]) * math.ceil(length / max(1, len(prose))) for turn in range(PROSE_TEXTS)]
+    return round(count * share), round(characters * share), [text[:length] for text in texts if text[:length]]
 
 
 @contextlib.contextmanager
