@@ -355,7 +355,7 @@ def plan_sentences(config: SentencesConfig) -> Plan:
 
 def show(folder: Path, console: Console) -> None:
     """Print the main scores of a run folder beside those of the baselines."""
-    table = Table()
+    table = Table(pad_edge=False, collapse_padding=True)
     results = read_json(folder / "results.json")["tasks"]
     columns = [name for name in BASELINES if any(name in told["baselines"] for told in results.values())]
     for title in ("task", "metric", "score", *columns, "texts"):
