@@ -82,7 +82,7 @@ def test_another_content_has_another_fingerprint(tmp_path: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], str], str]] = {
     "no kind": (lambda p: str(write(p / "a.csv", CLASSES)), "what is to be done with it is not said; choose sts=FILE"),
-    "another kind": (lambda p: "clasification=a.csv", "'clasification' is no kind of task"),
+    "another kind": (lambda p: "clusterings=a.csv", "'clusterings' is no kind of task"),
     "no file": (lambda p: f"sts={p}/none.tsv", "there is no file"),
     "no folder": (lambda p: f"retrieval={write(p / 'a.csv', CLASSES)}", "no folder with corpus.jsonl"),
     "one language": (lambda p: f"bitext={write(p / 'a.txt', 'x')}", "names 1 files; write bitext=FILE,FILE"),

@@ -44,14 +44,22 @@ def score_task(model: Any, task: AbsTask, **options: Any) -> Any:
     `datasets` reads a row at a time, for each of its metrics several times.
     """
     if isinstance(task, AbsTaskClassification):
-        calculate = type(task)._calculate_scores
-        task._calculate_scores = lambda gold, found: calculate(task, list(gold), found)  # type: ignore[method-assign]
+        _read_labels_once(task)
     task.rng_state.seed(task.seed)
     task.np_rng = np.random.default_rng(task.seed)
     encoding = {"show_progress_bar": False, "batch_size": 1024}
     told = {"encode_kwargs": encoding, "show_progress_bar": False, "co2_tracker": False, "cache": None, **options}
     with threadpool_limits(1, user_api="blas"):
         return mteb.evaluate(model, task, overwrite_strategy="always", **told).task_results[0]
+
+
+def _read_labels_once(task: AbsTaskClassification) -> None:
+    calculate = type(task)._calculate_scores
+
+    def calculate_of_list(y_test: Any, y_pred: Any) -> Any:
+        return calculate(task, list(y_test), y_pred)
+
+    task._calculate_scores = calculate_of_list  # type: ignore[method-assign]
 
 
 def score_baselines(task: AbsTask, model: EncoderModel) -> dict[str, float]:

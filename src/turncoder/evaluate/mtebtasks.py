@@ -54,7 +54,15 @@ SETS: dict[str, tuple[str, ...]] = {
 read where they are kept."""
 ENGLISH = "MTEB(eng, v1)"
 LANGUAGE_SETS = {"bul": "bg2vec"}
-BY_LANGUAGE = ("Retrieval", "Classification", "Clustering", "Reranking", "PairClassification", "STS", "BitextMining")
+BY_LANGUAGE: tuple[Any, ...] = (
+    "Retrieval",
+    "Classification",
+    "Clustering",
+    "Reranking",
+    "PairClassification",
+    "STS",
+    "BitextMining",
+)
 """Types of task that a language alone stands for."""
 MOST_CLUSTERED = 16384  # mteb's own
 PROSE_TEXTS = 4  # that stand for those of a task
@@ -140,7 +148,7 @@ def is_here(task: AbsTask) -> bool:
 
 def make_task(file: SentenceFile, seed: int) -> AbsTask:
     """Make a task of mteb of a file, which mteb scores as its own of that type."""
-    base, kind, score = {
+    kinds: dict[str, tuple[type[AbsTask], Any, str]] = {
         "sts": (AbsTaskSTS, "STS", "cosine_spearman"),
         "retrieval": (AbsTaskRetrieval, "Retrieval", "ndcg_at_10"),
         "classification": (AbsTaskClassification, "Classification", "accuracy"),
@@ -148,7 +156,8 @@ def make_task(file: SentenceFile, seed: int) -> AbsTask:
         "pair_classification": (AbsTaskPairClassification, "PairClassification", "max_ap"),
         "bitext": (AbsTaskBitextMining, "BitextMining", "f1"),
         "triplets": (AbsTaskRetrieval, "Reranking", "accuracy"),
-    }[file.kind]
+    }
+    base, kind, score = kinds[file.kind]
     split = "train" if set(file.splits) == {"train"} else "test"
     described = TaskMetadata(
         dataset={"path": file.place, "revision": file.fingerprint[:12]},
@@ -165,13 +174,13 @@ def make_task(file: SentenceFile, seed: int) -> AbsTask:
         """A task whose data are there already."""
 
         metadata = described
+        data_loaded: bool = False
 
         def load_data(self, *_: Any, **__: Any) -> None:
-            if not self.data_loaded:
-                self.dataset = _hold(file)
-                self.data_loaded = True
+            self.dataset = self.dataset if self.data_loaded else _hold(file)
+            self.data_loaded = True
 
-    task = Given(seed=seed)
+    task: Any = Given(seed=seed)
     if file.kind == "classification" and split == "train":
         task.is_cross_validation = True
     if file.kind == "clustering":
