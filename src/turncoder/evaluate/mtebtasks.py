@@ -175,6 +175,7 @@ def make_task(file: SentenceFile, seed: int) -> AbsTask:
 
         metadata = described
         data_loaded: bool = False
+        dataset: Any = None
 
         def load_data(self, *_: Any, **__: Any) -> None:
             self.dataset = self.dataset if self.data_loaded else _hold(file)
