@@ -72,7 +72,14 @@ def make_sentences_run(folder, *, better=0.0, texts=40, tasks=("sts", "find")):
     gold = [rng.random() * 5 for _ in range(texts)]
     noise = [rng.random() * 5 for _ in range(texts)]
     scores = [(1 - better) * wrong + better * right for right, wrong in zip(gold, noise, strict=True)]
-    items = {"sts": {"scores": scores, "gold": gold}, "find": {"scores": [(one / 5 + better) / 2 for one in noise]}}
+    found = [(one / 5 + better) / 2 for one in noise]
+    items = {
+        "sts": {"metric": "cosine", "parts": {"test/default": {"cosine": scores, "gold": gold}}},
+        "find": {
+            "metric": "ndcg_at_10",
+            "parts": {"test/default": {"id": [f"q{number}" for number in range(len(found))], "score": found}},
+        },
+    }
     mains = {"sts": ("STS", "cosine_spearman", 0.4 + better / 2), "find": ("Retrieval", "ndcg_at_10", 0.2 + better / 2)}
     found = {}
     for name in tasks:

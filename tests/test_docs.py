@@ -105,7 +105,7 @@ def say(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def loose(line: str) -> str:
     """Numbers with a point, times, processes, and the width of a table differ between processors; all else is exact."""
-    line = re.sub(r"job \d+ on this|(ps|-INT) \d+|\d+_0_log", "#", line)
+    line = re.sub(r"job \d+ on this|(ps|-INT) \d+|\d+_0_log|[\d,]+ tokens/s", "#", line)
     line = re.sub(r"about \d+ (s|min)\b|\d:\d\d:\d\d left|\d+ threads|done in \d+ s|_second \S+", "#", line)
     line = re.sub(r"\d+ (s|min)\b", "# s", re.sub(r"\d+\.\d+(e-\d+)?", "#", line))
     return re.sub(r" *([│┃┼╇┳┏┓]) *", r"\1", re.sub(r"[─━]+|  +", " ", line))

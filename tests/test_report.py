@@ -247,11 +247,13 @@ def test_tasks_on_sentences_have_their_main_score_and_what_stands_beside_it(tmp_
     assert "second minus first, paired bootstrap over items:" in text
     for task, told in (("sts", "spearman"), ("find", "mean of the items")):
         items = [json.loads((tmp_path / name / "items" / f"{task}.json").read_text()) for name in ("a", "b")]
-        found = bootstrap_items(items[0]["scores"], items[1]["scores"], gold=items[0].get("gold"))
+        parts = [one["parts"]["test/default"] for one in items]
+        scores = [part["cosine" if "gold" in part else "score"] for part in parts]
+        found = bootstrap_items(*scores, gold=parts[0].get("gold"))
         assert found["difference"] > 0 and f"{task}, {told}: {found['difference']:+.3f}" in text
-    (tmp_path / "b" / "items" / "find.json").write_text('{"scores": [0.5]}')
+    (tmp_path / "b" / "items" / "find.json").write_text('{"parts": {"test/default": {"score": [0.5]}}}')
     assert "find: not compared, the items differ" in shown(runs)
-    (tmp_path / "b" / "items" / "find.json").write_text('{"scores": "all"}')
+    (tmp_path / "b" / "items" / "find.json").write_text('{"parts": "all"}')
     with pytest.raises(UserError, match=r"find\.json is broken"):
         shown(runs)
 

@@ -27,6 +27,7 @@ from turncoder.keys import locate_model
 from turncoder.languageconfig import LanguageConfig
 from turncoder.pretrainconfig import PretrainConfig
 from turncoder.publishconfig import PublishConfig
+from turncoder.sentencesconfig import SentencesConfig
 from turncoder.wordconfig import WordsConfig
 
 __all__ = ["COMMANDS", "Command"]
@@ -276,6 +277,21 @@ def _evaluate_language(config: LanguageConfig, words: list[str], console: Consol
     return 0
 
 
+def _evaluate_sentences(config: SentencesConfig, words: list[str], console: Console) -> int:
+    look_for_hub(config.model_name_or_path, *config.adapters, *config.tasks, *config.languages)
+    from turncoder.evaluate import mtebruns
+
+    if config.dry_run:
+        from turncoder.plan import show
+
+        show(mtebruns.plan_sentences(config), console)
+        return 0
+    run = mtebruns.evaluate_sentences(config)
+    mtebruns.show(run, console)
+    console.print(f"{run}", highlight=False)
+    return 0
+
+
 def _add_head(config: HeadConfig, words: list[str], console: Console) -> int:
     look_for_hub(config.model_name_or_path, config.dataset_name)
     from turncoder.headless import add_head, plan_head
@@ -370,6 +386,7 @@ COMMANDS = {
     "head add": Command("MODEL [CONFIG]", HeadConfig, _add_head, ("model_name_or_path",)),
     "head finetune": Command("MODEL [CONFIG]", FinetuneConfig, _pretrain, ("model_name_or_path",)),
     "words": Command("[CONFIG]", WordsConfig, _words),
+    "evaluate sentences": Command("MODEL [CONFIG]", SentencesConfig, _evaluate_sentences, ("model_name_or_path",)),
     "evaluate glue": Command("MODEL [CONFIG]", GlueConfig, _glue, ("model_name_or_path",)),
     "evaluate language": Command("MODEL [CONFIG]", LanguageConfig, _evaluate_language, ("model_name_or_path",)),
     "mine": Command("PAIRS [CONFIG]", MineConfig, _mine, ("pairs_file",)),

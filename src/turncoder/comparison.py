@@ -1,6 +1,7 @@
 """How sure the differences between runs are: paired where two of them scored the same items, by seeds elsewhere."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,26 +121,47 @@ def _compare_items(first: RunFiles, second: RunFiles, names: tuple[str, str], on
         one, other = _read_items(first, task), _read_items(second, task)
         if only not in (None, task) or one is None or other is None:
             continue
-        metric = "spearman" if one.get("gold") is not None else "mean of the items"
+        metric = "spearman" if one.gold is not None else "mean of the items"
         common: dict[str, Any] = {"task": task, "metric": told["main_metric"], "told": metric}
         common |= {"first": names[0], "second": names[1]}
-        if one.get("gold") != other.get("gold") or len(one["scores"]) != len(other["scores"]):
+        if (one.names, one.gold) != (other.names, other.gold):
             yield Difference(**common, why="the items differ")
             continue
-        yield Difference(**common, found=bootstrap_items(one["scores"], other["scores"], gold=one.get("gold")))
+        yield Difference(**common, found=bootstrap_items(one.scores, other.scores, gold=one.gold))
 
 
-def _read_items(run: RunFiles, task: str) -> dict[str, Any] | None:
-    """Read the scores of a task's items; None where there are none."""
+@dataclass(frozen=True)
+class _Items:
+    """Scores of single queries, pairs or texts, in the order of their names; ``gold`` is people's, of pairs."""
+
+    names: list[str]
+    scores: list[float]
+    gold: list[float] | None
+
+
+def _read_items(run: RunFiles, task: str) -> _Items | None:
+    """Read the scores of a task's items in all its parts; None where there are none."""
     path = run.folder / "items" / f"{task.replace('/', '_')}.json"
     if task not in run.results.get("tasks", {}) or not path.exists():
         return None
     try:
-        items = json.loads(path.read_text(encoding="utf8"))
-        [[float(one) for one in items[name]] for name in ("scores", "gold") if items.get(name) is not None]
-        return items if items["scores"] else None
+        parts = json.loads(path.read_text(encoding="utf8"))["parts"]
+        rows = sorted(row for name, part in parts.items() for row in _list_items(name, part))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is broken ({type(error).__name__}: {error}); evaluate again") from None
+    if not rows:
+        return None
+    names, scores, gold = (list(column) for column in zip(*rows, strict=True))
+    return _Items(names, scores, None if math.isnan(gold[0]) else gold)
+
+
+def _list_items(name: str, part: dict[str, list[Any]]) -> Iterator[tuple[str, float, float]]:
+    """List the items of a part: name, score, and what people say, or not a number."""
+    scores = part["cosine"] if "gold" in part else part["score"]
+    gold = part.get("gold", [math.nan] * len(scores))
+    ids = part.get("id", [f"{number:09d}" for number in range(len(scores))])
+    for one, score, right in zip(ids, scores, gold, strict=True):
+        yield f"{name}/{one}", float(score), float(right)
 
 
 def compare_rungs(run: RunFiles, first: str, second: str) -> Difference | None:

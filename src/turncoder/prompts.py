@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from turncoder.errors import UserError
@@ -16,7 +17,15 @@ from turncoder.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Template", "append_eos", "check_prompt", "llm2vec_template", "mark_border"]
+__all__ = [
+    "Template",
+    "append_eos",
+    "check_prompt",
+    "llm2vec_template",
+    "mark_border",
+    "read_instructions",
+    "read_prompt_file",
+]
 
 
 class Template(NamedTuple):
@@ -93,6 +102,41 @@ def llm2vec_template(name: str, model_type: str, pooling: str) -> Template:
     ends = table["ends"]
     end = ends.get(name, ends.get(model_type, "")) if pooling == "eos_token" else ""
     return Template(before, after + end, bool(before or end))
+
+
+def read_instructions() -> dict[str, str]:
+    """Read the instructions that LLM2Vec gives to tasks of mteb."""
+    return json.loads((files("turncoder") / "resources" / "llm2vec_tasks.json").read_text(encoding="utf8"))["tasks"]
+
+
+def read_prompt_file(name: str) -> dict[str, Any]:
+    """Read prompts by tasks of mteb or by their types, such as ``STS``.
+
+    Parameters
+    ----------
+    name
+        A JSON file, or ``llm2vec`` for `read_instructions`. A string is an instruction: it stands, with a space, before
+        queries and other texts, and not before documents, as LLM2Vec has it. ``{"query": ..., "document": ...}`` are
+        prompts as they are; what is neither query nor document has that of queries.
+
+    Raises
+    ------
+    UserError
+        No such file, no JSON, or something else in it.
+    """
+    if name == "llm2vec":
+        return dict(read_instructions())
+    try:
+        table = json.loads(Path(name).expanduser().read_text(encoding="utf8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"prompt_file = {name!r} cannot be read ({error}); give a JSON file, or llm2vec") from error
+    for task, entry in table.items() if isinstance(table, dict) else [("", None)]:
+        sides = entry if isinstance(entry, dict) else {"query": entry}
+        if not set(sides) <= {"query", "document"} or not all(isinstance(one, str) for one in sides.values()):
+            raise UserError(
+                f'prompt_file = {name!r}: {task!r} must be a string, or {{"query": "...", "document": "..."}}'
+            )
+    return table
 
 
 def append_eos(tokenizer: "PreTrainedTokenizerBase") -> None:

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Sts",
+    "correlate_ranks",
     "encode_columns",
     "measure_alignment",
     "measure_uniformity",
     "read_sts",
     "score_columns",
     "score_columns_words",
+    "score_pairs_words",
     "score_sts",
     "score_sts_words",
 ]
@@ -131,21 +133,29 @@ def score_sts_words(sts: Sts) -> dict[str, float]:
     Returns
     -------
     dict
-        Spearman's correlation of ``tfidf``, the cosine of TF-IDF vectors, and of ``bm25``, the mean of a pair's BM25
-        scores with either side as the query; word frequencies are those of all sentences in ``sts``.
+        Spearman's correlation of what `score_pairs_words` gives, by its names.
     """
-    first_NW, second_NW = weigh_words(sts.first, sts.second)
-    cosine_N = np.asarray(first_NW.multiply(second_NW).sum(axis=1)).ravel()
-    rows = {text: row for row, text in enumerate(dict.fromkeys(sts.first + sts.second))}
-    sides = (sts.first, sts.second), (sts.second, sts.first)
+    pairs = score_pairs_words(sts.first, sts.second)
+    return {name: correlate_ranks(value_N, sts.score_N) for name, value_N in pairs.items()}
+
+
+def score_pairs_words(first: Sequence[str], second: Sequence[str]) -> dict[str, np.ndarray]:
+    """Score the likeness of pairs of sentences by words alone.
+
+    Returns
+    -------
+    dict
+        ``tfidf`` (N,), the cosine of TF-IDF vectors, and ``bm25`` (N,), the mean of a pair's BM25 scores with either
+        side as the query; word frequencies are those of all sentences given.
+    """
+    first_NW, second_NW = weigh_words(first, second)
+    rows = {text: row for row, text in enumerate(dict.fromkeys([*first, *second]))}
     bm25_2N = [
         [scores_N[rows[text]] for text, scores_N in zip(texts, scan_bm25(queries, list(rows)), strict=True)]
-        for queries, texts in sides
+        for queries, texts in ((first, second), (second, first))
     ]
-    return {
-        "tfidf": correlate_ranks(cosine_N, sts.score_N),
-        "bm25": correlate_ranks(np.mean(bm25_2N, axis=0), sts.score_N),
-    }
+    cosine_N = np.asarray(first_NW.multiply(second_NW).sum(axis=1)).ravel()
+    return {"tfidf": cosine_N, "bm25": np.mean(bm25_2N, axis=0)}
 
 
 def encode_columns(

@@ -55,6 +55,7 @@ PACKAGES = (
     "datasets",
     "tokenizers",
     "lm_eval",
+    "mteb",
 )
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 

@@ -1,0 +1,287 @@
+"""Tasks of mteb: by name, by set, by language, and made of files; needs the extra ``sentences``."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import datasets
+import mteb
+from datasets import Dataset, DatasetDict
+from datasets.naming import camelcase_to_snakecase
+from huggingface_hub import constants
+from mteb.abstasks import (
+    AbsTask,
+    AbsTaskBitextMining,
+    AbsTaskClassification,
+    AbsTaskClustering,
+    AbsTaskPairClassification,
+    AbsTaskRetrieval,
+    AbsTaskSTS,
+)
+from mteb.abstasks.aggregated_task import AbsTaskAggregate
+from mteb.abstasks.task_metadata import TaskMetadata
+
+from turncoder import settings
+from turncoder.errors import UserError
+from turncoder.evaluate.sentencefiles import SentenceFile
+from turncoder.prompts import read_instructions
+
+__all__ = ["SETS", "find_tasks", "hushed", "is_here", "make_task", "split_parts", "weigh_task"]
+
+SETS: dict[str, tuple[str, ...]] = {
+    "smoke": ("STSBenchmark", "NFCorpus", "Banking77Classification"),
+    "lite": (
+        "ArguAna", "NFCorpus", "SciFact", "StackOverflowDupQuestions", "SciDocsRR", "BiorxivClusteringS2S",
+        "MedrxivClusteringS2S", "TwentyNewsgroupsClustering", "SprintDuplicateQuestions", "Banking77Classification",
+        "EmotionClassification", "MassiveIntentClassification", "STS17", "SICK-R", "STSBenchmark",
+    ),
+    "bg2vec": (
+        "BulgarianStoreReviewSentimentClassfication", "LanguageClassification", "MultilingualSentimentClassification",
+        "SIB200Classification", "SIB200ClusteringS2S", "BelebeleRetrieval", "WikipediaRetrievalMultilingual", "XNLI",
+        "WikipediaRerankingMultilingual",
+    ),
+}  # fmt: skip
+"""``lite`` are the 15 tasks on which LLM2Vec (arXiv 2404.05961) compares its variants; ``full`` and ``llm2vec`` are
+read where they are kept."""
+ENGLISH = "MTEB(eng, v1)"
+LANGUAGE_SETS = {"bul": "bg2vec"}
+BY_LANGUAGE: tuple[Any, ...] = (
+    "Retrieval",
+    "Classification",
+    "Clustering",
+    "Reranking",
+    "PairClassification",
+    "STS",
+    "BitextMining",
+)
+"""Types of task that a language alone stands for."""
+MOST_CLUSTERED = 16384  # mteb's own
+PROSE_TEXTS = 4  # that stand for those of a task
+COUNTED = ("text", "sentences", "sentence1", "sentence2", "anchor", "positive")
+
+
+def find_tasks(names: tuple[str, ...], languages: tuple[str, ...]) -> list[AbsTask]:
+    """Look tasks up.
+
+    Parameters
+    ----------
+    names
+        Names of mteb, and of sets.
+    languages
+        ISO 639-3 codes, or with a script (``bul-Cyrl``): of a task in many languages, those that are scored; without
+        names all tasks in these languages, or the set that belongs to a language.
+
+    Raises
+    ------
+    UserError
+        No such task, set or language; or a task in none of these languages.
+    """
+    from mteb.languages.check_language_code import check_language_code
+
+    for language in languages:
+        try:
+            check_language_code(language)
+        except ValueError:
+            raise UserError(f"languages = {language!r} is no ISO 639-3 code, such as bul or bul-Cyrl") from None
+    if not names and languages:
+        sets = [LANGUAGE_SETS[one] for one in languages if one in LANGUAGE_SETS]
+        if len(sets) < len(languages):
+            found = mteb.get_tasks(languages=list(languages), task_types=list(BY_LANGUAGE), modalities=["text"])
+            return [task for task in found if not isinstance(task, AbsTaskAggregate)]
+        names = tuple(sets)
+    tasks: dict[str, AbsTask] = {}
+    for name in names:
+        for task in _unfold(name):
+            tasks.setdefault(task.metadata.name, task)
+    for name, task in tasks.items():
+        if languages:
+            try:
+                task.filter_languages(list(languages))
+            except ValueError:
+                known = ", ".join(task.metadata.languages)
+                raise UserError(f"languages = {list(languages)}: {name} has none of them, but {known}") from None
+    return list(tasks.values())
+
+
+def _unfold(name: str) -> list[AbsTask]:
+    """Give the tasks that a name stands for; a task made of others is these."""
+    if name == "full":
+        tasks = list(mteb.get_benchmark(ENGLISH).tasks)
+    elif name in (*SETS, "llm2vec"):
+        tasks = [mteb.get_task(one) for one in SETS.get(name) or read_instructions()]
+    elif name in _list_names():
+        tasks = [mteb.get_task(name)]
+    else:
+        sets = [*SETS, "full", "llm2vec"]
+        near = settings.nearest(name, [*_list_names(), *sets]) or f"; the sets are {', '.join(sets)}"
+        raise UserError(f"tasks = {name!r} is no task of mteb{near}")
+    if seen := next((task for task in tasks if task.metadata.modalities != ["text"]), None):
+        raise UserError(f"tasks = {name!r} is not of texts alone but of {', '.join(seen.metadata.modalities)}")
+    parts = [task.metadata.tasks if isinstance(task, AbsTaskAggregate) else [task] for task in tasks]
+    return [task for part in parts for task in part]
+
+
+@cache
+def _list_names() -> tuple[str, ...]:
+    from mteb.get_tasks import TASK_LIST
+
+    return tuple(task.metadata.name for task in TASK_LIST)
+
+
+def is_here(task: AbsTask) -> bool:
+    """Tell whether a task's data lie on this machine: a folder, or in the caches of ``datasets`` and the hub."""
+    path = task.metadata.dataset["path"]
+    *owner, name = path.split("/")
+    kept = Path(datasets.config.HF_DATASETS_CACHE) / "___".join([*owner, camelcase_to_snakecase(name)])
+    fetched = Path(constants.HF_HUB_CACHE) / f"datasets--{path.replace('/', '--')}" / "snapshots"
+    return Path(path).exists() or kept.exists() or fetched.exists()
+
+
+def make_task(file: SentenceFile, seed: int) -> AbsTask:
+    """Make a task of mteb of a file, which mteb scores as its own of that type."""
+    kinds: dict[str, tuple[type[AbsTask], Any, str]] = {
+        "sts": (AbsTaskSTS, "STS", "cosine_spearman"),
+        "retrieval": (AbsTaskRetrieval, "Retrieval", "ndcg_at_10"),
+        "classification": (AbsTaskClassification, "Classification", "accuracy"),
+        "clustering": (AbsTaskClustering, "Clustering", "v_measure"),
+        "pair_classification": (AbsTaskPairClassification, "PairClassification", "max_ap"),
+        "bitext": (AbsTaskBitextMining, "BitextMining", "f1"),
+        "triplets": (AbsTaskRetrieval, "Reranking", "accuracy"),
+    }
+    base, kind, score = kinds[file.kind]
+    split = "train" if set(file.splits) == {"train"} else "test"
+    described = TaskMetadata(
+        dataset={"path": file.place, "revision": file.fingerprint[:12]},
+        name=file.name,
+        description=f"{file.kind} of {file.place}",
+        type=kind,
+        category="t2t",
+        eval_splits=[split],
+        eval_langs=["und-Zyyy"],
+        main_score=score,
+    )
+
+    class Given(base):  # type: ignore[misc, valid-type]
+        """A task whose data are there already."""
+
+        metadata = described
+        data_loaded: bool = False
+        dataset: Any = None
+
+        def load_data(self, *_: Any, **__: Any) -> None:
+            self.dataset = self.dataset if self.data_loaded else _hold(file)
+            self.data_loaded = True
+
+    task: Any = Given(seed=seed)
+    if file.kind == "classification" and split == "train":
+        task.is_cross_validation = True
+    if file.kind == "clustering":
+        task.max_fraction_of_documents_to_embed = None
+        task.max_documents_per_cluster = min(MOST_CLUSTERED, len(file.splits["test"]["labels"]))
+    return task
+
+
+def _hold(file: SentenceFile) -> Any:
+    if file.kind == "retrieval":
+        corpus, queries, qrels = (file.splits[name] for name in ("corpus", "queries", "qrels"))
+        return _hold_search(corpus, queries, qrels)
+    if file.kind == "triplets":
+        return _hold_triplets(file.splits["test"])
+    columns = {name: dict(split) for name, split in file.splits.items()}
+    if file.kind == "classification":  # mteb wants numbers
+        names = sorted({label for split in columns.values() for label in split["label"]})
+        for split in columns.values():
+            split["label"] = [names.index(label) for label in split["label"]]
+    return DatasetDict({name: Dataset.from_dict(split) for name, split in columns.items()})
+
+
+def _hold_search(corpus: Any, queries: Any, qrels: Any, top_ranked: dict[str, list[str]] | None = None) -> Any:
+    relevant: dict[str, dict[str, int]] = {}
+    for query, document, score in zip(*qrels.values(), strict=True):
+        relevant.setdefault(query, {})[document] = score
+    held = {"corpus": Dataset.from_dict(corpus), "queries": Dataset.from_dict(queries)}
+    return {"default": {"test": {**held, "relevant_docs": relevant, "top_ranked": top_ranked}}}
+
+
+def _hold_triplets(columns: dict[str, list[Any]]) -> Any:
+    """Let mteb rank the positive among the negatives of its anchor: recall at 1 is the share of right triplets.
+
+    Ties go to a negative, as the evaluation ranks them by their names, the last first.
+    """
+    corpus: dict[str, list[str]] = {"id": [], "title": [], "text": []}
+    anchors = [f"{row}" for row in range(len(columns["anchor"]))]
+    ranked: dict[str, list[str]] = {}
+    for anchor, positive, negatives in zip(anchors, columns["positive"], columns["negatives"], strict=True):
+        ranked[anchor] = [f"a{anchor}", *(f"b{anchor}.{number}" for number in range(len(negatives)))]
+        for name, text in zip(ranked[anchor], (positive, *negatives), strict=True):
+            for column, value in zip(corpus, (name, "", text), strict=True):
+                corpus[column].append(value)
+    qrels = {"query": anchors, "document": [f"a{anchor}" for anchor in anchors], "score": [1] * len(anchors)}
+    return _hold_search(corpus, {"id": anchors, "text": columns["anchor"]}, qrels, ranked)
+
+
+def split_parts(task: AbsTask) -> Iterator[tuple[str, str, Any]]:
+    """Give split, subset and data of each part of a loaded task that is scored."""
+    assert task.dataset is not None
+    for split in task.eval_splits:
+        for subset in task.hf_subsets:
+            whole = task.dataset.get(subset, task.dataset if subset == "default" else None)
+            if whole is not None and split in whole:
+                yield split, subset, whole[split]
+
+
+def weigh_task(task: AbsTask, file: SentenceFile | None) -> tuple[int, int, list[str]]:
+    """Count texts and characters that a task has to be encoded, and give some texts; before its data are loaded.
+
+    Of a task of mteb's what it publishes about its texts is counted, of some nothing; for them stands prose as long.
+    """
+    if file is not None:
+        columns = [(name, values) for split in file.splits.values() for name, values in split.items()]
+        texts = [one for name, values in columns if name in COUNTED for one in values]
+        texts += [one for name, values in columns if name == "negatives" for row in values for one in row]
+        return len(texts), sum(map(len, texts)), texts
+    told = task.metadata.descriptive_stats or {}
+    count = characters = 0
+    for split in task.eval_splits:
+        parts = told.get(split, {}).get("hf_subset_descriptive_stats", {"default": told.get(split, {})})
+        for subset, facts in parts.items():
+            if subset in task.hf_subsets or subset == "default":
+                for one in facts.values():
+                    if isinstance(one, dict) and one.get("total_text_length"):
+                        characters += one["total_text_length"]
+                        count += round(one["total_text_length"] / max(1, one["average_text_length"]))
+    share = getattr(task, "max_fraction_of_documents_to_embed", None) or 1
+    length = math.ceil(characters / max(1, count))
+    prose = task.metadata.description
+    texts = [(prose[turn:] + prose[:turn]) * math.ceil(length / max(1, len(prose))) for turn in range(PROSE_TEXTS)]
+    return round(count * share), round(characters * share), [text[:length] for text in texts if text[:length]]
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Keep mteb and `datasets` quiet, which log, warn and draw bars."""
+    shown, level = datasets.are_progress_bars_disabled(), logging.getLogger("mteb").level
+    datasets.disable_progress_bars()
+    logging.getLogger("mteb").setLevel(logging.CRITICAL)
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stderr(nowhere),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.getLogger("mteb").setLevel(level)
+            if not shown:
+                datasets.enable_progress_bars()
