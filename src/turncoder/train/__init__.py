@@ -12,13 +12,18 @@ from typing import Any
 
 class _Train(types.ModuleType):
     def __call__(self, config: Any) -> Path:
-        """Run the stage that ``config`` describes, or resume it, and return the run folder.
+        """Run the stage that ``config`` describes, or resume it.
 
         Parameters
         ----------
         config
             A `turncoder.MntpConfig`, `turncoder.SimcseConfig`, `turncoder.SupervisedConfig`,
             `turncoder.WordsConfig`, `turncoder.PretrainConfig`, `turncoder.GlueConfig` or `turncoder.TurnConfig`.
+
+        Returns
+        -------
+        Path
+            The run folder.
 
         Raises
         ------
