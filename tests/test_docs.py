@@ -13,7 +13,8 @@ from turncoder.cli import main
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TUTORIALS = [DOCS / "tutorials" / name for name in ("word-level.md", "headless.md")]
-PAGES = [*sorted((DOCS / "how-to").glob("*.md")), *TUTORIALS]
+FOLDERS = ("how-to", "explanation", "reference")
+PAGES = [*(page for folder in FOLDERS for page in sorted((DOCS / folder).glob("*.md"))), *TUTORIALS]
 GRID = """train_file = "train.conllu"
 validation_file = "dev.conllu"
 test_file = "test.conllu"
@@ -74,6 +75,7 @@ def place(stories: Path, stories_text: Path, shared: Path, tmp_path: Path, monke
         Path(f"{language}.txt").write_text("\n".join(text.splitlines()[:500]) + "\n", encoding="utf8")
     for name in ("decoder.toml", "encoder.toml"):
         shutil.copyfile(DOCS.parent / "recipes" / "headless" / name, name)
+    shutil.copytree(shared / "configs" / "llm2vec" / "train_configs", "train_configs")
     for name, source, headed, parts in GLUE:
         lines = (shared / "data" / source).read_text(encoding="utf8").split("\n")
         for part, start, stop in parts:
