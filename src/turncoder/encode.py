@@ -323,12 +323,14 @@ def encode_stream(
 
     Parameters
     ----------
-    encoder, **options
+    encoder
         As for `encode_texts`.
     texts
         Read as they are needed.
     shard_texts
-        Texts of a shard.
+        Texts of a shard, 16,384 by default.
+    **options
+        As for `encode_texts`.
 
     Yields
     ------
