@@ -23,7 +23,6 @@ from turncoder.cli import main
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TUTORIALS = [DOCS / "tutorials" / name for name in ("word-level.md", "headless.md")]
 FOLDERS = ("how-to", "explanation", "reference")
-PAGES = [*(page for folder in FOLDERS for page in sorted((DOCS / folder).glob("*.md"))), *TUTORIALS]
 GRID = """train_file = "train.conllu"
 validation_file = "dev.conllu"
 test_file = "test.conllu"
@@ -53,6 +52,8 @@ GLUE: list[tuple[str, str, bool, list[tuple[str, int, int]]]] = [
 ]
 """Folder, source, whether it has a header, and the rows of each file."""
 BLOCK = re.compile(r"```(console|python)\n(.*?)```", re.DOTALL)
+PAGES = [*(page for folder in FOLDERS for page in sorted((DOCS / folder).glob("*.md"))), *TUTORIALS]
+PAGES = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf8"))]
 
 
 @pytest.fixture
