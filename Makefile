@@ -1,6 +1,7 @@
 # make quickstart   set everything up and see the main job work, offline, in minutes
 # make test         set everything up and run the fast tests
 # make lint         what the linters say;  make slow: the slow tests;  make docs: the pages made from the code
+# make site         the documentation as a site, in build/site
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,7 +20,7 @@ endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test slow lint docs clean
+.PHONY: quickstart test slow lint docs site clean
 
 quickstart: $(STAMP)
 	$(BIN)/turncoder quickstart --output runs/quickstart
@@ -39,6 +40,9 @@ lint: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -c "from pathlib import Path; from turncoder.model.architectures import write_docs; \
 	write_docs(Path('docs/architectures.md'))"
+
+site: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)

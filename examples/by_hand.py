@@ -2,68 +2,76 @@
 
     python examples/by_hand.py MODEL TEXT_FILE [STEPS]
 
-Same blocks, masks and order as ``turncoder mntp``, but a stock causal language model, all logits, and AdamW. A test
-holds its losses against those of the trainer.
+Every weight of a stock causal language model trains, with all logits and AdamW. turncoder gives two functions of
+the seed: which tokens are masked, and in which order rows are seen. A test holds the losses against those of
+
+    turncoder mntp --train_mode full --lr_scheduler_type constant --learning_rate 1e-3 --max_seq_length 128
+
+Legend: B rows, L positions, V vocabulary.
 """
 
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup, set_seed
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from turncoder.data.corpus import open_corpus
-from turncoder.data.masking import MaskedBlocks, Masking, collate
-from turncoder.data.packing import prepare_blocks
+from turncoder.data.batching import EpochOrder
+from turncoder.data.masking import Masking
 
 LENGTH, BATCH, RATE, SEED = 128, 8, 1e-3, 42
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def train(name: str, text: str, steps: int) -> list[float]:
-    """Train for ``steps`` and return the loss of each step."""
+def train(name: str, path: str, steps: int) -> list[float]:
+    """Train for ``steps`` and return the loss of each."""
     tokenizer = AutoTokenizer.from_pretrained(name)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
 
-    # 1. Attention looks both ways (transformers >= 5.2 reads this key)
+    # 1. Conversion: attention looks both ways (transformers >= 5.2 reads this key)
     model.config.is_causal = False
+    if not model.config.tie_word_embeddings:  # the head stays as it is, unless it is the embeddings
+        model.get_output_embeddings().requires_grad_(False)
 
-    # 2. LoRA on the backbone; the head stays frozen
-    set_seed(SEED)
-    lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=TARGETS, task_type="FEATURE_EXTRACTION")
-    model.requires_grad_(False)
-    model.model = get_peft_model(model.model, lora)
+    # 2. Text: documents one after the other, cut every LENGTH tokens; which document a token belongs to
+    lines = [line for line in Path(path).read_text(encoding="utf8").split("\n") if line.strip()]
+    documents = [torch.tensor(ids) for ids in tokenizer(lines)["input_ids"]]
+    numbers = [torch.full_like(ids, number) for number, ids in enumerate(documents)]
+    rows = list(zip(torch.cat(documents).split(LENGTH), torch.cat(numbers).split(LENGTH), strict=True))
 
-    # 3. Text -> blocks -> masks: 15 % of the tokens, of which 80 % become "_", 10 % random, 10 % stay
-    with tempfile.TemporaryDirectory() as folder:
-        corpus = open_corpus(file=text)
-        blocks, _ = prepare_blocks(corpus=corpus, tokenizer=tokenizer, block_size=LENGTH, folder=Path(folder))
-        blank = tokenizer.convert_tokens_to_ids("_")
-        special = tuple(tokenizer.all_special_ids)
-        masking = Masking(
-            mlm_probability=0.15, mask_token_id=blank, vocab_size=len(tokenizer), special_ids=special, seed=SEED
-        )
-        rows = MaskedBlocks(blocks, masking, epochs=steps * BATCH // len(blocks) + 1)
+    # 3. Masks: 15 % of the tokens are predicted, of which 80 % become "_", 10 % random, 10 % stay
+    blank, special = tokenizer.convert_tokens_to_ids("_"), tuple(tokenizer.all_special_ids)
+    masking = Masking(0.15, blank, vocab_size=len(tokenizer), special_ids=special, seed=SEED)
+    order = EpochOrder(len(rows), SEED)
 
-        # 4. The label at t is predicted from the state at t-1: the shift of any causal language model
-        weights = [weight for weight in model.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0)
-        schedule = get_linear_schedule_with_warmup(optimizer, 0, steps)
-        losses = []
-        for step in range(steps):
-            batch = collate([rows[step * BATCH + place] for place in range(BATCH)], pad_token_id=0)
-            logits_BLV = model(input_ids=batch["input_ids"], use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(
-                logits_BLV[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100
-            )
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(weights, 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
+    # 4. The loop
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0)
+    losses = []
+    for step in range(steps):
+        batch = []
+        for item in range(step * BATCH, (step + 1) * BATCH):
+            epoch, place = divmod(item, len(rows))
+            tokens, document = rows[order(epoch, place)]
+            masked = masking.corrupt(tokens.numpy(), epoch, order(epoch, place))
+            batch.append((*map(torch.from_numpy, masked), document))
+        inputs, labels, places = zip(*batch, strict=True)
+        labels_BL, places_BL = pad_sequence(labels, True, -100), pad_sequence(places, True, -1)
+
+        # Documents that share a row do not see each other, and the state before one knows nothing of it
+        same_BLL = places_BL[:, :, None] == places_BL[:, None, :]
+        positions_BL = same_BLL.tril().sum(-1) - 1
+        labels_BL[positions_BL == 0] = -100
+
+        # The token at t is predicted from the state at t-1: the shift of any causal language model
+        ids_BL = pad_sequence(inputs, True)
+        logits_BLV = model(ids_BL, attention_mask=same_BLL[:, None], position_ids=positions_BL).logits
+        loss = torch.nn.functional.cross_entropy(logits_BLV[:, :-1].flatten(0, 1), labels_BL[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
     return losses
 
 

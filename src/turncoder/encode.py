@@ -298,7 +298,8 @@ def encode_texts(encoder: SentenceTransformer, texts: Sequence[str], **options: 
     texts
         Strings.
     **options
-        ``prompt``, ``prompt_name``, ``batch_tokens``, ``normalize``, as for `BatchEncoder`.
+        Of `turncoder.encode.BatchEncoder`: ``prompt``, which stands before each text, or ``prompt_name``, one that the
+        encoder keeps; ``batch_tokens``, of a batch, padding included; ``normalize`` to the length 1.
 
     Returns
     -------
@@ -322,12 +323,14 @@ def encode_stream(
 
     Parameters
     ----------
-    encoder, **options
+    encoder
         As for `encode_texts`.
     texts
         Read as they are needed.
     shard_texts
-        Texts of a shard.
+        Texts of a shard, 16,384 by default.
+    **options
+        As for `encode_texts`.
 
     Yields
     ------

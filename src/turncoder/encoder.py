@@ -100,8 +100,12 @@ def load_encoder(
         The first of this, sdpa and eager that loads and passes the proof.
     device
         Such as ``cpu`` or ``cuda:1``; None is sentence-transformers' choice.
-    revision, cache_dir, trust_remote_code
-        As in ``from_pretrained``; the revision is that of ``name``.
+    revision
+        Branch, tag or commit of the hub id that is ``name``.
+    cache_dir
+        Where downloads from the hub are kept.
+    trust_remote_code
+        Run Python code that comes with the model.
 
     Returns
     -------

@@ -76,6 +76,11 @@ def make_bidirectional(model: PreTrainedModel, *, allow_partial: bool = False) -
     allow_partial
         Accept a model of which only some layers can look ahead.
 
+    Returns
+    -------
+    AttentionReport
+        What was found, layer by layer, and what was done.
+
     Raises
     ------
     ConversionError
@@ -162,7 +167,18 @@ def inspect_attention(model: PreTrainedModel) -> AttentionReport:
 
 
 def attention_map(model: PreTrainedModel) -> list[LayerView]:
-    """Measure what each layer of a model, as it stands, sees: one entry per layer that mixes tokens, or could."""
+    """Measure what each layer of a model, as it stands, sees.
+
+    Parameters
+    ----------
+    model
+        A decoder, with or without its head; it is not changed.
+
+    Returns
+    -------
+    list of LayerView
+        One per layer that mixes tokens: ``index``, ``name``, ``looks_ahead``, ``looks_back``, ``window``.
+    """
     return look(model, prove(model))[0]
 
 

@@ -15,12 +15,15 @@ class LayerView:
     """What one layer sees."""
 
     index: int
+    """Its place among the layers that mix tokens, from 0."""
     name: str
+    """Its module within the backbone."""
     kind: str
     """Its type as the configuration states it; empty where there is but one."""
     looks_ahead: bool
     """Whether a position of its output moves when the next position of its input is changed."""
     looks_back: bool
+    """The same of the position before."""
     window: int | None
     """Positions that it reaches to each side; None without a window."""
     window_before: int | None = None
@@ -55,8 +58,11 @@ class AttentionReport:
     """What was found about a model, and what was done to it."""
 
     architecture: str
+    """Class of the backbone."""
     model_type: str
+    """What its configuration calls itself."""
     implementation: str
+    """Of attention: sdpa, eager, ..."""
     verdict: str
     """"bidirectional", "partial" (some layers are), "causal" or "padding leaks"."""
     reason: str
@@ -70,7 +76,9 @@ class AttentionReport:
     reopens: str
     """How plain `AutoModel` opens a saved copy: "bidirectional", "causal", "disagrees" or "fails"."""
     layers: tuple[LayerView, ...]
+    """What each layer sees."""
     seconds: float = 0.0
+    """How long the proof took."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON can hold it."""

@@ -12,7 +12,7 @@ from typing import Any
 
 class _Train(types.ModuleType):
     def __call__(self, config: Any) -> Path:
-        """Run the stage that ``config`` describes, or resume it, and return the run folder.
+        """Run the stage that ``config`` describes, or resume it.
 
         Where ``push_to_hub`` is on, the run is published when it is done, and what would keep it from that is said
         before it starts.
@@ -22,6 +22,11 @@ class _Train(types.ModuleType):
         config
             A `turncoder.MntpConfig`, `turncoder.SimcseConfig`, `turncoder.SupervisedConfig`,
             `turncoder.WordsConfig`, `turncoder.PretrainConfig`, `turncoder.GlueConfig` or `turncoder.TurnConfig`.
+
+        Returns
+        -------
+        Path
+            The run folder.
 
         Raises
         ------
