@@ -20,6 +20,8 @@ FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
 OURS = re.compile(r"^(?:\$ )?(?:torchrun .*-m turncoder\.cli|turncoder) (.*)$", re.M)
 FOREIGN = {"ubatch_size", "default_prompt_name"}
 """Flags of servers."""
+OPEN = ("config_overrides", "slurm")
+"""Tables that pass on what they do not know."""
 
 
 def read_lines(page: Path) -> Iterator[str]:
@@ -39,7 +41,7 @@ def read_mentions(page: Path) -> list[str]:
     """Find the pieces of code in the text of a page, between backticks."""
     text = FENCE.sub("", page.read_text(encoding="utf8"))
     pieces = [" ".join(piece.split()) for piece in re.findall(r"`([^`]+)`", text)]
-    return [piece for piece in pieces if not piece.startswith("python ")]  # scripts of others
+    return [piece for piece in pieces if not piece.startswith(("python ", "sbatch "))]  # programs of others
 
 
 def list_flags(cls: type) -> set[str]:
@@ -62,6 +64,9 @@ FLAGS = {name: list_flags(command.flags) for name, command in COMMANDS.items()}
 def find_unknown(piece: str) -> list[str]:
     """Name what a piece of code says that is not there: a command, or a flag of it (or of any, where none is named)."""
     known: set[str] = FOREIGN.union(*FLAGS.values())
+    if re.match("turncoder submit [a-z]", piece):
+        piece = piece.replace("submit ", "", 1)
+        return [flag for flag in find_unknown(piece) if flag.removeprefix("--") not in FLAGS["submit"]]
     command = re.match(r"turncoder ([a-z]+(?: [a-z]+)?)\b", piece)
     if command:
         names = [name for name in COMMANDS if f"{command[1]} ".startswith(f"{name} ")]
@@ -71,7 +76,7 @@ def find_unknown(piece: str) -> list[str]:
         known = FLAGS[names[0]]
     flags = re.findall(r"(?<![\w-])--([A-Za-z][\w.-]*)", piece)
     own = [flag.rstrip(".").replace("-", "_") for flag in flags if not re.search("[A-Z]", flag)]
-    return [f"--{flag}" for flag in own if flag not in known and flag.partition(".")[0] != "config_overrides"]
+    return [f"--{flag}" for flag in own if flag not in known and flag.partition(".")[0] not in OPEN]
 
 
 @pytest.mark.parametrize("page", [*PAGES, *RECIPES], ids=lambda page: str(page.relative_to(ROOT)))
@@ -99,6 +104,8 @@ def place(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     }
     for name, target in links.items():
         (tmp_path / name).symlink_to(target)
+    (tmp_path / "decoder.toml").symlink_to(ROOT / "recipes" / "headless" / "decoder.toml")
+    (tmp_path / "config.toml").write_text('model_name_or_path = "model"\ntrain_file = "text.txt"\noutput_dir = "run"\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -110,10 +117,16 @@ LINES = [(page, line) for page in [*PAGES, *RECIPES] for line in read_lines(page
 def test_command_lines_are_read(page: Path, line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Down to the checked configuration; what the command would do with it is not done."""
     read: list[Any] = []
+    submitted = line.startswith("submit ")
     for name, command in COMMANDS.items():
+        if name == "submit":  # it reads the other command itself
+            continue
         caught = dataclasses.replace(command, run=lambda config, *_: read.append(config) or 0)
         monkeypatch.setitem(commands.COMMANDS, name, caught)
-    assert main(shlex.split(line, comments=True)) == 0
+    words = shlex.split(line, comments=True)
+    assert main([*words, "--print"] if submitted else words) == 0
+    if submitted:
+        return
     assert len(read) == 1 and dataclasses.is_dataclass(read[0])
 
 

@@ -32,6 +32,7 @@ def test_every_page_is_in_the_navigation_once() -> None:
 
 def test_the_reference_has_every_command() -> None:
     found = re.findall(r'^::: (\S+)\n    options: \{heading: "(.*?)"', (REFERENCE / "commands.md").read_text(), re.M)
+    found = [(name, heading) for name, heading in found if not name.endswith(".SlurmConfig")]  # a table of submit's
     wanted = [
         (f"{command.flags.__module__}.{command.flags.__qualname__}", f"{name} {command.takes}".strip())
         for name, command in COMMANDS.items()
