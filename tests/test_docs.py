@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -250,3 +251,38 @@ def test_the_python_of_migrate_runs(place: Path) -> None:
         code = code.replace(f'"{name}"', f'"{value}"')
     found = run_block(code, LLM2Vec=MagicMock(), turncoder=turncoder, texts=["Lily has a dog.", "Tom is sad."])
     assert found["vectors"].shape == (2, 64)
+
+
+LANGUAGE = {"bulgarian_text": (".tsv", 1500), "nli_triplets": (".jsonl", 120), "ntrex": (".txt", 120)}
+"""Data of the page on a language: ending of the files, and the lines that are taken of each."""
+
+
+@pytest.mark.slow
+def test_the_page_of_a_language_runs(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block in its order, with less data and two steps of each training; its numbers are those of the whole."""
+    monkeypatch.chdir(tmp_path)
+    for folder, (ending, count) in LANGUAGE.items():
+        Path("data", folder).mkdir(parents=True)
+        for path in (shared / "data" / folder).glob(f"*{ending}"):
+            lines = path.read_text(encoding="utf8").split("\n")[:count]
+            Path("data", folder, path.name).write_text("\n".join(lines) + "\n", encoding="utf8")
+    shutil.copyfile(DOCS.parent / "recipes" / "headless" / "decoder.toml", "decoder.toml")
+    for name in ("bggpt-7b.json", "bggpt-7b-simcse.json"):
+        shutil.copyfile(shared / "configs" / "bg2vec" / "model_configurations" / name, name)
+    page = DOCS / "tutorials" / "your-language.md"
+    scripts = dict(zip(("prepare.py", "score.py"), find_blocks(page, "python"), strict=True))
+    ran = []
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf8"), re.DOTALL | re.MULTILINE)
+    transcripts = "".join(body for kind, body in blocks if not kind)
+    for line in re.findall(r"^\$ (.*)$", transcripts, re.MULTILINE):
+        words = shlex.split(re.sub(r"(--max_steps|--steps_\w+) \d+", r"\1 2", line))
+        if words[0] == "awk":
+            subprocess.run(line, shell=True, check=True)
+        elif words[0] == "python":
+            run_block(scripts[words[1]], __name__="__main__")
+        else:
+            short = {"turn": "--eval_documents 20", "pretrain": "--max_eval_samples 40"}.get(words[1], "")
+            assert main([*words[1:], *short.split()]) == 0
+        ran.append(words[1])
+    assert ran[1:] == ["prepare.py", "pretrain", "turn", "score.py", "mntp", "simcse"]
+    assert all(Path(name).is_dir() for name in ("decoder/model", "turned/model", "small-mntp", "small-simcse"))
