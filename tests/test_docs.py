@@ -123,6 +123,7 @@ def loose(line: str) -> str:
     The names of prepared tokens go with the versions of libraries.
     """
     line = re.sub(r"tokens/[0-9a-f]{20}", "tokens/#", line)
+    line = re.sub(r"(perplexity|│) *\d[\d,]{3,}\b", r"\1 #", line)  # beyond a thousand they have no point
     line = re.sub(r"job \d+ on this|(ps|-INT) \d+|\d+_0_log|[\d,]+ tokens/s", "#", line)
     line = re.sub(r"about \d+ (s|min)\b|\d:\d\d:\d\d left|\d+ threads|done in \d+ s|_second \S+", "#", line)
     line = re.sub(r"\d+ (s|min)\b", "# s", re.sub(r"\d+\.\d+(e-\d+)?", "#", line))
