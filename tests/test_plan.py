@@ -266,4 +266,4 @@ def test_the_speed_of_this_machine():
 def test_files(tmp_path, stories, stories_text):
     words = {"model_name_or_path": str(stories), "train_file": str(stories_text), "output_dir": str(tmp_path / "r")}
     names = [Path(name).name for name in plan_training(MntpConfig(**words, max_steps=2)).files]
-    assert names == ["run.json", "config.toml", "metrics.jsonl", "checkpoints", "adapter", "model"]
+    assert names == ["run.json", "config.toml", "metrics.jsonl", "checkpoints", "adapter", "model", "report.html"]

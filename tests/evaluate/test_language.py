@@ -355,7 +355,8 @@ def test_names_of_tasks(stories: Path, tmp_path: Path, caplog: pytest.LogCapture
     with pytest.raises(UserError, match=r"lambada_openai is asked for twice"):
         ask(tasks=("lambada", "lambada_openai"))
     with pytest.raises(
-        UserError, match=r"none of them can be loaded: boolq \(.*crows_pairs_english.*race.*sciq.*pubmedqa"
+        UserError,
+        match=r"none of them can be loaded: lambada_openai \(.*boolq \(.*crows_pairs_english.*race.*sciq.*pubmedqa",
     ):
         ask(tasks=("headless",))
     with pytest.raises(UserError, match=r"humaneval \(.*\)"):
