@@ -196,3 +196,8 @@ def test_check_of_all_architectures(command, monkeypatch):
     }
     code, out, _ = command("check", "--all-architectures")
     assert (code, "llama" in out) == (0, True)
+
+
+def test_a_second_word_that_is_misspelt_has_a_nearest_one(capsys):
+    assert main(["evaluate", "sentence", "model"]) == 2
+    assert "evaluate sentence is not a command; did you mean sentences?" in capsys.readouterr().err

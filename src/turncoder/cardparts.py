@@ -92,7 +92,8 @@ def show_header(record: dict[str, Any], published: Published | None, name: str, 
             "eval_results": list(published.index) or None,
         }
         told = {key: value for key, value in told.items() if value is not None}
-    return f"---\n{ModelCardData(**told).to_yaml()}\n---\n\n# {name.removesuffix('/model')}\n"
+    title = name if published else name.removesuffix("/model")  # the folder of a run
+    return f"---\n{ModelCardData(**told).to_yaml()}\n---\n\n# {title}\n"
 
 
 def tell_name(name: str) -> str:

@@ -90,10 +90,25 @@ def _write(run: dict[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
+def _enter(kind: str | None, data: str, scored: dict[str, str], value: float) -> EvalResult:
+    return EvalResult(
+        task_type=kind or "sentence-similarity",
+        task_name=scored["task"],
+        dataset_type=data,
+        dataset_name=data,
+        metric_type=scored["metric"],
+        metric_name=scored["metric"],
+        metric_value=round(float(value), 6),
+    )
+
+
 def _index(run: dict[str, Any]) -> list[EvalResult]:
     """Put the scores of a run on tasks into entries of a ``model-index``."""
     entries = []
     for row in run["rows"]:
+        if "scored" in row:  # a task on sentences, whose row has scores of others beside that of the model
+            entries.append(_enter(row["scored"]["type"], row["scored"]["task"], row["scored"], row["main_score"]))
+            continue
         given = [row.get("test_file"), *(run["config"].get(key) for key in ("dataset_name", "test_file"))]
         data = Path(str(next((one for one in given if one), row["model"]))).name
         known = {*SCORES, *row.get("std", {})} - {"loss"}

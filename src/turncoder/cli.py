@@ -101,6 +101,8 @@ def _name_command(words: list[str]) -> tuple[str, list[str]]:
             return name, words[count:]
     second = [name.removeprefix(f"{words[0]} ") for name in COMMANDS if name.startswith(f"{words[0]} ")]
     if second:
+        if len(words) > 1 and (near := settings.nearest(words[1], second)):
+            raise UserError(f"{words[0]} {words[1]} is not a command{near}")
         raise UserError(f"{words[0]} needs one more word: {', '.join(second)}")
     near = settings.nearest(words[0], list(COMMANDS))
     raise UserError(f"{words[0]} is not a command{near or '; see turncoder --help'}")

@@ -3,6 +3,7 @@
 Importing this module imports neither torch, transformers nor submitit.
 """
 
+import logging
 import math
 import re
 from dataclasses import dataclass, field, fields
@@ -14,6 +15,8 @@ from turncoder.errors import UserError
 from turncoder.keys import check_ranges
 
 __all__ = ["SlurmConfig", "SubmitConfig", "load_slurm", "read_minutes", "split_words"]
+
+logger = logging.getLogger("turncoder")
 
 DEFAULT_TIME = "24:00:00"
 TAKEN = {
@@ -225,6 +228,8 @@ def load_slurm(path: Path | None, flags: dict[str, Any]) -> SlurmConfig:
             if isinstance(value, dict):
                 raise UserError(f"{said}{key} is a table; the keys of a site stand by themselves: partition = 'gpu'")
             if name not in known:
+                if near := settings.nearest(name, sorted(known)):
+                    logger.warning("%s%s goes to sbatch as it is%s", said, key, near)
                 others[name] = ",".join(map(str, value)) if isinstance(value, list) else value
                 continue
             plain = value if isinstance(value, bool | list | str) or hints[name] != str | None else str(value)

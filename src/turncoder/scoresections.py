@@ -118,10 +118,11 @@ def _show_tasks(stage: str, runs: Sequence[Named]) -> tuple[list[Part], list[str
     parts += [board.lay_out(), *[Lines([MARKED.replace("column", "row")])] * board.marks]
     parts += _tabulate(_distinct(found))
     examples = [
-        (f"{run.name}, {task}", str(told["example"]))
+        (f"{run.name}, {task}" + ("" if side == "text" else f", {side}"), str(text))
         for run in runs[:MOST]
         for task, told in run.files.results.get("tasks", {}).items()
         if isinstance(told, dict) and told.get("example")
+        for side, text in (told["example"] if isinstance(told["example"], dict) else {"text": told["example"]}).items()
     ]
     if examples:
         inner: list[Part] = [part for told, text in examples for part in (Lines([told]), Code(text))]

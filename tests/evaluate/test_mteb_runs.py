@@ -400,7 +400,7 @@ def test_without_a_network_what_is_here_is_scored_and_the_rest_named(
     assert main([*words, "--output", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
     assert "no network: STSBenchmark can run, SciFact cannot" in said
-    assert "error: tasks: SciFact could not be loaded" in said
+    assert "error: tasks: SciFact could not be scored" in said
     told = read(tmp_path / "run")
     assert list(told) == ["STSBenchmark"] and told["STSBenchmark"]["main_metric"] == "cosine_spearman"
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
@@ -425,7 +425,7 @@ def test_data_that_the_hub_does_not_give_are_named(
     words = ["evaluate", "sentences", str(stories), "--tasks", "STS12", "STSBenchmark", "--no-baselines"]
     assert main([*words, "--device", "cpu", "--output", str(tmp_path / "run")]) == 2
     shown = capsys.readouterr().err
-    assert said in shown and "STS12 could not be loaded" in shown
+    assert said in shown and "STS12 could not be scored" in shown
     assert list(read(tmp_path / "run")) == ["STSBenchmark"]
 
 

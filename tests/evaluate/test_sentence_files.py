@@ -73,10 +73,10 @@ def test_the_shared_files_are_read(shared: Path) -> None:
 
 
 def test_another_content_has_another_fingerprint(tmp_path: Path) -> None:
-    path = write(tmp_path / "c.csv", CLASSES + "good,1\nbad,0\n")
+    path = write(tmp_path / "c.csv", CLASSES + "good,1\nbad,0\n" * 5)
     before = open_sentence_file(f"classification={path}").fingerprint
     assert open_sentence_file(f"clustering={path}").fingerprint != before
-    write(path, CLASSES + "good,1\nworse,0\n")
+    write(path, CLASSES + "good,1\nworse,0\n" * 5)
     assert open_sentence_file(f"classification={path}").fingerprint != before
 
 
@@ -88,7 +88,11 @@ BROKEN: dict[str, tuple[Callable[[Path], str], str]] = {
     "one language": (lambda p: f"bitext={write(p / 'a.txt', 'x')}", "names 1 files; write bitext=FILE,FILE"),
     "label column": (lambda p: f"clustering={write(p / 'a.csv', 'text,topic' + chr(10) + 'x,y')}", "no column 'label'"),
     "no text": (lambda p: f"clustering={write(p / 'a.csv', CLASSES + ' ,1')}", "line 2: text = ' ' is no text"),
-    "one label": (lambda p: f"clustering={write(p / 'a.csv', CLASSES + 'a,1')}", "1 different labels"),
+    "one label": (lambda p: f"clustering={write(p / 'a.csv', CLASSES + 'a,1')}", r"too few different labels \(1\)"),
+    "few rows": (
+        lambda p: f"classification={write(p / 'a.csv', CLASSES + 'a,1' + chr(10) + 'b,0')}",
+        "2 rows are too few to be trained and scored on in turn",
+    ),
     "unknown label": (
         lambda p: (
             f"classification={write(p / 'a.csv', CLASSES + 'a,1' + chr(10) + 'b,0')},"

@@ -105,7 +105,12 @@ def _evaluate(config: SentencesConfig, run: Run, asked: Asked) -> None:
             logger.warning("%s cannot be loaded, and is left out: %s", name, failed[name])
             continue
         logger.info("[%d/%d] %s", number, len(missing), name)
-        done[name] = _score(config, run.folder, model, task)
+        try:
+            done[name] = _score(config, run.folder, model, task)
+        except Exception as error:  # of many authors' code, too; the tasks after it are scored all the same
+            failed[name] = first_line(error)
+            logger.warning("%s could not be scored: %s", name, failed[name], exc_info=not isinstance(error, UserError))
+            continue
         if name in asked.files:
             done[name] |= {"file": asked.files[name].place, "fingerprint": asked.files[name].fingerprint}
         task.dataset, task.data_loaded = None, False  # which may be large
@@ -116,10 +121,10 @@ def _evaluate(config: SentencesConfig, run: Run, asked: Asked) -> None:
         )
     if failed and len(failed) == len(asked.tasks):
         reasons = "; ".join(f"{name} ({why})" for name, why in failed.items())
-        raise UserError(f"tasks: none of them can be loaded: {reasons}")
+        raise UserError(f"tasks: none of them can be scored: {reasons}")
     if failed:
         raise UserError(
-            f"tasks: {_list(list(failed))} could not be loaded (see above); the others are scored, and the same "
+            f"tasks: {_list(list(failed))} could not be scored (see above); the others are, and the same "
             "command tries these again"
         )
 

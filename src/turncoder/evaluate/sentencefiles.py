@@ -19,6 +19,8 @@ __all__ = ["KINDS", "SentenceFile", "open_sentence_file"]
 
 logger = logging.getLogger("turncoder")
 
+FEWEST = 10  # rows of a file that is cut into five parts
+
 KINDS = {
     "sts": "sts=FILE",
     "retrieval": "retrieval=FOLDER",
@@ -156,12 +158,17 @@ def _read_labelled(path: Path, fewest: int = 2) -> Columns:
             raise UserError(f"{where}: {name} = {label!r} is no label; give a word or a whole number")
         labels.append(str(label))
     if len(set(labels)) < fewest:
-        raise UserError(f"{path}: {len(set(labels))} different labels; {fewest} or more are needed")
+        raise UserError(f"{path}: too few different labels ({len(set(labels))}); {fewest} or more are needed")
     return {"text": texts, "label": labels}
 
 
 def _read_classes(train: Path, test: Path | None = None) -> dict[str, Columns]:
     splits = {"train": _read_labelled(train)}
+    if test is None and len(splits["train"]["label"]) < FEWEST:
+        raise UserError(
+            f"{train}: {len(splits['train']['label'])} rows are too few to be trained and scored on in turn; give "
+            f"{FEWEST} or more, or a folder with train and test"
+        )
     if test is not None:
         splits["test"] = _read_labelled(test, 1)
         if unknown := sorted(set(splits["test"]["label"]) - set(splits["train"]["label"])):

@@ -1,0 +1,11 @@
+from pathlib import Path
+
+from run_folders import make_sentences_run
+from turncoder.cardscores import _index
+from turncoder.report import read_run
+
+
+def test_the_header_has_the_scores_of_the_model_and_of_nothing_else(tmp_path: Path) -> None:
+    run = make_sentences_run(tmp_path / "run", better=0.5)
+    entries = [(one.task_type, one.dataset_name, one.metric_type, one.metric_value) for one in _index(read_run(run))]
+    assert entries == [("STS", "sts", "cosine_spearman", 0.65), ("Retrieval", "find", "ndcg_at_10", 0.45)]
