@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 from turncoder import load_encoder
 from turncoder.cli import main
 from turncoder.errors import UserError
+from turncoder.evaluate import mtebruns
 from turncoder.evaluate.mtebruns import evaluate_sentences
 from turncoder.evaluate.retrieval import score_bm25, score_tfidf
 from turncoder.evaluate.sentencefiles import open_sentence_file
@@ -315,6 +316,25 @@ def test_only_what_is_missing_is_scored(
     assert with_prompt["prompts"] == {"text": "alike "}
     prompts.write_text('{"STS": {"query": "same\\n"}}', encoding="utf8")
     assert run(f"sts={file}", output="prompted", prompt_file=str(prompts))["sts_mine"]["prompts"] == {"text": "same\n"}
+
+
+@pytest.mark.slow
+def test_a_task_that_fails_does_not_stop_those_after_it(
+    specs: dict[str, str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = mtebruns._score
+
+    def fail(config: Any, folder: Path, model: Any, task: Any) -> dict[str, Any]:
+        if task.metadata.name.startswith("sts"):
+            raise ZeroDivisionError("in an evaluator")
+        return score(config, folder, model, task)
+
+    monkeypatch.setattr(mtebruns, "_score", fail)
+    with pytest.raises(UserError, match=r"sts_\S+ could not be scored \(see above\); the others are"):
+        run(specs["sts"], specs["bitext"])
+    assert [name.partition("_")[0] for name in read(tmp_path / "run")] == ["bitext"]
+    monkeypatch.undo()
+    assert len(run(specs["sts"], specs["bitext"])) == 2
 
 
 def test_scores_of_another_model_are_not_put_beside(
