@@ -61,7 +61,10 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def check_same_steps(first: Path, second: Path, start: Path) -> None:
-    """Two runs of `GRADIENT` moved every weight alike, to 1e-5 of the largest movement in its tensor, and of 1e-8.
+    """Two runs of `GRADIENT` moved every weight alike, to 5e-5 of the largest movement in its tensor, and of 5e-8.
+
+    Half batches are multiplied by other kernels than whole ones: 1e-6 to 1.3e-5 apart, by the processor. A row that
+    counts twice, or a wrong divisor, is 1e-2 and more.
 
     Of an adapter the second factors are compared, which begin at nought: theirs are the first gradients.
     """
@@ -76,7 +79,7 @@ def check_same_steps(first: Path, second: Path, start: Path) -> None:
         size = float((weight - before[name] if full else weight).abs().max())
         moved = max(moved, size)
         rounding = 1e-7 * float(weight.abs().max())  # of the weight that the gradient was added to
-        assert float((two[name] - weight).abs().max()) < 1e-5 * max(size, 1e-3) + rounding, name
+        assert float((two[name] - weight).abs().max()) < 5e-5 * max(size, 1e-3) + rounding, name
     assert moved > 1e-3
 
 
