@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import math
@@ -22,13 +21,14 @@ from turncoder import settings
 from turncoder.config import to_toml
 from turncoder.errors import UserError, first_line
 from turncoder.evaluate.taskfiles import TaskFile, open_task_file
+from turncoder.evaluate.taskruns import open_scores, read_done, score_tasks
 from turncoder.languageconfig import LanguageConfig
 from turncoder.model.backbone import describe_model, digest_module
 from turncoder.model.source import read_json
 from turncoder.plan import Plan
 from turncoder.progress import open_bar
 from turncoder.train.running import Run, write_atomically
-from turncoder.train.stage import perform, tell_parents
+from turncoder.train.stage import perform
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -100,10 +100,10 @@ def evaluate_language(config: LanguageConfig) -> Path:
 
 
 def _evaluate(config: LanguageConfig, run: Run, asked: Asked) -> None:
-    started, before = time.perf_counter(), run.record["wall_time_s"]
+    started = time.perf_counter()
     from turncoder.evaluate.harness import open_model
 
-    done = _read_done(run.folder)
+    done = read_done(run.folder)
     missing = [name for name in (*asked.files, *asked.names) if _is_missing(name, asked, done)]
     if not missing:
         logger.warning("%s has all these scores already; --overwrite starts anew", run.folder)
@@ -115,26 +115,21 @@ def _evaluate(config: LanguageConfig, run: Run, asked: Asked) -> None:
     for name, why in failed.items():
         logger.warning("%s cannot be loaded, and is left out: %s", name, why)
     model = open_model(config)
-    results = {**_tell_model(config, run, model), "tasks": done}
-    for number, (name, tasks) in enumerate(loaded.items(), 1):
-        logger.info("[%d/%d] %s", number, len(loaded), name)
-        found = _score(config, model, name, tasks)
+    results = _open_results(config, run, model)
+
+    def score(name: str) -> dict[str, Any]:
+        found, file = _score(config, model, name, loaded[name]), asked.files.get(name)
         (run.folder / "lm_eval").mkdir(exist_ok=True)
         text = json.dumps(found, indent=1, ensure_ascii=False, default=str)
         write_atomically(run.folder / "lm_eval" / f"{name.replace('/', '_')}.json", text + "\n")
-        done[name] = _take(found, name)
-        if name in asked.files:
-            done[name] |= {"file": str(asked.files[name].path), "fingerprint": asked.files[name].fingerprint}
-        write_atomically(run.folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-        run.update(
-            results={name: told["metrics"] for name, told in done.items()},
-            wall_time_s=before + time.perf_counter() - started,
-        )
-    if failed:
-        raise UserError(
-            f"tasks: {', '.join(failed)} could not be loaded (see above); the others are scored, and the same command "
-            "tries these again"
-        )
+        told = _take(found, name)
+        return told if file is None else told | {"file": str(file.path), "fingerprint": file.fingerprint}
+
+    score_tasks(run, results, loaded, score, summarise=_tell_metrics, failed=failed, started=started)
+
+
+def _tell_metrics(told: dict[str, Any]) -> dict[str, float]:
+    return told["metrics"]
 
 
 def plan_language(config: LanguageConfig) -> Plan:
@@ -214,24 +209,12 @@ def _is_missing(name: str, asked: Asked, done: dict[str, Any]) -> bool:
     return name in asked.files and done[name].get("fingerprint") != asked.files[name].fingerprint
 
 
-def _read_done(folder: Path) -> dict[str, Any]:
-    path = folder / "results.json"
-    return read_json(path)["tasks"] if path.exists() else {}
-
-
-def _tell_model(config: LanguageConfig, run: Run, opened: CausalModel) -> dict[str, Any]:
-    """Tell what is scored, and refuse to put scores of another model beside those that the folder holds."""
+def _open_results(config: LanguageConfig, run: Run, opened: CausalModel) -> dict[str, Any]:
+    """Open what the folder has of this model."""
     model, prior = opened.model, opened.prior
     fingerprint = digest_module(model, [*describe_model(model), prior and prior.describe()])
-    path = run.folder / "results.json"
-    if path.exists() and read_json(path)["model"]["fingerprint"] != fingerprint:
-        raise UserError(
-            f"--output {run.folder} holds scores of another {config.model_name_or_path}: its weights have changed; "
-            "use --overwrite to start anew, or another folder"
-        )
-    run.update(parents=tell_parents(str(config.model_name_or_path)))
-    told = {"name": config.model_name_or_path, "fingerprint": fingerprint, "parameters": model.num_parameters()}
-    return {"model": told, "lm_eval": importlib.metadata.version("lm_eval")}
+    name, parameters = str(config.model_name_or_path), model.num_parameters()
+    return open_scores(run, name, fingerprint=fingerprint, parameters=parameters, library="lm_eval")
 
 
 def _score(config: LanguageConfig, model: CausalModel, name: str, tasks: dict[str, Any]) -> dict[str, Any]:

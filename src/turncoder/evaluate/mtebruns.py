@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import math
@@ -22,14 +21,16 @@ from turncoder.config import to_toml
 from turncoder.encoder import open_encoder
 from turncoder.errors import UserError, first_line
 from turncoder.evaluate.sentencefiles import SentenceFile, open_sentence_file
+from turncoder.evaluate.taskruns import list_names, open_scores, score_tasks
 from turncoder.model.source import read_json
 from turncoder.plan import Plan, tell_time
 from turncoder.progress import open_bar
 from turncoder.prompts import read_prompt_file
 from turncoder.samples import show_text
 from turncoder.sentencesconfig import SentencesConfig
+from turncoder.taskrows import BASELINES
 from turncoder.train.running import Run, write_atomically
-from turncoder.train.stage import perform, tell_parents
+from turncoder.train.stage import perform
 from turncoder.workers import digest_encoder
 
 if TYPE_CHECKING:
@@ -42,8 +43,6 @@ __all__ = ["evaluate_sentences", "plan_sentences", "show"]
 logger = logging.getLogger("turncoder")
 
 WARM_UP_TEXTS = 64
-LISTED = 12  # names in a message
-BASELINES = ("bm25", "tfidf", "static")
 
 
 @dataclass(frozen=True)
@@ -82,51 +81,42 @@ def evaluate_sentences(config: SentencesConfig) -> Path:
 
 
 def _evaluate(config: SentencesConfig, run: Run, asked: Asked) -> None:
-    started, before = time.perf_counter(), run.record["wall_time_s"]
-    from turncoder.evaluate.mtebtasks import hushed
-
+    started = time.perf_counter()
     model = _open_model(config)
-    done = _read_done(run.folder)
-    told = {**_tell_model(config, run, model), "tasks": done}
-    missing = [name for name in asked.tasks if _is_missing(name, asked, done, model)]
+    results = _open_results(config, run, model)
+    missing = [name for name in asked.tasks if _is_missing(name, asked, results["tasks"], model)]
     if not missing:
         logger.warning("%s has all these scores already; --overwrite starts anew", run.folder)
         return
-    failed = _leave_out_absent({name: asked.tasks[name] for name in missing}, asked)
-    missing = [name for name in missing if name not in failed]
+    absent = _leave_out_absent({name: asked.tasks[name] for name in missing}, asked)
+    missing = [name for name in missing if name not in absent]
     _estimate(model, [(asked.tasks[name], asked.files.get(name)) for name in missing])
-    for number, name in enumerate(missing, 1):
-        task = asked.tasks[name]
+
+    def score(name: str) -> dict[str, Any]:
+        task, file = asked.tasks[name], asked.files.get(name)
+        _load(task)
         try:
-            with hushed():
-                task.load_data()
-        except Exception as error:  # whatever the code of many authors, and the hub, may raise
-            failed[name] = _say_why(error, task)
-            logger.warning("%s cannot be loaded, and is left out: %s", name, failed[name])
-            continue
-        logger.info("[%d/%d] %s", number, len(missing), name)
-        try:
-            done[name] = _score(config, run.folder, model, task)
-        except Exception as error:  # of many authors' code, too; the tasks after it are scored all the same
-            failed[name] = first_line(error)
-            logger.warning("%s could not be scored: %s", name, failed[name], exc_info=not isinstance(error, UserError))
-            continue
-        if name in asked.files:
-            done[name] |= {"file": asked.files[name].place, "fingerprint": asked.files[name].fingerprint}
-        task.dataset, task.data_loaded = None, False  # which may be large
-        write_atomically(run.folder / "results.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-        run.update(
-            results={task: one["main_score"] for task, one in done.items()},
-            wall_time_s=before + time.perf_counter() - started,
-        )
-    if failed and len(failed) == len(asked.tasks):
-        reasons = "; ".join(f"{name} ({why})" for name, why in failed.items())
-        raise UserError(f"tasks: none of them can be scored: {reasons}")
-    if failed:
-        raise UserError(
-            f"tasks: {_list(list(failed))} could not be scored (see above); the others are, and the same "
-            "command tries these again"
-        )
+            told = _score(config, run.folder, model, task)
+        finally:
+            task.dataset, task.data_loaded = None, False  # which may be large
+        return told if file is None else told | {"file": file.place, "fingerprint": file.fingerprint}
+
+    score_tasks(run, results, missing, score, summarise=_tell_main, failed=absent, started=started)
+
+
+def _tell_main(told: dict[str, Any]) -> float | None:
+    return told["main_score"]
+
+
+def _load(task: AbsTask) -> None:
+    """Load the data of a task; raises UserError."""
+    from turncoder.evaluate.mtebtasks import hushed
+
+    try:
+        with hushed():
+            task.load_data()
+    except Exception as error:  # whatever the code of many authors, and the hub, may raise
+        raise UserError(_say_why(error, task)) from error
 
 
 def _read_asked(config: SentencesConfig) -> Asked:
@@ -168,29 +158,15 @@ def _open_model(config: SentencesConfig) -> EncoderModel:
     return model
 
 
-def _tell_model(config: SentencesConfig, run: Run, model: EncoderModel) -> dict[str, Any]:
-    """Tell what is scored, and refuse to put scores of another model beside those that the folder holds."""
+def _open_results(config: SentencesConfig, run: Run, model: EncoderModel) -> dict[str, Any]:
+    """Open what the folder has of this model, and tell mteb what it is called."""
     from turncoder.evaluate.mtebmodel import describe
 
-    name = str(config.model_name_or_path)
-    fingerprint = digest_encoder(model.plain)
-    path = run.folder / "results.json"
-    if path.exists() and read_json(path)["model"]["fingerprint"] != fingerprint:
-        raise UserError(
-            f"--output {run.folder} holds scores of another {name}: its weights have changed; use --overwrite to "
-            "start anew, or another folder"
-        )
-    run.update(parents=tell_parents(name))
+    name, fingerprint = str(config.model_name_or_path), digest_encoder(model.plain)
     short = Path(name).resolve().name if Path(name).exists() else name
     model.mteb_model_meta = describe(short, fingerprint[:12], model.model.similarity_fn_name)
     parameters = sum(one.numel() for one in model.model.parameters())
-    told = {"name": name, "fingerprint": fingerprint, "parameters": parameters}
-    return {"model": told, "mteb": importlib.metadata.version("mteb")}
-
-
-def _read_done(folder: Path) -> dict[str, Any]:
-    path = folder / "results.json"
-    return read_json(path)["tasks"] if path.exists() else {}
+    return open_scores(run, name, fingerprint=fingerprint, parameters=parameters, library="mteb")
 
 
 def _is_missing(name: str, asked: Asked, done: dict[str, Any], model: EncoderModel) -> bool:
@@ -217,14 +193,9 @@ def _leave_out_absent(tasks: dict[str, AbsTask], asked: Asked) -> dict[str, str]
         return {}
     where = "; their data come from the hub, once where there is a network"
     if not here:
-        raise UserError(f"tasks: there is no network, and none of {_list(absent)} is on this machine{where}")
-    logger.warning("no network: %s can run, %s cannot%s", _list(here), _list(absent), where)
+        raise UserError(f"tasks: there is no network, and none of {list_names(absent)} is on this machine{where}")
+    logger.warning("no network: %s can run, %s cannot%s", list_names(here), list_names(absent), where)
     return dict.fromkeys(absent, "there is no network")
-
-
-def _list(names: list[str]) -> str:
-    rest = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _say_why(error: Exception, task: AbsTask) -> str:
