@@ -245,13 +245,15 @@ def test_tasks_on_sentences_have_their_main_score_and_what_stands_beside_it(tmp_
     text = shown(runs)
     assert all(part in text for part in ("score", "BM25", "TF-IDF", "static", "0.700", "0.310"))
     assert "second minus first, paired bootstrap over items:" in text
-    for task, told in (("sts", "spearman"), ("find", "mean of the items")):
+    for task, told in (("sts", "spearman"), ("find", "ndcg_at_10")):
         items = [json.loads((tmp_path / name / "items" / f"{task}.json").read_text()) for name in ("a", "b")]
         parts = [one["parts"]["test/default"] for one in items]
         scores = [part["cosine" if "gold" in part else "score"] for part in parts]
         found = bootstrap_items(*scores, gold=parts[0].get("gold"))
         assert found["difference"] > 0 and f"{task}, {told}: {found['difference']:+.3f}" in text
-    (tmp_path / "b" / "items" / "find.json").write_text('{"parts": {"test/default": {"score": [0.5]}}}')
+    (tmp_path / "b" / "items" / "find.json").write_text(
+        '{"metric": "ndcg_at_10", "parts": {"test/default": {"score": [0.5]}}}'
+    )
     assert "find: not compared, the items differ" in shown(runs)
     (tmp_path / "b" / "items" / "find.json").write_text('{"parts": "all"}')
     with pytest.raises(UserError, match=r"find\.json is broken"):

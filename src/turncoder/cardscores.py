@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,13 @@ from turncoder.taskrows import TAKES
 
 __all__ = ["find_scores"]
 
-TASKS = {"words": "token-classification", "glue": "text-classification", "language": "text-generation"}
-"""The hub's names for what a stage scores; of the others it is the likeness of sentences."""
+TASKS = {
+    "words": "token-classification",
+    "glue": "text-classification",
+    "language": "text-generation",
+    "": "sentence-similarity",
+}
+"""The hub's names for what a stage scores; the last is that of all others."""
 Scores = tuple[tuple[tuple[str, str], ...], tuple[EvalResult, ...]]
 
 
@@ -90,39 +96,31 @@ def _write(run: dict[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
-def _enter(kind: str | None, data: str, scored: dict[str, str], value: float) -> EvalResult:
-    return EvalResult(
-        task_type=kind or "sentence-similarity",
-        task_name=scored["task"],
-        dataset_type=data,
-        dataset_name=data,
-        metric_type=scored["metric"],
-        metric_name=scored["metric"],
-        metric_value=round(float(value), 6),
-    )
-
-
 def _index(run: dict[str, Any]) -> list[EvalResult]:
     """Put the scores of a run on tasks into entries of a ``model-index``."""
-    entries = []
-    for row in run["rows"]:
-        if "scored" in row:  # a task on sentences, whose row has scores of others beside that of the model
-            entries.append(_enter(row["scored"]["type"], row["scored"]["task"], row["scored"], row["main_score"]))
-            continue
-        given = [row.get("test_file"), *(run["config"].get(key) for key in ("dataset_name", "test_file"))]
-        data = Path(str(next((one for one in given if one), row["model"]))).name
-        known = {*SCORES, *row.get("std", {})} - {"loss"}
-        for metric in sorted(known):
-            if isinstance(value := row.get(metric), int | float):
-                entries.append(
-                    EvalResult(
-                        task_type=TASKS.get(run["stage"], "sentence-similarity"),
-                        task_name=str(row.get("task") or row["model"]),
-                        dataset_type=data.rpartition(".")[0] or data,
-                        dataset_name=data,
-                        metric_type=metric.replace(" ", "_").replace(",", "_"),
-                        metric_name=metric,
-                        metric_value=round(float(value), 6),
-                    )
-                )
-    return entries
+    return [
+        EvalResult(
+            task_type=kind,
+            task_name=task,
+            dataset_type=data.rpartition(".")[0] or data,
+            dataset_name=data,
+            metric_type=metric.replace(" ", "_").replace(",", "_"),
+            metric_name=metric,
+            metric_value=round(float(value), 6),
+        )
+        for row in run["rows"]
+        for kind, task, data, metric, value in _list_scores(run, row)
+        if isinstance(value, int | float)
+    ]
+
+
+def _list_scores(run: dict[str, Any], row: dict[str, Any]) -> Iterator[tuple[str, str, str, str, Any]]:
+    """List the model's own scores in a row: type and name of the task, data, metric and value."""
+    if scored := row.get("scored"):  # on sentences: the row has the scores of the baselines, too
+        yield scored["type"] or TASKS[""], scored["task"], scored["task"], scored["metric"], row["main_score"]
+        return
+    given = [row.get("test_file"), *(run["config"].get(key) for key in ("dataset_name", "test_file"))]
+    data = Path(str(next((one for one in given if one), row["model"]))).name
+    kind, task = TASKS.get(run["stage"], TASKS[""]), str(row.get("task") or row["model"])
+    for metric in sorted({*SCORES, *row.get("std", {})} - {"loss"}):
+        yield kind, task, data, metric, row.get(metric)

@@ -97,14 +97,23 @@ def _train(config: MntpConfig | SimcseConfig | SupervisedConfig, words: list[str
     return _plan_or_do(config, console, plan_training, turncoder.train)
 
 
-def _plan_or_do(config: Any, console: Console, plan: Callable[[Any], Any], work: Callable[[Any], Path]) -> int:
-    """Show the plan of a work, or do it and print where the result is."""
+def _plan_or_do(
+    config: Any,
+    console: Console,
+    plan: Callable[[Any], Any],
+    work: Callable[[Any], Path],
+    tell: Callable[[Path, Console], None] | None = None,
+) -> int:
+    """Show the plan of a work, or do it, tell what came of it, and print where the result is."""
     if config.dry_run:
         from turncoder.plan import show
 
         show(plan(config), console)
-    else:
-        console.print(f"{work(config)}", highlight=False)
+        return 0
+    made = work(config)
+    if tell is not None:
+        tell(made, console)
+    console.print(f"{made}", highlight=False)
     return 0
 
 
@@ -246,50 +255,28 @@ def _pretrain(config: PretrainConfig, words: list[str], console: Console) -> int
 
 def _glue(config: GlueConfig, words: list[str], console: Console) -> int:
     look_for_hub(config.model_name_or_path, None if config.data else "nyu-mll/glue", *config.adapters)
-    if config.dry_run:
-        from turncoder.evaluate.glueplan import plan_glue
-        from turncoder.plan import show as show_plan
-
-        show_plan(plan_glue(config), console)
-        return 0
     import turncoder
     from turncoder.evaluate.glue import show
+    from turncoder.evaluate.glueplan import plan_glue
     from turncoder.evaluate.scoring import read_results
 
-    run = turncoder.train(config)
-    show(read_results(run), console)
-    console.print(f"{run}", highlight=False)
-    return 0
+    return _plan_or_do(
+        config, console, plan_glue, turncoder.train, lambda run, console: show(read_results(run), console)
+    )
 
 
 def _evaluate_language(config: LanguageConfig, words: list[str], console: Console) -> int:
     look_for_hub(config.model_name_or_path, *config.tasks)
-    from turncoder.evaluate import language
+    from turncoder.evaluate.language import evaluate_language, plan_language, show
 
-    if config.dry_run:
-        from turncoder.plan import show
-
-        show(language.plan_language(config), console)
-        return 0
-    run = language.evaluate_language(config)
-    language.show(run, console)
-    console.print(f"{run}", highlight=False)
-    return 0
+    return _plan_or_do(config, console, plan_language, evaluate_language, show)
 
 
 def _evaluate_sentences(config: SentencesConfig, words: list[str], console: Console) -> int:
     look_for_hub(config.model_name_or_path, *config.adapters, *config.tasks, *config.languages)
-    from turncoder.evaluate import mtebruns
+    from turncoder.evaluate.mtebruns import evaluate_sentences, plan_sentences, show
 
-    if config.dry_run:
-        from turncoder.plan import show
-
-        show(mtebruns.plan_sentences(config), console)
-        return 0
-    run = mtebruns.evaluate_sentences(config)
-    mtebruns.show(run, console)
-    console.print(f"{run}", highlight=False)
-    return 0
+    return _plan_or_do(config, console, plan_sentences, evaluate_sentences, show)
 
 
 def _add_head(config: HeadConfig, words: list[str], console: Console) -> int:

@@ -121,8 +121,7 @@ def _compare_items(first: RunFiles, second: RunFiles, names: tuple[str, str], on
         one, other = _read_items(first, task), _read_items(second, task)
         if only not in (None, task) or one is None or other is None:
             continue
-        metric = "spearman" if one.gold is not None else "mean of the items"
-        common: dict[str, Any] = {"task": task, "metric": told["main_metric"], "told": metric}
+        common: dict[str, Any] = {"task": task, "metric": told["main_metric"], "told": one.metric}
         common |= {"first": names[0], "second": names[1]}
         if (one.names, one.gold) != (other.names, other.gold):
             yield Difference(**common, why="the items differ")
@@ -132,8 +131,12 @@ def _compare_items(first: RunFiles, second: RunFiles, names: tuple[str, str], on
 
 @dataclass(frozen=True)
 class _Items:
-    """Scores of single queries, pairs or texts, in the order of their names; ``gold`` is people's, of pairs."""
+    """Scores of single queries, pairs or texts, in the order of their names; ``gold`` is people's, of pairs.
 
+    ``metric`` is what is compared: the mean of the items' own, or the rank correlation of pairs with ``gold``.
+    """
+
+    metric: str
     names: list[str]
     scores: list[float]
     gold: list[float] | None
@@ -145,14 +148,15 @@ def _read_items(run: RunFiles, task: str) -> _Items | None:
     if task not in run.results.get("tasks", {}) or not path.exists():
         return None
     try:
-        parts = json.loads(path.read_text(encoding="utf8"))["parts"]
-        rows = sorted(row for name, part in parts.items() for row in _list_items(name, part))
+        kept = json.loads(path.read_text(encoding="utf8"))
+        rows = sorted(row for name, part in kept["parts"].items() for row in _list_items(name, part))
+        metric = str(kept["metric"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is broken ({type(error).__name__}: {error}); evaluate again") from None
     if not rows:
         return None
     names, scores, gold = (list(column) for column in zip(*rows, strict=True))
-    return _Items(names, scores, None if math.isnan(gold[0]) else gold)
+    return _Items(metric, names, scores, None) if math.isnan(gold[0]) else _Items("spearman", names, scores, gold)
 
 
 def _list_items(name: str, part: dict[str, list[Any]]) -> Iterator[tuple[str, float, float]]:

@@ -4,6 +4,7 @@ import datetime
 import shlex
 import statistics
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from turncoder.boards import Named, group_runs
@@ -106,7 +107,7 @@ def build_records(runs: Sequence[Named]) -> Section:
         base = record["config"].get("model_name_or_path")
         trained = run.files.inner.get("mntp", run.files)  # a turn's data are those of its parts
         data = (trained.record.get("data") or {}).get("fingerprint") or run.files.results.get("fingerprint")
-        prints = ", ".join(part[:12] for part in str(data).split()[:2]) if data else "not recorded"
+        prints = [part[:12] for part in str(data).split()[:2]] if data else _list_files(run.files.results)
         seeds = record["config"].get("seeds") or [record["config"].get("seed", "")]
         rows.append(
             [
@@ -114,7 +115,7 @@ def build_records(runs: Sequence[Named]) -> Section:
                 run.files.stage,
                 str(record.get("started", "")).replace("T", " ").removesuffix("+00:00"),
                 " from ".join(chain or [str(base or "nothing")]),
-                prints,
+                ", ".join(prints) or "not recorded",
                 ", ".join(map(str, seeds)),
             ]
         )
@@ -123,6 +124,12 @@ def build_records(runs: Sequence[Named]) -> Section:
         "runs and what they come from", ["run", "stage", "started (UTC)", "made from", "data", "seed"], rows, False
     )
     return Section("What was run, and how to run it again", [table, *parts])
+
+
+def _list_files(results: dict[str, Any]) -> list[str]:
+    """Name the files that a run was scored on, each with the beginning of its fingerprint."""
+    told = [one for one in results.get("tasks", {}).values() if isinstance(one, dict) and one.get("file")]
+    return [f"{Path(str(one['file'])).name} {str(one.get('fingerprint'))[:12]}" for one in told]
 
 
 def _unfold(runs: Iterable[Named]) -> list[Named]:

@@ -1,6 +1,7 @@
 """Boards of runs on tasks: labels of words, GLUE, lm-eval, MTEB; a task that differs between runs is not one task."""
 
 import json
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -123,7 +124,7 @@ def _take_sentences(files: RunFiles) -> Taken:
         # what word counts score depends on the data alone, so it tells other data
         counted = [(told.get("baselines") or {}).get(name) for name in ("bm25", "tfidf")]
         key = [*(told.get(one) for one in ("type", "texts", "items", "fingerprint")), counted]
-        value = Value(float(told["main_score"]))
+        value = Value(math.nan if told["main_score"] is None else float(told["main_score"]))
         yield task, str(told["main_metric"]), [*key, files.results.get("mteb")], value, "main_score"
 
 

@@ -70,7 +70,7 @@ def _take_sentences(results: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "model": f"{task} ({told['main_metric']})",
             "scored": {"task": task, "type": told.get("type"), "metric": told["main_metric"]},
-            "main_score": float(told["main_score"]),
+            "main_score": told["main_score"],
             **{name: (told.get("baselines") or {}).get(name) for name in BASELINES},
         }
         for task, told in results["tasks"].items()

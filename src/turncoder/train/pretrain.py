@@ -117,7 +117,9 @@ def _train(config: PretrainConfig, run: Run) -> None:
     if config.do_train:
         fit(trainer, run)
     if config.do_eval:
-        run.update(results=score_end(trainer), anisotropy=_look(text, backbone))
+        results = score_end(trainer)
+        looks = [row["anisotropy"] for row in run.logged() if "anisotropy" in row]
+        run.update(results=results, anisotropy=looks[-1] if looks else None)
     unregister_head(backbone)
     if PartialState().is_main_process:
         save_language_model(
