@@ -13,6 +13,7 @@ import pytest
 from turncoder.errors import UserError
 from turncoder.quickstart import Sizes, run
 from turncoder.quickstart.prose import gather_prose, read_paragraphs
+from turncoder.report import write_report
 
 DOCSTRING = """Return the largest of the values in the list.
 
@@ -144,8 +145,9 @@ def test_the_whole_path_reuses_what_is_done_and_repeats_its_numbers(library_text
     assert len(rows) == 8 and all(0 <= row["mrr@10"] <= 1 for row in rows.values() if "words" not in row["name"])
     assert all(0.3 < row[f"words/{column}"] <= 1 for row in list(rows.values())[2:] for column in ("case", "punct"))
     assert rows["causal"]["loss"] > 0 and rows["+ MNTP"]["loss"] < rows["bidirectional"]["loss"]
-    page = (tmp_path / "a/turn/report.md").read_text()
-    assert "| + SimCSE |" in page and re.search(r"\| case \|.* punct \|", page) and "usual tag (words)" in page
+    write_report([tmp_path / "a/turn"], tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert "| + SimCSE |" in page and re.search(r"\| case % \|.* punct % \|", page) and "usual tag (words)" in page
     told = re.search(r"head: (\S+) bits per byte of held-out text,\s+(\S+) by how frequent", shown)
     assert told and 0 < float(told[1]) < float(told[2])
     assert any("R@1" in line and "case" in line and "punct" in line for line in shown.splitlines())

@@ -12,19 +12,19 @@ from rich.console import Console
 from turncoder import load_encoder
 from turncoder.data.pairs import Rows
 from turncoder.evaluate.projection import map_pairs
-from turncoder.evaluate.retrieval import encode_pairs, nearest, rank_encoded
+from turncoder.evaluate.retrieval import encode_pairs, nearest, rank_vectors
 from turncoder.evaluate.sentences import Sts, score_sts
 from turncoder.rungs import (
     COLUMNS,
     Rung,
     Trial,
     build_table,
+    choose_columns,
     choose_sentences,
     explain,
     open_trial,
     score_rung,
     score_words,
-    write_page,
 )
 
 PROMPTS = {"query": "Find:\n", "document": "Text:\n"}
@@ -49,8 +49,8 @@ def test_what_is_shown_is_what_was_measured(
     query, document = PROMPTS.values() if kept == "sides" else ("Say:\n", "Say:\n")
     monkeypatch.setattr("turncoder.encoder.load_encoder", lambda *_, **__: encoder)
     row = score_rung(Rung("x", "m"), trial)
-    rank_Q = rank_encoded(encoder, trial.documents, query_prompt=query, document_prompt=document)
-    bare_Q = rank_encoded(encoder, trial.documents, query_prompt="", document_prompt="")
+    rank_Q = rank_vectors(*encode_pairs(encoder, trial.documents, query_prompt=query, document_prompt=document))
+    bare_Q = rank_vectors(*encode_pairs(encoder, trial.documents, query_prompt="", document_prompt=""))
     assert row["ranks"] == rank_Q.tolist() != bare_Q.tolist()
     queries, chosen = trial.documents.queries, choose_sentences(trial.documents.queries, 4)
     found, bare = (nearest(encoder, queries, chosen, prompt) for prompt in (query, ""))
@@ -95,9 +95,9 @@ def test_shares_of_right_labels_have_f1_beside_them_where_80_columns_are_enough(
         heading = next(line for line in text.splitlines() if "loss" in line).replace("┃", "│").split("│")
         assert [cell.strip() for cell in heading][len(scores) + 1 :] == names
         assert "12.345" in text and text.count("0.500") == len(scores) - 1 + len(names)
-        page = write_page("", [row], "", explain([row], None), trial)
-        assert "| case | case F1 | pos | pos F1 |" in page
-        assert "case F1, pos F1 (macro): the mean of the labels' F1, in which rare ones count as much." in page
+        assert list(choose_columns([row]).values())[-4:] == ["case", "case F1", "pos", "pos F1"]
+        told_of = "case F1, pos F1 (macro): the mean of the labels' F1, in which rare ones count as much."
+        assert told_of in explain([row], None)
 
 
 def test_few_documents_are_said_and_words_are_scored_on_pairs_all_the_same(caplog: pytest.LogCaptureFixture) -> None:

@@ -30,6 +30,7 @@ from turncoder.data.store import is_held_out
 from turncoder.data.tokenizer import load_tokenizer
 from turncoder.evaluate.sentences import read_sts
 from turncoder.evaluate.wordfiles import read_predictions
+from turncoder.report import write_report
 from turncoder.sizes import Sizes, configure_stages, derive_sizes
 from turncoder.turn import tell_opening
 
@@ -93,7 +94,8 @@ def test_every_rung_is_a_run_and_is_measured(turned: Path) -> None:
         assert 0 <= row["mrr@10"] <= 1 and -1 <= row["sts"] <= 1
         assert 0 <= row["triplets"] <= 1
     assert set(rows["+ pairs"]["rendered"]) == {"retrieval", "sts", "pairs"}
-    page = (turned / "report.md").read_text()
+    write_report([turned], turned.parent / "page.md")
+    page = (turned.parent / "page.md").read_text()
     assert all(f"| {name} |" in page for name in rows) and "Nearest neighbours" in page
     report = check_page((turned / "report.html").read_text(encoding="utf8"))
     for told in (*rows, "Map of sentence vectors", "Nearest neighbours among the first sentences", "/supervised"):
@@ -355,7 +357,7 @@ def test_rungs_are_opened_alike_and_without_a_model_folder_it_says_how(
     assert {(rung.options["cache_dir"], rung.options["trust_remote_code"]) for rung in rungs} == {
         (str(tmp_path / "hub"), True)
     }
-    assert f"reads {kept} tokens" in (folder / "report.md").read_text()
+    assert f"reads {kept} tokens" in (folder / "report.html").read_text()
     (folder / "model").mkdir()
     assert tell_opening(folder) == f"SentenceTransformer({str(folder / 'model')!r})"
 

@@ -1,7 +1,6 @@
 """Pieces of model cards: the header, what a model was made from, prompts, training, scores, licence."""
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from turncoder.hub import is_hub_id
 from turncoder.usage import EXAMPLES
 
-__all__ = ["Published", "Step", "is_hub_id", "name_chain", "show_header", "show_making", "show_prompts", "tell_name"]
+__all__ = ["Published", "Step", "name_chain", "show_header", "show_making", "show_prompts", "tell_name"]
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,6 @@ class Published:
     index: tuple[EvalResult, ...] = ()
     tasks: tuple[str, ...] = ()
     onnx: bool = False
-
-
-def is_hub_id(name: str) -> bool:
-    """Say whether a name is that of a repository, and of no folder here."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
 
 
 def show_header(record: dict[str, Any], published: Published | None, name: str, **told: Any) -> str:

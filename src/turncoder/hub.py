@@ -3,11 +3,12 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["find_run", "list_parents", "locate_parent", "look_for_hub"]
+__all__ = ["find_run", "is_hub_id", "list_parents", "locate_parent", "look_for_hub"]
 
 logger = logging.getLogger("turncoder")
 
@@ -54,6 +55,11 @@ def _find_ids(names: Iterable[str | None]) -> list[str]:
         elif not name.startswith((".", "/", "~")):
             ids.append(name)
     return ids
+
+
+def is_hub_id(name: str) -> bool:
+    """Say whether a name is that of a repository, and of no folder here."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
 
 
 def list_parents(folder: Path) -> list[str]:

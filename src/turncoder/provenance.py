@@ -16,9 +16,9 @@ from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabl
 
 from turncoder import settings
 from turncoder.bundle import Bundle
-from turncoder.cardparts import Step, is_hub_id, tell_name
+from turncoder.cardparts import Step, tell_name
 from turncoder.errors import UserError
-from turncoder.hub import locate_parent
+from turncoder.hub import is_hub_id, locate_parent
 from turncoder.keys import FitKeys
 from turncoder.model.source import read_json
 from turncoder.publishconfig import PublishConfig

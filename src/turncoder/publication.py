@@ -14,9 +14,10 @@ from rich.console import Console
 
 from turncoder.bundle import Bundle, open_bundle
 from turncoder.card import digest_card, write_card, write_heads_card, write_language_card
-from turncoder.cardparts import Published, is_hub_id
+from turncoder.cardparts import Published
 from turncoder.cardscores import find_scores
 from turncoder.errors import UserError
+from turncoder.hub import is_hub_id
 from turncoder.model.attention import inspect_attention
 from turncoder.model.backbone import load_backbone
 from turncoder.model.views import AttentionFacts

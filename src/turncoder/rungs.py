@@ -55,7 +55,6 @@ __all__ = [
     "read_masked",
     "score_rung",
     "score_words",
-    "write_page",
 ]
 
 logger = logging.getLogger("turncoder")
@@ -299,22 +298,3 @@ def _explain_probes(probes: dict[str, dict[str, Any]]) -> list[str]:
     if probes:
         lines.append(f"'{USUAL_TAG}' gives each word the label that it has most often in the training words.")
     return lines
-
-
-def write_page(heading: str, rows: Sequence[dict[str, Any]], title: str, lines: Sequence[str], trial: Trial) -> str:
-    """Write table, explanations, a text of each task and nearest neighbours as Markdown."""
-    columns = choose_columns(rows)
-    page = [f"# {heading}", "", title, ""]
-    page += ["| | " + " | ".join(columns.values()) + " |", "|---|" + "---:|" * len(columns)]
-    for row in rows:
-        page.append(f"| {row['name']} | " + " | ".join(f"{row[k]:.3f}" if k in row else "-" for k in columns) + " |")
-    page += ["", *lines, "", "## One text of each task, as the last model reads it (what is pooled in brackets)", ""]
-    page += [f"- {task}: `{shown}`" for task, shown in rows[-1].get("rendered", {}).items()]
-    found = [(row["name"], row["neighbours"]) for row in rows if "neighbours" in row]
-    if found:
-        page += ["", "## Nearest neighbours among the first sentences", ""]
-        chosen = choose_sentences(trial.documents.queries, len(found[0][1]))
-        for place, sentence in enumerate(chosen):
-            page.append(f"- {trial.documents.queries[sentence]}")
-            page += [f"  - {name}: {others[place][0]} ({others[place][1]:.2f})" for name, others in found]
-    return "\n".join(page) + "\n"

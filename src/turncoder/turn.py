@@ -46,7 +46,6 @@ from turncoder.rungs import (
     read_masked,
     score_rung,
     score_words,
-    write_page,
 )
 from turncoder.rungwords import compare_probes, configure_probes, open_tagged, read_probe, score_usual, train_probes
 from turncoder.sizes import Sizes, configure_stages, derive_sizes, has_bf16
@@ -85,7 +84,7 @@ def turn(config: TurnConfig) -> Path:
     -------
     Path
         The folder: ``control/``, ``mntp/``, ``simcse/`` (and ``supervised/``) are runs, ``model`` is the last one's
-        model, ``results.json``, ``report.md`` and ``report.html`` say what each gave.
+        model, ``results.json`` and ``report.html`` say what each gave.
 
     Raises
     ------
@@ -121,7 +120,7 @@ def plan_turn(config: TurnConfig, console: Console) -> None:
         rung = Rung("bidirectional", config.model_name_or_path, {"bidirectional": True}, place="bidirectional")
         probe = configure_probes(config, opened.sizes.words, [rung], Path(config.output_dir or "RUN"))[rung.name]
         _show_plan(plan_words(probe), probe, console)
-    for file in ("run.json", "config.toml", "results.json", "report.md", "report.html", "model"):
+    for file in ("run.json", "config.toml", "results.json", "report.html", "model"):
         console.print(f"would write: {Path(config.output_dir or 'RUN') / file}", highlight=False, markup=False)
 
 
@@ -160,7 +159,7 @@ def _turn(config: TurnConfig, run: Run) -> None:
     _link(folder / "model", Path(list(stages)[-1]) / "model")
     lines = explain(rows, CONTROL) + (compare_probes(probes, CONTROL, "+ MNTP") if probes else [])
     lines.append(f"Every model reads {length:,} tokens of a text at most, as the final one does.")
-    _report(config, rows, lines, opened.trial, folder, clock.seconds, length)
+    _report(rows, lines, opened.trial, folder, clock.seconds, length)
     run.update(results={"rows": [_drop(row) for row in rows]}, wall_time_s=sum(clock.seconds.values()))
 
 
@@ -378,7 +377,6 @@ def _drop(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _report(
-    config: TurnConfig,
     rows: list[dict[str, Any]],
     lines: list[str],
     trial: Trial,
@@ -386,16 +384,13 @@ def _report(
     seconds: dict[str, float],
     length: int,
 ) -> None:
-    """Write the table and what it means to ``report.md`` and ``results.json``."""
+    """Write the table and what it means to ``results.json``, of which the report is made."""
     documents = len(trial.documents.queries)
     title = "What each step gave" + (f" ({documents:,} documents)" if documents else "")
     results = {"title": title, "max_seq_length": length, "rows": rows, "lines": lines, "seconds": seconds}
     shown = max((len(row["neighbours"]) for row in rows if "neighbours" in row), default=0)
     queries = trial.documents.queries
     results["sentences"] = [queries[at] for at in choose_sentences(queries, shown)] if shown else []
-    write_atomically(
-        folder / "report.md", write_page(f"{config.model_name_or_path}, turned", rows, title, lines, trial)
-    )
     write_atomically(folder / "results.json", json.dumps(results, indent=1) + "\n")
 
 

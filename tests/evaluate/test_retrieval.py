@@ -14,8 +14,8 @@ from turncoder.errors import UserError
 from turncoder.evaluate.retrieval import (
     Pairs,
     compare_ranks,
+    encode_pairs,
     rank_answers,
-    rank_encoded,
     rank_vectors,
     scan_bm25,
     score_aligned,
@@ -148,7 +148,7 @@ def test_an_encoder_ranks_by_its_cosines(encoder, stories_text: Path):
     queries, documents = (encoder.encode(one, normalize_embeddings=True) for one in (pairs.queries, pairs.documents))
     cosine = [[sum(a * b for a, b in zip(x, y, strict=True)) for y in documents.tolist()] for x in queries.tolist()]
     expected = [1 + sum(other > row[i] for j, other in enumerate(row) if j != i) for i, row in enumerate(cosine)]
-    rank_Q = rank_encoded(encoder, pairs, batch_tokens=512)
+    rank_Q = rank_vectors(*encode_pairs(encoder, pairs, batch_tokens=512))
     assert np.mean(rank_Q == expected) > 0.95 and np.abs(rank_Q - expected).max() <= 1
     aligned = score_aligned(encoder, pairs.queries, pairs.documents)
     assert aligned["recall@1_first_to_second"] == pytest.approx(np.mean(rank_Q == 1))
@@ -164,7 +164,8 @@ def test_prompts_stand_on_their_side(encoder):
     include = encoder[1].include_prompt
     encoder[1].include_prompt = True
     try:
-        one, other = rank_encoded(encoder, pairs, query_prompt="Tell: "), rank_encoded(encoder, prompted)
+        one = rank_vectors(*encode_pairs(encoder, pairs, query_prompt="Tell: "))
+        other = rank_vectors(*encode_pairs(encoder, prompted))
     finally:
         encoder[1].include_prompt = include
     np.testing.assert_array_equal(one, other)

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,11 +126,7 @@ def _evaluate(config: LanguageConfig, run: Run, asked: Asked) -> None:
         told = _take(found, name)
         return told if file is None else told | {"file": str(file.path), "fingerprint": file.fingerprint}
 
-    score_tasks(run, results, loaded, score, summarise=_tell_metrics, failed=failed, started=started)
-
-
-def _tell_metrics(told: dict[str, Any]) -> dict[str, float]:
-    return told["metrics"]
+    score_tasks(run, results, loaded, score, summarise=itemgetter("metrics"), failed=failed, started=started)
 
 
 def plan_language(config: LanguageConfig) -> Plan:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,11 +102,7 @@ def _evaluate(config: SentencesConfig, run: Run, asked: Asked) -> None:
             task.dataset, task.data_loaded = None, False  # which may be large
         return told if file is None else told | {"file": file.place, "fingerprint": file.fingerprint}
 
-    score_tasks(run, results, missing, score, summarise=_tell_main, failed=absent, started=started)
-
-
-def _tell_main(told: dict[str, Any]) -> float | None:
-    return told["main_score"]
+    score_tasks(run, results, missing, score, summarise=itemgetter("main_score"), failed=absent, started=started)
 
 
 def _load(task: AbsTask) -> None:

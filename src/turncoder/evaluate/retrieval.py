@@ -23,7 +23,6 @@ __all__ = [
     "encode_pairs",
     "nearest",
     "rank_answers",
-    "rank_encoded",
     "rank_vectors",
     "scan_bm25",
     "score_aligned",
@@ -176,18 +175,7 @@ def encode_pairs(
     document_prompt: str | None = None,
     **options: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Give the unit vectors (Q, D) of queries, and of what belongs to them; see `rank_encoded`."""
-    from turncoder.encode import encode_texts
-
-    queries_QD, documents_QD = (
-        encode_texts(encoder, texts, prompt=prompt, normalize=True, **options)
-        for texts, prompt in ((pairs.queries, query_prompt), (pairs.documents, document_prompt))
-    )
-    return queries_QD, documents_QD
-
-
-def rank_encoded(encoder: "SentenceTransformer", pairs: Pairs, **options: Any) -> np.ndarray:
-    """Rank documents by the cosine of an encoder's vectors; see `rank_answers`.
+    """Encode queries, and what belongs to them, for `rank_vectors`.
 
     Parameters
     ----------
@@ -195,16 +183,23 @@ def rank_encoded(encoder: "SentenceTransformer", pairs: Pairs, **options: Any) -
         From `turncoder.load_encoder`, or any other `SentenceTransformer`.
     pairs
         Queries and what belongs to them.
+    query_prompt, document_prompt
+        Stand before each text of their side.
     **options
-        ``query_prompt`` and ``document_prompt`` stand before each text of their side; ``prompt_name`` for both sides,
-        ``batch_tokens``, as for `turncoder.encode.BatchEncoder`.
+        ``prompt_name`` for both sides, ``batch_tokens``, as for `turncoder.encode.BatchEncoder`.
 
     Returns
     -------
-    numpy.ndarray
-        Ranks (Q,), from 1.
+    tuple of numpy.ndarray
+        Vectors of length 1 (Q, D), of queries and of documents.
     """
-    return rank_vectors(*encode_pairs(encoder, pairs, **options))
+    from turncoder.encode import encode_texts
+
+    queries_QD, documents_QD = (
+        encode_texts(encoder, texts, prompt=prompt, normalize=True, **options)
+        for texts, prompt in ((pairs.queries, query_prompt), (pairs.documents, document_prompt))
+    )
+    return queries_QD, documents_QD
 
 
 def score_aligned(

@@ -23,12 +23,11 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from turncoder.artifact import put_in_place
-from turncoder.cardparts import is_hub_id
 from turncoder.encoder import load_encoder
 from turncoder.errors import UserError, first_line
 from turncoder.evaluate.prediction import Head, Reader, predict
 from turncoder.evaluate.words import find_spans
-from turncoder.hub import find_run, locate_parent
+from turncoder.hub import find_run, is_hub_id, locate_parent
 from turncoder.model.source import read_json
 from turncoder.wordconfig import WordsConfig
 from turncoder.wordvectors import split_words
