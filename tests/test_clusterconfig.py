@@ -112,3 +112,9 @@ def test_the_file_of_a_site_is_flat(tmp_path: Path) -> None:
     site.write_text('[slurm]\npartition = "gpu"\n')
     with pytest.raises(UserError, match=r"site.toml: slurm is a table"):
         load_slurm(site, {})
+
+
+def test_a_key_that_sbatch_may_know_is_passed_on_and_a_near_one_named(caplog: pytest.LogCaptureFixture) -> None:
+    assert load_slurm(None, {"partitio": "gpu", "mail_type": "END", "exclusive": True}).others["partitio"] == "gpu"
+    assert "--slurm.partitio goes to sbatch as it is; did you mean partition?" in caplog.text
+    assert "mail_type" not in caplog.text and "exclusive" not in caplog.text

@@ -44,10 +44,6 @@ class Submission:
     cells: list[int] | None = None
 
 
-UNNAMED = ("prepare", "report")
-"""Commands whose ``--output`` may stay away: tokens go into the cache, tables are printed."""
-
-
 def read_submission(words: list[str], slurm: SlurmConfig) -> Submission:
     """Read the command that is to be a job, with all checks that it makes before it opens anything.
 
@@ -83,7 +79,7 @@ def read_submission(words: list[str], slurm: SlurmConfig) -> Submission:
 
         output, missing = list_missing(config)
         cells = missing if config.cell is None else None
-    elif output is None and hasattr(config, "output_dir") and name not in UNNAMED and not scores:
+    elif output is None and hasattr(config, "STAGE") and not scores:  # a run, whose folder the others need not have
         raise UserError("--output is missing: what the job writes to, and goes on with when it is started again")
     short = re.sub(r"[^\w.+=-]", "-", f"{name} {Path(output).absolute().name}" if output else name)
     overwrites = Path(output).absolute() if output and getattr(config, "overwrite", False) else None

@@ -144,7 +144,10 @@ BROKEN: dict[str, tuple[Callable[[Path], str], str]] = {
         ),
         "no row names a document",
     ),
-    "twice": (lambda p: f"retrieval={beir(p / 'x', **{'queries.jsonl': TWICE})}", "is there twice"),
+    "twice": (
+        lambda p: f"retrieval={beir(p / 'x', **{'queries.jsonl': TWICE})}",
+        "is there 2 times; give each its own",
+    ),
 }
 
 

@@ -199,8 +199,9 @@ def _hold(file: SentenceFile) -> Any:
     columns = {name: dict(split) for name, split in file.splits.items()}
     if file.kind == "classification":  # mteb wants numbers
         names = sorted({label for split in columns.values() for label in split["label"]})
+        place = {name: number for number, name in enumerate(names)}
         for split in columns.values():
-            split["label"] = [names.index(label) for label in split["label"]]
+            split["label"] = [place[label] for label in split["label"]]
     return DatasetDict({name: Dataset.from_dict(split) for name, split in columns.items()})
 
 

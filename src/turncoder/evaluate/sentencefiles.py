@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,9 +250,9 @@ def _read_beir(folder: Path) -> dict[str, Columns]:
         queries["id"].append(str(_take(record, "_id", where)))
         queries["text"].append(_take_text(record, "text", where))
     for name, columns in (("corpus", corpus), ("queries", queries)):
-        if len(set(columns["id"])) < len(columns["id"]):
-            twice = next(one for one in columns["id"] if columns["id"].count(one) > 1)
-            raise UserError(f"{folder}/{name}.jsonl: the _id {twice!r} is there twice")
+        (most, count), *_ = Counter(columns["id"]).most_common(1) or [("", 0)]
+        if count > 1:
+            raise UserError(f"{folder}/{name}.jsonl: the _id {most!r} is there {count} times; give each its own")
     return {"corpus": corpus, "queries": queries, "qrels": _read_qrels(folder, queries["id"], corpus["id"])}
 
 
