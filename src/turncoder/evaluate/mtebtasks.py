@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import math
 import os
@@ -275,8 +274,8 @@ def hushed() -> Iterator[None]:
     logging.getLogger("mteb").setLevel(logging.CRITICAL)
     with (
         warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
         Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
         contextlib.redirect_stderr(nowhere),
     ):
         warnings.simplefilter("ignore")
