@@ -9,7 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 LARGE = (".safetensors", ".onnx", ".bin")
+LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "llama2", "other")
 WRITE, READ = "hf_writes_things", "hf_reads_things"
 
 
@@ -150,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.read()
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
         if parts == ["api", "validate-yaml"]:
-            return self.answer({"errors": [], "warnings": []})
+            return self.validate(json.loads(body)["content"])
         if parts == ["api", "repos", "create"]:
             asked = json.loads(body)
             name = f"{asked['organization'] or 'me'}/{asked['name']}"
@@ -178,6 +181,16 @@ class _Handler(BaseHTTPRequestHandler):
         if parts[4] == "preupload":
             return self.plan_commit(found.branches[branch], json.loads(body)["files"])
         return self.commit(name, found, branch, [json.loads(line) for line in body.splitlines()])
+
+    def validate(self, card: str) -> None:
+        """Refuse a card whose licence is none that the hub knows, in the two forms that huggingface_hub asks for."""
+        licence = yaml.safe_load(card.split("---")[1])["license"]
+        if licence in LICENCES:
+            return self.answer({"errors": [], "warnings": []})
+        told = f'"license" must be one of [{", ".join(LICENCES)}]'
+        plain = self.headers.get("Accept") == "text/plain"
+        content = f"- Error: {told}".encode() if plain else {"errors": [{"message": told}], "warnings": []}
+        return self.answer(content, 400)
 
     def plan_commit(self, files: dict[str, bytes], asked: list[dict[str, Any]]) -> None:
         told = []

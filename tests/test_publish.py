@@ -171,9 +171,10 @@ def test_an_adapter_is_one_for_the_whole_chain(hub: FakeHub, runs: Path, tmp_pat
             ["--public"],
             ["is private already", "drop --public"],
         ),
-        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, None, [], ["http://127.0.0.1:9 cannot be reached"]),
+        ({}, FakeHub.close, [], ["http://127.0.0.1", "cannot be reached"]),
+        ({}, None, ["--license", "aapache-2.0"], ["refuses: - Error: ", '"license" must be one of [apache-2.0, mit']),
     ],
-    ids=["none", "invalid", "reads", "forbidden", "theirs", "public", "private", "away"],
+    ids=["none", "invalid", "reads", "forbidden", "theirs", "public", "private", "away", "licence"],
 )
 def test_what_may_not_be_is_said_and_nothing_is_sent(
     env: dict[str, str | None],
@@ -192,6 +193,8 @@ def test_what_may_not_be_is_said_and_nothing_is_sent(
     said = refused(capsys, runs / "simcse", *([] if "--to" in words else ["--to", "me/mine"]), *words)
     assert all(part in said for part in parts), said
     assert not hub.uploads and not any(any(one.branches.values()) for one in hub.repositories.values())
+    if "--license" in words:
+        assert not hub.repositories
 
 
 def test_offline_is_said(hub: FakeHub, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -1,7 +1,7 @@
 """A model goes to the Hub: what is sent is listed, checked and described first, and is one commit.
 
-What flows: run or model folder -> files by an explicit list -> licence, data, recipe, scores -> card -> token and
-repository looked at -> large files uploaded, those that are there already left out -> one commit, so that a reader
+What flows: run or model folder -> files by an explicit list -> licence, data, recipe, scores -> card, which the hub
+looks at -> token and repository looked at -> large files uploaded, those that are there already left out -> one commit, so that a reader
 never finds half a model.
 """
 
@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 
 from turncoder.bundle import Bundle, is_published
@@ -49,11 +48,12 @@ def publish(config: PublishConfig) -> str:
     ------
     UserError
         Whatever `turncoder.publication.prepare` refuses; no token, or one that may not write there; a repository of
-        another visibility, or whose card was edited; a connection that was cut: the same call goes on.
+        another visibility, or whose card was edited; a card that the hub refuses; a connection that was cut: the same call goes on.
     """
     api = check_access(config)
     publication = prepare(config)
     with _told(config, api.endpoint):
+        ModelCard(publication.card).validate()  # by the hub: a licence it does not know, say
         before, there = _open_repository(api, config)
         files = dict(publication.files)
         if not _replaces_card(api, publication, there):
@@ -97,7 +97,7 @@ def _open_api() -> HfApi:
     token = huggingface_hub.get_token()
     if token is None:
         raise UserError(f"no token: log in with `hf auth login`, or set HF_TOKEN, to one that may write ({TOKENS})")
-    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
+    return HfApi(token=token)
 
 
 def _check_token(api: HfApi, config: PublishConfig) -> None:
