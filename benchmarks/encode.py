@@ -455,7 +455,7 @@ def time_encoding(setting: dict, model: Any, encode: Callable[[list[str]], Any],
 
 def run_turncoder(setting: dict) -> dict:
     from turncoder import load_encoder
-    from turncoder.encode import BatchEncoder, Counts
+    from turncoder.encode.texts import BatchEncoder, Counts
 
     encoder = load_encoder(setting["model"], device="cpu")
     latest = Counts()

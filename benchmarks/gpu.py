@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Tr
 
 from turncoder.data.masking import Masking, collate
 from turncoder.data.vocabulary import train_tokenizer
-from turncoder.encode import BatchEncoder
-from turncoder.encoder import load_encoder
+from turncoder.encode.encoder import load_encoder
+from turncoder.encode.texts import BatchEncoder
 from turncoder.model.adapters import attach_lora
 from turncoder.model.attention import attention_map, make_bidirectional
 from turncoder.model.heads import take_backbone, take_head

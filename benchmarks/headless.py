@@ -196,7 +196,7 @@ def score_alone(run: Path, kind: str) -> float:
         import dataclasses
 
         import turncoder
-        from turncoder.config import load_config
+        from turncoder.config.stages import load_config
 
         config = load_config(turncoder.PretrainConfig, run / "config.toml", [])
         folder = run.with_name(run.name + "-alone")

@@ -342,7 +342,7 @@ def build_turncoder(vocabulary: int, folder: str, tiled: bool):
     import torch.nn.functional as F
     from transformers import LlamaForCausalLM
 
-    from turncoder.config import MntpConfig
+    from turncoder.config.stages import MntpConfig
     from turncoder.model.adapters import attach_lora
     from turncoder.model.attention import make_bidirectional
     from turncoder.model.heads import take_backbone, take_head

@@ -141,8 +141,8 @@ def make(model: str) -> dict:
 
 
 def run_turncoder(model: str, grid: str) -> dict:
+    from turncoder.config.words import WordsConfig
     from turncoder.train import probing, words
-    from turncoder.wordconfig import WordsConfig
 
     clock = Clock()
     note(probing, "compute_features", clock, "features")

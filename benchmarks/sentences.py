@@ -178,8 +178,8 @@ def run_turncoder(setting: dict) -> tuple[dict, dict, float, float]:
     import mteb  # noqa: F401  imported by both sides before the clock runs
 
     from turncoder import load_encoder
+    from turncoder.config.sentences import SentencesConfig
     from turncoder.evaluate import baselines, items, mtebruns  # noqa: F401
-    from turncoder.sentencesconfig import SentencesConfig
 
     load_encoder(setting["model"], device="cpu").encode(["to warm up"])
     with tempfile.TemporaryDirectory() as folder:

@@ -71,10 +71,10 @@ def main() -> None:
     options = parser.parse_args()
     from machine import RESULTS, write_results
 
-    from turncoder import settings
+    from turncoder.config import settings
+    from turncoder.config.words import WordsConfig
     from turncoder.grid import run_grid
-    from turncoder.rungwords import score_usual
-    from turncoder.wordconfig import WordsConfig
+    from turncoder.turn.rungwords import score_usual
 
     grid = GRID.format(treebank=TREEBANK, names=NAMES)
     for regime in options.regime or REGIMES:

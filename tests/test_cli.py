@@ -8,10 +8,11 @@ import pytest
 from rich.console import Console
 
 import turncoder
-from turncoder import notices, settings
+from turncoder import notices
 from turncoder.cli import main
 from turncoder.commands import COMMANDS
-from turncoder.config import MntpConfig
+from turncoder.config import settings
+from turncoder.config.stages import MntpConfig
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_help_imports_nothing_heavy(words):
 
 
 def test_importing_turncoder_imports_nothing_heavy():
-    names = "turncoder, turncoder.config, turncoder.legacy, turncoder.errors, turncoder.settings"
+    names = "turncoder, turncoder.config.stages, turncoder.config.legacy, turncoder.errors, turncoder.config.settings"
     code = f"import sys, {names}; turncoder.MntpConfig; print(sorted({{'torch', 'transformers'}} & sys.modules.keys()))"
     assert python(code).stdout.strip() == "[]"
 

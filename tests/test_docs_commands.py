@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from turncoder import commands, legacy, legacy_headless, settings
+from turncoder import commands
 from turncoder.cli import main
 from turncoder.commands import COMMANDS
+from turncoder.config import legacy, legacy_headless, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]

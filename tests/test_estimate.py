@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import LlamaConfig
 
 from turncoder.cli import main
-from turncoder.config import EncodeConfig, MergeConfig
+from turncoder.config.stages import EncodeConfig, MergeConfig
 from turncoder.errors import UserError
 from turncoder.estimate import plan_encode, plan_merge
 
@@ -67,7 +67,7 @@ def test_samples_show_what_is_pooled(keys: dict[str, object], sample: str, confi
 
 
 def test_a_job_that_is_taken_up_is_planned_so(config: Callable[..., EncodeConfig], tmp_path: Path) -> None:
-    from turncoder.vectors import encode_file
+    from turncoder.encode.vectors import encode_file
 
     encode_file(config(shard_texts=30))
     (tmp_path / "out" / "vectors-00001.npy").unlink()

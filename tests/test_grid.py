@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from turncoder.config.words import WordsConfig
 from turncoder.errors import UserError
 from turncoder.grid import run_grid
-from turncoder.wordconfig import WordsConfig
 
 GRID = """
 train_file = "train"

@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig
 
 from turncoder.cli import main
-from turncoder.config import MntpConfig
+from turncoder.config.stages import MntpConfig
 from turncoder.errors import UserError
 from turncoder.model.activations import count_activations, count_passes
 from turncoder.model.adapters import attach_lora, count_parameters
@@ -214,7 +214,7 @@ def test_every_file_of_others_is_planned_without_the_hub(shared, tmp_path, monke
 def test_the_model_of_a_file_of_others_is_planned_where_its_config_is_at_hand(shared, stories_text, tmp_path):
     LLAMA3_8B.save_pretrained(tmp_path / "llama3")
     file = shared / "configs" / "llm2vec" / "train_configs" / "mntp" / "MetaLlama3.json"
-    from turncoder.config import load_config
+    from turncoder.config.stages import load_config
 
     words = ["--model_name_or_path", str(tmp_path / "llama3"), "--train_file", str(stories_text)]
     words += ["--tokenizer_name", str(shared / "tokenizers" / "mistral-7b-v1")]

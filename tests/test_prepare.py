@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from turncoder.cli import main
-from turncoder.config import PrepareConfig, load_config
+from turncoder.config.stages import PrepareConfig, load_config
 from turncoder.data.corpus import open_corpus
 from turncoder.data.tokens import TokenPass
 from turncoder.errors import UserError

@@ -13,7 +13,7 @@ import pytest
 from turncoder.errors import UserError
 from turncoder.quickstart import Sizes, run
 from turncoder.quickstart.prose import gather_prose, read_paragraphs
-from turncoder.report import write_report
+from turncoder.report.summary import write_report
 
 DOCSTRING = """Return the largest of the values in the list.
 

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 
 from turncoder.cli import main
-from turncoder.clusterconfig import load_slurm
-from turncoder.config import MntpConfig, differences, load_config, to_dict
-from turncoder.glueconfig import GlueConfig
+from turncoder.config.cluster import load_slurm
+from turncoder.config.glue import GlueConfig
+from turncoder.config.pretraining import PretrainConfig
+from turncoder.config.stages import MntpConfig, differences, load_config, to_dict
 from turncoder.grid import open_grid
-from turncoder.pretrainconfig import PretrainConfig
 
 HEADLESS = sorted((Path(__file__).parents[1] / "recipes" / "headless").glob("*.toml"))
 GLUE = sorted((Path(__file__).parents[1] / "recipes" / "glue").glob("*.toml"))

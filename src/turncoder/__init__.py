@@ -29,17 +29,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "GlueConfig": "turncoder.glueconfig",
-    "MntpConfig": "turncoder.config",
-    "PretrainConfig": "turncoder.pretrainconfig",
-    "SimcseConfig": "turncoder.config",
-    "SupervisedConfig": "turncoder.config",
-    "TurnConfig": "turncoder.config",
-    "WordsConfig": "turncoder.wordconfig",
+    "GlueConfig": "turncoder.config.glue",
+    "MntpConfig": "turncoder.config.stages",
+    "PretrainConfig": "turncoder.config.pretraining",
+    "SimcseConfig": "turncoder.config.stages",
+    "SupervisedConfig": "turncoder.config.stages",
+    "TurnConfig": "turncoder.config.stages",
+    "WordsConfig": "turncoder.config.words",
     "attention_map": "turncoder.model.attention",
-    "encode_stream": "turncoder.encode",
-    "encode_texts": "turncoder.encode",
-    "load_encoder": "turncoder.encoder",
+    "encode_stream": "turncoder.encode.texts",
+    "encode_texts": "turncoder.encode.texts",
+    "load_encoder": "turncoder.encode.encoder",
     "load_tagger": "turncoder.evaluate.tagger",
     "make_bidirectional": "turncoder.model.attention",
 }

@@ -19,12 +19,12 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from turncoder.card import OPENS, digest_card, write_card
 from turncoder.data.tokenizer import pad_token_id
 from turncoder.model.attention import inspect_attention
 from turncoder.model.conversion import is_converted
 from turncoder.model.prior import Prior
 from turncoder.model.views import AttentionReport
+from turncoder.publish.card import OPENS, digest_card, write_card
 
 __all__ = ["OPENS", "put_in_place", "save_encoder", "save_language_model"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from turncoder import settings
 from turncoder.commands import COMMANDS, Command
+from turncoder.config import settings
 from turncoder.errors import UserError
 from turncoder.notices import listen, say_limit
 

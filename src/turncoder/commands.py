@@ -8,8 +8,15 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from turncoder.clusterconfig import SubmitConfig
-from turncoder.config import (
+from turncoder.config.cluster import SubmitConfig
+from turncoder.config.glue import GlueConfig
+from turncoder.config.heads import FinetuneConfig, HeadConfig
+from turncoder.config.keys import locate_model
+from turncoder.config.language import LanguageConfig
+from turncoder.config.pretraining import PretrainConfig
+from turncoder.config.publishing import PublishConfig
+from turncoder.config.sentences import SentencesConfig
+from turncoder.config.stages import (
     EncodeConfig,
     MergeConfig,
     MineConfig,
@@ -19,16 +26,9 @@ from turncoder.config import (
     SupervisedConfig,
     TurnConfig,
 )
+from turncoder.config.words import WordsConfig
 from turncoder.errors import UserError
-from turncoder.glueconfig import GlueConfig
-from turncoder.headconfig import FinetuneConfig, HeadConfig
 from turncoder.hub import find_run, list_parents, look_for_hub
-from turncoder.keys import locate_model
-from turncoder.languageconfig import LanguageConfig
-from turncoder.pretrainconfig import PretrainConfig
-from turncoder.publishconfig import PublishConfig
-from turncoder.sentencesconfig import SentencesConfig
-from turncoder.wordconfig import WordsConfig
 
 __all__ = ["COMMANDS", "Command"]
 
@@ -119,7 +119,7 @@ def _plan_or_do(
 
 def _turn(config: TurnConfig, words: list[str], console: Console) -> int:
     look_for_hub(config.model_name_or_path, config.text, config.words)
-    from turncoder.turn import plan_turn, turn
+    from turncoder.turn.ladder import plan_turn, turn
 
     if config.dry_run:
         plan_turn(config, console)
@@ -195,8 +195,8 @@ def _check(flags: Check, words: list[str], console: Console) -> int:
 
 def _encode(config: EncodeConfig, words: list[str], console: Console) -> int:
     look_for_hub(config.model_name_or_path, config.input_file, *config.adapters)
+    from turncoder.encode.vectors import encode_file
     from turncoder.estimate import plan_encode
-    from turncoder.vectors import encode_file
 
     return _plan_or_do(config, console, plan_encode, encode_file)
 
@@ -304,11 +304,11 @@ def _merge(config: MergeConfig, words: list[str], console: Console) -> int:
 
 def _publish(config: PublishConfig, words: list[str], console: Console) -> int:
     if config.dry_run:
-        from turncoder.publication import prepare, show
+        from turncoder.publish.publication import prepare, show
 
         show(prepare(config), console)
         return 0
-    from turncoder.publish import publish
+    from turncoder.publish.upload import publish
 
     console.print(f"{publish(config)}", highlight=False)
     return 0
@@ -322,7 +322,7 @@ def _info(flags: Info, words: list[str], console: Console) -> int:
 
 
 def _report(flags: Report, words: list[str], console: Console) -> int:
-    from turncoder.report import check_output, read_baseline, read_runs, show, write_report
+    from turncoder.report.summary import check_output, read_baseline, read_runs, show, write_report
 
     if not words and not flags.machamp:
         raise UserError("report needs at least one RUN: a run folder")
@@ -338,7 +338,7 @@ def _report(flags: Report, words: list[str], console: Console) -> int:
 
 
 def _submit(config: None, words: list[str], console: Console) -> int:
-    from turncoder.cluster import submit
+    from turncoder.cluster.queue import submit
 
     return submit(words, console)
 

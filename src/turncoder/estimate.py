@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from turncoder.budget import count_token_bytes
-from turncoder.config import EncodeConfig, MergeConfig, MineConfig, to_toml
+from turncoder.config.stages import EncodeConfig, MergeConfig, MineConfig, to_toml
 from turncoder.data.files import names_file
-from turncoder.encode import open_sides
-from turncoder.encoder import open_encoder
+from turncoder.encode.encoder import open_encoder
+from turncoder.encode.texts import open_sides
+from turncoder.encode.vectors import METRICS, describe_job, look_at_job, name_shards
+from turncoder.encode.wordvectors import open_word_reader, open_word_source
+from turncoder.encode.workers import count_gpus, digest_encoder, open_batches
 from turncoder.merging import check_output, name_settings, open_merged
 from turncoder.mining import look_at_mine
 from turncoder.plan import Plan
 from turncoder.preview import SAMPLES, cache_in, read_tokens
 from turncoder.samples import show_text
-from turncoder.vectors import METRICS, describe_job, look_at_job, name_shards
-from turncoder.wordvectors import open_word_reader, open_word_source
-from turncoder.workers import count_gpus, digest_encoder, open_batches
 
 __all__ = ["plan_encode", "plan_merge", "plan_mine"]
 
@@ -41,7 +41,7 @@ def plan_encode(config: EncodeConfig) -> Plan:
     Raises
     ------
     UserError
-        Whatever `turncoder.vectors.encode_file` would refuse before it begins.
+        Whatever `turncoder.encode.vectors.encode_file` would refuse before it begins.
     """
     if config.words:
         with tempfile.TemporaryDirectory() as folder, cache_in(Path(folder)):

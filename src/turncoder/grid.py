@@ -13,9 +13,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from turncoder import settings
+from turncoder.config import settings
+from turncoder.config.words import WordsConfig
 from turncoder.errors import UserError
-from turncoder.wordconfig import WordsConfig
 
 __all__ = ["Cell", "list_missing", "open_grid", "run_grid"]
 
@@ -182,7 +182,7 @@ def _is_done(cell: Cell) -> bool:
 
 def _write_tables(folder: Path, cells: list[Cell]) -> None:
     """Write table and plot of the runs that are done."""
-    from turncoder.plots import draw_grid
+    from turncoder.report.plots import draw_grid
     from turncoder.train.running import write_atomically
 
     rows: list[dict[str, Any]] = []

@@ -17,11 +17,11 @@ import torch
 from transformers import PreTrainedModel
 
 from turncoder.artifact import put_in_place, save_language_model
-from turncoder.config import to_toml
+from turncoder.config.heads import HeadConfig
+from turncoder.config.keys import locate_model
+from turncoder.config.stages import to_toml
 from turncoder.data.tokenizer import load_tokenizer, tokenizer_files
 from turncoder.errors import UserError
-from turncoder.headconfig import HeadConfig
-from turncoder.keys import locate_model
 from turncoder.model.backbone import find_file, find_kind, load_causal_lm, load_masked_lm, resolve_model
 from turncoder.model.completion import choose_way, compare, find_norm, give_bias, put_prior, untie
 from turncoder.model.heads import Head, take_backbone, take_head

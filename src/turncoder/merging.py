@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from turncoder.artifact import save_encoder
-from turncoder.config import MergeConfig
-from turncoder.encoder import MAX_SEQ_LENGTH, TEXT_ONLY, open_encoder, take_pair
+from turncoder.config.stages import MergeConfig
+from turncoder.encode.encoder import MAX_SEQ_LENGTH, TEXT_ONLY, open_encoder, take_pair
+from turncoder.encode.llm2vec import LLM2VecTransformer
 from turncoder.errors import UserError
-from turncoder.llm2vec import LLM2VecTransformer
 from turncoder.model.source import find_source
 
 __all__ = ["check_output", "merge_to_folder", "name_settings", "open_merged"]

@@ -21,13 +21,13 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from sentence_transformers.util import mine_hard_negatives
 
-from turncoder.config import MineConfig
+from turncoder.config.stages import MineConfig
 from turncoder.data.files import names_file
 from turncoder.data.pairs import open_pairs
 from turncoder.data.rows import scan_rows
 from turncoder.data.saved import is_saved
-from turncoder.encode import BatchEncoder, open_sides
-from turncoder.encoder import open_encoder
+from turncoder.encode.encoder import open_encoder
+from turncoder.encode.texts import BatchEncoder, open_sides
 from turncoder.errors import UserError
 from turncoder.progress import open_bar
 
@@ -74,7 +74,7 @@ def mine_file(config: MineConfig) -> Path:
     Parameters
     ----------
     config
-        See `turncoder.config.MineConfig`.
+        See `turncoder.config.stages.MineConfig`.
 
     Returns
     -------

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from turncoder.artifact import put_in_place
-from turncoder.encoder import load_encoder
+from turncoder.encode.encoder import load_encoder
 from turncoder.errors import UserError
 
 __all__ = ["export_onnx"]

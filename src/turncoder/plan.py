@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from turncoder.keys import FitKeys, TrainKeys
+from turncoder.config.keys import FitKeys, TrainKeys
 from turncoder.model.activations import count_passes
 from turncoder.model.adapters import count_parameters
 from turncoder.train.course import count_steps

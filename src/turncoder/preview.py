@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from turncoder.config import MntpConfig, SimcseConfig
+from turncoder.config.keys import DataKeys
+from turncoder.config.pretraining import PretrainConfig
+from turncoder.config.stages import MntpConfig, SimcseConfig
 from turncoder.data.blocks import Blocks
 from turncoder.data.corpus import Corpus, open_corpora
 from turncoder.data.files import choose_column
@@ -20,8 +22,6 @@ from turncoder.data.masking import MaskedBlocks
 from turncoder.data.packing import prepare_blocks
 from turncoder.data.saved import find_home
 from turncoder.errors import UserError, first_line
-from turncoder.keys import DataKeys
-from turncoder.pretrainconfig import PretrainConfig
 from turncoder.train.text import choose_masking, drop_remainders
 
 __all__ = [

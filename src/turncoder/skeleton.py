@@ -9,10 +9,10 @@ from sentence_transformers.models import Pooling, Transformer
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig
-from turncoder.encoder import apply_flags, read_modules, wrap_model
+from turncoder.config.glue import GlueConfig
+from turncoder.config.stages import MntpConfig, SimcseConfig, SupervisedConfig
+from turncoder.encode.encoder import apply_flags, read_modules, wrap_model
 from turncoder.errors import UserError, first_line
-from turncoder.glueconfig import GlueConfig
 from turncoder.model.adapters import attach_lora
 from turncoder.model.backbone import load_model_config
 from turncoder.model.dropout import set_attention_dropout
@@ -74,7 +74,7 @@ def open_unstored(config: SimcseConfig | SupervisedConfig | GlueConfig) -> Sente
     Raises
     ------
     UserError
-        As `turncoder.encoder.load_encoder`, as far as it can be told without weights.
+        As `turncoder.encode.encoder.load_encoder`, as far as it can be told without weights.
     """
     name = str(config.model_name_or_path)
     source = find_source(name, config.adapters, revision=config.model_revision, cache_dir=config.cache_dir)

@@ -9,10 +9,10 @@ from typing import Any
 import datasets
 import pytest
 
+from turncoder.config.glue import GlueConfig
 from turncoder.errors import UserError
 from turncoder.evaluate.gluedata import Splits, find_jobs, open_splits
 from turncoder.evaluate.gluetasks import TASKS
-from turncoder.glueconfig import GlueConfig
 
 LONG_MNLI = "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse"
 GLUE_FILES = {

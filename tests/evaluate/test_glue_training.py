@@ -7,9 +7,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from turncoder import load_encoder
+from turncoder.config.glue import GlueConfig
 from turncoder.errors import UserError
 from turncoder.evaluate.gluetraining import choose_prompt, open_model
-from turncoder.glueconfig import GlueConfig
 
 ROWS = [("Once upon a time.", "It was."), ("Tom ran.", "No.")]
 

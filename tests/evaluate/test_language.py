@@ -17,13 +17,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, LlamaConfig, T5Config
 
 from turncoder.cli import main
+from turncoder.config.language import LanguageConfig
 from turncoder.errors import UserError
 from turncoder.evaluate import language
 from turncoder.evaluate.language import evaluate_language, plan_language
 from turncoder.evaluate.taskfiles import open_task_file
-from turncoder.languageconfig import LanguageConfig
 from turncoder.model.backbone import load_model_config
-from turncoder.report import read_run, table
+from turncoder.report.summary import read_run, table
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed (pip install 'turncoder[language]')")
 harness = pytest.importorskip("turncoder.evaluate.harness")

@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from turncoder import load_encoder
 from turncoder.cli import main
+from turncoder.config.sentences import SentencesConfig
 from turncoder.errors import UserError
 from turncoder.evaluate import mtebruns
 from turncoder.evaluate.mtebruns import evaluate_sentences
@@ -20,8 +21,7 @@ from turncoder.evaluate.retrieval import score_bm25, score_tfidf
 from turncoder.evaluate.sentencefiles import open_sentence_file
 from turncoder.evaluate.sentences import encode_columns, read_sts, score_columns, score_sts, score_sts_words
 from turncoder.prompts import read_instructions, read_prompt_file
-from turncoder.report import read_run
-from turncoder.sentencesconfig import SentencesConfig
+from turncoder.report.summary import read_run
 
 mteb = pytest.importorskip("mteb", reason="mteb is not installed (pip install 'turncoder[sentences]')")
 mtebtasks = pytest.importorskip("turncoder.evaluate.mtebtasks")

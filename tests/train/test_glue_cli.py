@@ -15,7 +15,7 @@ import turncoder
 from turncoder import GlueConfig
 from turncoder.cli import main
 from turncoder.evaluate import glue
-from turncoder.report import read_run
+from turncoder.report.summary import read_run
 
 QUICK = {"num_train_epochs": 2, "learning_rate": 1e-3, "per_device_train_batch_size": 8, "max_seq_length": 48}
 SOURCES = {

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+from turncoder.config.words import PROBE_SCHEDULES
 from turncoder.data.labels import IGNORED, UNSEEN
 from turncoder.train.linear import Heads, Recipe, Words, apply_head, fit_heads
-from turncoder.wordconfig import PROBE_SCHEDULES
 
 CPU = torch.device("cpu")
 CLASSES = 5

@@ -15,7 +15,7 @@ from transformers import AutoModel
 
 import turncoder
 from turncoder.cli import main
-from turncoder.config import SimcseConfig, SupervisedConfig, load_config
+from turncoder.config.stages import SimcseConfig, SupervisedConfig, load_config
 from turncoder.data.pairs import open_pairs
 from turncoder.errors import UserError
 from turncoder.skeleton import open_unstored

@@ -14,10 +14,10 @@ from launching import BOTH, PROCESS, kill_after_checkpoint, launch, launch_proce
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from turncoder.config import load_config
+from turncoder.config.pretraining import PretrainConfig
+from turncoder.config.stages import load_config
 from turncoder.data.tokenizer import end_documents
 from turncoder.model.prior import read_prior
-from turncoder.pretrainconfig import PretrainConfig
 
 LLAMA = {
     "config_name": "llama",

@@ -10,9 +10,9 @@ from launching import launch, write_words
 from transformers import AutoTokenizer
 
 import turncoder
-from turncoder.config import load_config
+from turncoder.config.pretraining import PretrainConfig
+from turncoder.config.stages import load_config
 from turncoder.errors import UserError
-from turncoder.pretrainconfig import PretrainConfig
 from turncoder.train.pretrainplan import plan_pretrain
 
 LLAMA = {

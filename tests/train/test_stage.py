@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from turncoder.config import SimcseConfig
+from turncoder.config.stages import SimcseConfig
 from turncoder.data.pairs import Rows
 from turncoder.errors import UserError
 from turncoder.train.contrast import _name_prompts

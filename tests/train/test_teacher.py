@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 
 from turncoder import encode_texts, load_encoder
 from turncoder.cli import main
-from turncoder.config import SupervisedConfig
+from turncoder.config.stages import SupervisedConfig
 from turncoder.data.pairs import open_pairs
 from turncoder.train.contrast_trainer import Collator, SetRows
 from turncoder.train.running import open_run

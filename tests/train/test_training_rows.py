@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from turncoder.config import SimcseConfig, SupervisedConfig
+from turncoder.config.stages import SimcseConfig, SupervisedConfig
 from turncoder.data.pairs import Rows
-from turncoder.encoder import load_encoder
+from turncoder.encode.encoder import load_encoder
 from turncoder.errors import UserError
 from turncoder.train.rows import open_rows
 

@@ -25,7 +25,7 @@ from turncoder.data.records import list_records, name_set, read_records
 from turncoder.data.saved import is_saved, open_dataset
 from turncoder.data.sentences import split_sentences
 from turncoder.data.store import Begin, Reader, hash_text, store_rows
-from turncoder.encode import clean
+from turncoder.encode.texts import clean
 from turncoder.errors import UserError
 
 __all__ = ["Rows", "hash_rows", "number_rows", "open_pairs", "open_texts"]

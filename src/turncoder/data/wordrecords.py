@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from turncoder.data.wordformats import OURS, Sentence
-from turncoder.encode import clean
+from turncoder.encode.texts import clean
 from turncoder.errors import UserError
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 
+from turncoder.config.glue import GlueConfig, settle
 from turncoder.evaluate.gluedata import find_jobs, open_splits
 from turncoder.evaluate.gluetraining import refuse_early, train_one
 from turncoder.evaluate.scoring import read_results, show_score, write_results
 from turncoder.evaluate.words import summarise
-from turncoder.glueconfig import GlueConfig, settle
 from turncoder.model.source import read_json
 from turncoder.train.running import Run
 from turncoder.train.stage import perform, tell_parents
@@ -45,7 +45,7 @@ def evaluate(config: GlueConfig) -> Path:
     Parameters
     ----------
     config
-        See `turncoder.glueconfig.GlueConfig`.
+        See `turncoder.config.glue.GlueConfig`.
 
     Returns
     -------

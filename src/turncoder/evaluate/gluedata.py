@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from turncoder.config.glue import GlueConfig
 from turncoder.data.batching import permute
 from turncoder.data.pairs import number_rows
 from turncoder.data.records import RECORD_ENDINGS, name_set, read_records, split_tabs
 from turncoder.data.saved import is_saved, open_dataset
-from turncoder.encode import clean
+from turncoder.encode.texts import clean
 from turncoder.errors import UserError
 from turncoder.evaluate.gluetasks import POSITIVE, TASKS, GlueTask, Job, Part, list_jobs, simplify_name
-from turncoder.glueconfig import GlueConfig
 
 __all__ = ["Examples", "Splits", "find_jobs", "open_splits"]
 

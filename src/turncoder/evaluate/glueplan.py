@@ -8,12 +8,12 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
-from turncoder.config import to_toml
+from turncoder.config.glue import GlueConfig, count_epochs, settle
+from turncoder.config.stages import to_toml
 from turncoder.errors import UserError
 from turncoder.evaluate.gluedata import Splits, find_jobs, open_splits
 from turncoder.evaluate.gluetasks import Job
 from turncoder.evaluate.gluetraining import choose_prompt, tell_apart
-from turncoder.glueconfig import GlueConfig, count_epochs, settle
 from turncoder.plan import Plan, add_memory, add_time
 from turncoder.preview import SAMPLES, read_tokens
 from turncoder.skeleton import open_unstored

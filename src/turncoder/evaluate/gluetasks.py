@@ -7,8 +7,8 @@ Wang et al. 2019, GLUE, arXiv 1804.07461; Conneau et al. 2018, XNLI, arXiv 1809.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from turncoder.config.settings import nearest
 from turncoder.errors import UserError
-from turncoder.settings import nearest
 
 __all__ = ["GLUE", "POSITIVE", "TASKS", "GlueTask", "Job", "Part", "list_jobs", "name_task", "simplify_name"]
 

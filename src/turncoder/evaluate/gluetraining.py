@@ -17,18 +17,18 @@ from sentence_transformers.models import Pooling
 from transformers import PreTrainedModel, set_seed
 
 from turncoder.budget import keep_freed_memory
-from turncoder.encoder import load_encoder
+from turncoder.config.glue import GlueConfig, count_epochs
+from turncoder.encode.encoder import load_encoder
+from turncoder.encode.llm2vec import LLM2VecTransformer
+from turncoder.encode.pooling import pools_first
 from turncoder.errors import UserError
 from turncoder.evaluate.gluedata import Splits, open_splits
 from turncoder.evaluate.gluescores import Target, balance, score
 from turncoder.evaluate.gluetasks import TASKS, Job
 from turncoder.evaluate.scoring import write_results
 from turncoder.evaluate.words import summarise
-from turncoder.glueconfig import GlueConfig, count_epochs
-from turncoder.llm2vec import LLM2VecTransformer
 from turncoder.model.adapters import choose_targets, count_parameters
 from turncoder.model.attention import inspect_attention
-from turncoder.pooling import pools_first
 from turncoder.prompts import check_prompt, mark_border
 from turncoder.train.classifying import LabelledTexts, TextCollator, TextModel, choose_loss, predict
 from turncoder.train.course import lay_course

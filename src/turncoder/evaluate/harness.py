@@ -15,11 +15,11 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from turncoder.config.keys import locate_model
+from turncoder.config.language import LanguageConfig
 from turncoder.data.tokenizer import check_vocabulary, load_tokenizer
-from turncoder.encoder import check_flags
+from turncoder.encode.encoder import check_flags
 from turncoder.errors import UserError
-from turncoder.keys import locate_model
-from turncoder.languageconfig import LanguageConfig
 from turncoder.model.backbone import count_embeddings, load_causal_lm, load_model_config, resolve_model
 from turncoder.model.conversion import is_converted
 from turncoder.model.influence import backbone_of, test_tokens, token_influence

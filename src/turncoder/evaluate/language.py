@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
 
-from turncoder import settings
-from turncoder.config import to_toml
+from turncoder.config import settings
+from turncoder.config.language import LanguageConfig
+from turncoder.config.stages import to_toml
 from turncoder.errors import UserError, first_line
 from turncoder.evaluate.taskfiles import TaskFile, open_task_file
 from turncoder.evaluate.taskruns import open_scores, read_done, score_tasks
-from turncoder.languageconfig import LanguageConfig
 from turncoder.model.backbone import describe_model, digest_module
 from turncoder.model.source import read_json
 from turncoder.plan import Plan
@@ -80,7 +80,7 @@ def evaluate_language(config: LanguageConfig) -> Path:
     Parameters
     ----------
     config
-        See `turncoder.languageconfig.LanguageConfig`.
+        See `turncoder.config.language.LanguageConfig`.
 
     Returns
     -------

@@ -20,9 +20,9 @@ from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
 from turncoder.data.sentences import split_words
-from turncoder.encode import BatchEncoder, Counts, clean
+from turncoder.encode.llm2vec import LLM2VecTransformer
+from turncoder.encode.texts import BatchEncoder, Counts, clean
 from turncoder.evaluate.retrieval import BLOCK, scan_bm25, weigh_words
-from turncoder.llm2vec import LLM2VecTransformer
 from turncoder.samples import show_text
 
 __all__ = ["SIDES", "BagModel", "EncoderModel", "WordModel", "WordSearch", "can_bag", "describe"]

@@ -18,8 +18,10 @@ from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 
-from turncoder.config import to_toml
-from turncoder.encoder import open_encoder
+from turncoder.config.sentences import SentencesConfig
+from turncoder.config.stages import to_toml
+from turncoder.encode.encoder import open_encoder
+from turncoder.encode.workers import digest_encoder
 from turncoder.errors import UserError, first_line
 from turncoder.evaluate.sentencefiles import SentenceFile, open_sentence_file
 from turncoder.evaluate.taskruns import list_names, open_scores, score_tasks
@@ -27,12 +29,10 @@ from turncoder.model.source import read_json
 from turncoder.plan import Plan, tell_time
 from turncoder.progress import open_bar
 from turncoder.prompts import read_prompt_file
+from turncoder.report.taskrows import BASELINES
 from turncoder.samples import show_text
-from turncoder.sentencesconfig import SentencesConfig
-from turncoder.taskrows import BASELINES
 from turncoder.train.running import Run, write_atomically
 from turncoder.train.stage import perform
-from turncoder.workers import digest_encoder
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -60,7 +60,7 @@ def evaluate_sentences(config: SentencesConfig) -> Path:
     Parameters
     ----------
     config
-        See `turncoder.sentencesconfig.SentencesConfig`.
+        See `turncoder.config.sentences.SentencesConfig`.
 
     Returns
     -------

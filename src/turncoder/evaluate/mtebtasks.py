@@ -29,7 +29,7 @@ from mteb.abstasks import (
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from turncoder import settings
+from turncoder.config import settings
 from turncoder.errors import UserError
 from turncoder.evaluate.sentencefiles import SentenceFile
 from turncoder.prompts import read_instructions

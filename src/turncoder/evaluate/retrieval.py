@@ -186,14 +186,14 @@ def encode_pairs(
     query_prompt, document_prompt
         Stand before each text of their side.
     **options
-        ``prompt_name`` for both sides, ``batch_tokens``, as for `turncoder.encode.BatchEncoder`.
+        ``prompt_name`` for both sides, ``batch_tokens``, as for `turncoder.encode.texts.BatchEncoder`.
 
     Returns
     -------
     tuple of numpy.ndarray
         Vectors of length 1 (Q, D), of queries and of documents.
     """
-    from turncoder.encode import encode_texts
+    from turncoder.encode.texts import encode_texts
 
     queries_QD, documents_QD = (
         encode_texts(encoder, texts, prompt=prompt, normalize=True, **options)
@@ -216,7 +216,7 @@ def score_aligned(
     first, second
         Parallel lines.
     **options
-        As for `turncoder.encode.encode_texts`.
+        As for `turncoder.encode.texts.encode_texts`.
 
     Returns
     -------
@@ -229,7 +229,7 @@ def score_aligned(
     UserError
         No lines, or not as many on both sides.
     """
-    from turncoder.encode import encode_texts
+    from turncoder.encode.texts import encode_texts
 
     if len(first) != len(second) or not len(first):
         raise UserError(f"{len(first)} and {len(second)} lines are not parallel; give the same number, line by line")
@@ -244,7 +244,7 @@ def nearest(
     encoder: "SentenceTransformer", sentences: Sequence[str], chosen: Sequence[int], prompt: str | None = None
 ) -> list[tuple[str, float]]:
     """Return the nearest other sentence, and its cosine, of each chosen one; ``prompt`` stands before all of them."""
-    from turncoder.encode import encode_texts
+    from turncoder.encode.texts import encode_texts
 
     vectors_ND = encode_texts(encoder, list(sentences), prompt=prompt, normalize=True)
     cosine_QN = vectors_ND[list(chosen)] @ vectors_ND.T

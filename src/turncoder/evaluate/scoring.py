@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from turncoder.config.words import WordsConfig
 from turncoder.data.labels import LabelSet
 from turncoder.data.words import WordSet, find_column, open_words
 from turncoder.errors import UserError
@@ -25,7 +26,6 @@ from turncoder.hub import find_run
 from turncoder.model.source import read_json
 from turncoder.train.running import MARKER, Run, complete_checkpoints, refuse_file, write_atomically
 from turncoder.train.wordtasks import Task
-from turncoder.wordconfig import WordsConfig
 
 __all__ = [
     "copy_tables",

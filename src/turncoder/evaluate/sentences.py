@@ -114,14 +114,14 @@ def score_sts(encoder: "SentenceTransformer", sts: Sts, **options: Any) -> float
     sts
         From `read_sts`.
     **options
-        ``prompt``, ``prompt_name``, ``batch_tokens``, for both sides, as for `turncoder.encode.BatchEncoder`.
+        ``prompt``, ``prompt_name``, ``batch_tokens``, for both sides, as for `turncoder.encode.texts.BatchEncoder`.
 
     Returns
     -------
     float
         Between -1 and 1; 0 where all cosines are the same.
     """
-    from turncoder.encode import encode_texts
+    from turncoder.encode.texts import encode_texts
 
     first_ND, second_ND = np.split(encode_texts(encoder, sts.first + sts.second, normalize=True, **options), 2)
     return correlate_ranks(np.sum(first_ND * second_ND, axis=1), sts.score_N)
@@ -175,14 +175,14 @@ def encode_columns(
     prompts
         What stands before the texts of a column.
     **options
-        As for `turncoder.encode.encode_texts`.
+        As for `turncoder.encode.texts.encode_texts`.
 
     Returns
     -------
     dict
         Vectors [N, D] of length 1, by the names of their columns.
     """
-    from turncoder.encode import encode_texts
+    from turncoder.encode.texts import encode_texts
 
     return {
         name: encode_texts(encoder, texts, prompt=prompts.get(name), normalize=True, **options)

@@ -23,14 +23,14 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from turncoder.artifact import put_in_place
-from turncoder.encoder import load_encoder
+from turncoder.config.words import WordsConfig
+from turncoder.encode.encoder import load_encoder
+from turncoder.encode.wordvectors import split_words
 from turncoder.errors import UserError, first_line
 from turncoder.evaluate.prediction import Head, Reader, predict
 from turncoder.evaluate.words import find_spans
 from turncoder.hub import find_run, is_hub_id, locate_parent
 from turncoder.model.source import read_json
-from turncoder.wordconfig import WordsConfig
-from turncoder.wordvectors import split_words
 
 __all__ = ["Tagged", "Tagger", "find_tagger", "load_tagger", "save_tagger"]
 

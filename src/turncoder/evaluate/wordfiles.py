@@ -25,7 +25,7 @@ def find_confusions(counted: Tally, limit: int = CONFUSIONS) -> list[tuple[str, 
 
 def write_confusion(counted: Tally, folder: Path) -> list[tuple[str, str, int]]:
     """Write ``confusion.csv`` (all labels; gold in rows) and ``confusion.png``, and give `find_confusions`."""
-    from turncoder.plots import draw_confusion
+    from turncoder.report.plots import draw_confusion
     from turncoder.train.running import write_atomically
 
     often: Counter[str] = Counter()

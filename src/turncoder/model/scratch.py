@@ -22,9 +22,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from turncoder.config.keys import locate_model
+from turncoder.config.pretraining import PretrainConfig
+from turncoder.config.settings import nearest
 from turncoder.data.tokenizer import load_tokenizer
 from turncoder.errors import UserError, first_line
-from turncoder.keys import locate_model
 from turncoder.model.backbone import (
     count_embeddings,
     load_causal_lm,
@@ -34,8 +36,6 @@ from turncoder.model.backbone import (
     try_implementations,
 )
 from turncoder.model.swap import swap_vocabulary
-from turncoder.pretrainconfig import PretrainConfig
-from turncoder.settings import nearest
 
 __all__ = ["build_config", "choose_class", "start_model", "tie_embeddings"]
 

@@ -15,9 +15,9 @@ from turncoder.quickstart.casing import COLUMNS, write_tagged
 from turncoder.quickstart.prose import Prose, gather_prose, is_held_out, source_roots
 
 if TYPE_CHECKING:
-    from turncoder.config import TurnConfig
+    from turncoder.config.pretraining import PretrainConfig
+    from turncoder.config.stages import TurnConfig
     from turncoder.data.corpus import Corpus
-    from turncoder.pretrainconfig import PretrainConfig
 
 __all__ = ["Sizes", "configure", "configure_decoder", "gather", "run", "train_base"]
 
@@ -108,7 +108,7 @@ def run(
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from turncoder.turn import turn
+    from turncoder.turn.ladder import turn
 
     sizes, output = sizes or (GIVEN_MODEL if model else Sizes()), Path(output)
     _check_input(model, text, sizes)
@@ -126,7 +126,7 @@ def run(
 def _tell_more(base: str, text: str | Path | None, output: Path) -> None:
     from rich.console import Console
 
-    from turncoder.turn import tell_opening
+    from turncoder.turn.ladder import tell_opening
 
     own = "" if text else "  turncoder turn MODEL --text FILE --output FOLDER   # the same for your own\n"
     Console().print(
@@ -150,7 +150,7 @@ def _tell_decoder(folder: Path) -> str:
     """Say what the pretraining of the decoder gave, if there was one."""
     if not folder.exists():
         return ""
-    from turncoder.report import read_run
+    from turncoder.report.summary import read_run
 
     first, *_, last = (row["bits_per_byte"] for row in read_run(folder)["rows"])
     return (
@@ -162,7 +162,7 @@ def _tell_decoder(folder: Path) -> str:
 def _check_input(model: str | None, text: str | Path | None, sizes: Sizes) -> None:
     """Refuse what cannot be opened, or measured on, before anything is written or trained."""
     if text:
-        from turncoder.rungs import open_trial
+        from turncoder.turn.rungs import open_trial
 
         prose = _sample(text, sizes.words)
         if not prose.train or not prose.held_out:
@@ -241,7 +241,7 @@ def train_base(output: Path, sizes: Sizes, seed: int) -> str:
 
 def configure_decoder(output: Path, sizes: Sizes, seed: int) -> "PretrainConfig":
     """Say how the decoder is trained: on ``output/text``, into ``output/decoder``."""
-    from turncoder.pretrainconfig import PretrainConfig
+    from turncoder.config.pretraining import PretrainConfig
 
     return PretrainConfig(
         kind="clm",
@@ -276,7 +276,7 @@ def configure_decoder(output: Path, sizes: Sizes, seed: int) -> "PretrainConfig"
 
 def configure(base: str, output: Path, sizes: Sizes, seed: int) -> "TurnConfig":
     """Say how the decoder is turned: into ``output/turn``."""
-    from turncoder.config import TurnConfig
+    from turncoder.config.stages import TurnConfig
 
     return TurnConfig(
         model_name_or_path=base,

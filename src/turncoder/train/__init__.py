@@ -34,7 +34,7 @@ class _Train(types.ModuleType):
             The input is wrong: one line that names the key, the value and the remedy.
         """
         if getattr(config, "training", {}).get("push_to_hub"):
-            from turncoder.pushing import push
+            from turncoder.publish.pushing import push
 
             return push(config, _run)
         return _run(config)
@@ -42,10 +42,10 @@ class _Train(types.ModuleType):
 
 def _run(config: Any) -> Path:
     """Run the stage that a config is of."""
-    from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig, TurnConfig
-    from turncoder.glueconfig import GlueConfig
-    from turncoder.pretrainconfig import PretrainConfig
-    from turncoder.wordconfig import WordsConfig
+    from turncoder.config.glue import GlueConfig
+    from turncoder.config.pretraining import PretrainConfig
+    from turncoder.config.stages import MntpConfig, SimcseConfig, SupervisedConfig, TurnConfig
+    from turncoder.config.words import WordsConfig
 
     if isinstance(config, MntpConfig):
         import turncoder.train.mntp as mntp
@@ -69,7 +69,7 @@ def _run(config: Any) -> Path:
         return glue.evaluate(config)
     kind = type(config).__name__
     if isinstance(config, TurnConfig):
-        from turncoder.turn import turn
+        from turncoder.turn.ladder import turn
 
         return turn(config)
     raise TypeError(f"train() takes a config of a stage, such as MntpConfig, not a {kind}")

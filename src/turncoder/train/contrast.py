@@ -20,11 +20,11 @@ from torch import nn
 from transformers import PreTrainedModel, set_seed
 
 from turncoder.budget import keep_freed_memory, pass_tokens
-from turncoder.config import SimcseConfig, SupervisedConfig
+from turncoder.config.stages import SimcseConfig, SupervisedConfig
 from turncoder.data.batching import SetBatches
 from turncoder.data.pairs import Rows, hash_rows
 from turncoder.data.tokenizer import tokenizer_files
-from turncoder.encoder import MAX_SEQ_LENGTH, TEXT_ONLY, limit_length, load_encoder, take_pair
+from turncoder.encode.encoder import MAX_SEQ_LENGTH, TEXT_ONLY, limit_length, load_encoder, take_pair
 from turncoder.errors import UserError
 from turncoder.evaluate.sentences import Sts, read_sts
 from turncoder.model.adapters import choose_targets, count_parameters
@@ -65,7 +65,7 @@ def train(config: Config) -> Path:
     Parameters
     ----------
     config
-        See `turncoder.config.SimcseConfig` and `turncoder.config.SupervisedConfig`.
+        See `turncoder.config.stages.SimcseConfig` and `turncoder.config.stages.SupervisedConfig`.
 
     Returns
     -------

@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from turncoder.data.batching import SetBatches
 from turncoder.data.pairs import Rows
-from turncoder.encode import encode_texts
+from turncoder.encode.texts import encode_texts
 from turncoder.evaluate.sentences import (
     Sts,
     encode_columns,

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from turncoder.keys import FitKeys
+from turncoder.config.keys import FitKeys
 from turncoder.train.recording import RunCallback, StopAfter
 from turncoder.train.running import Run
 

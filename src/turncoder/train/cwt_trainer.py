@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from turncoder.config.pretraining import Source
 from turncoder.objectives.alignment import select_targets
 from turncoder.objectives.cwt import Pool, contrast, draw_pool, pool_targets
-from turncoder.pretrainconfig import Source
 from turncoder.train.optimizer import RowSparseAdamW, clip_norm
 from turncoder.train.trainer import GatheredTrainer
 

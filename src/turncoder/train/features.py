@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from turncoder.budget import choose_batch_tokens, keep_freed_memory
 from turncoder.data.alignment import Alignment
 from turncoder.data.batching import budget_batches
-from turncoder.encoder import check_finite
+from turncoder.encode.encoder import check_finite
 from turncoder.errors import UserError
 from turncoder.model.backbone import describe_model, digest_module
 from turncoder.model.influence import call_model

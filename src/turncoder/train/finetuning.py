@@ -15,6 +15,7 @@ from peft import PeftModel
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel, set_seed
 
+from turncoder.config.words import WordsConfig
 from turncoder.data.alignment import Alignment
 from turncoder.data.tokenizer import pad_token_id
 from turncoder.data.words import WordSet
@@ -27,7 +28,6 @@ from turncoder.train.running import Run, training_arguments
 from turncoder.train.stage import choose_trainables, fit, save_result, tell_parameters
 from turncoder.train.tagging import TaggedWindows, WordModel, add_losses, collate_windows
 from turncoder.train.wordtasks import READINGS, Found, Splits, Task, open_backbone, tell_layers
-from turncoder.wordconfig import WordsConfig
 
 __all__ = ["fine_tune", "open_checkpoint", "refuse_early"]
 

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from turncoder.config.heads import HeadConfig
+from turncoder.config.keys import locate_model
+from turncoder.config.pretraining import PretrainConfig
 from turncoder.data.masking import MaskedBlocks
 from turncoder.data.tokenizer import end_documents, load_tokenizer
 from turncoder.errors import UserError
-from turncoder.headconfig import HeadConfig
 from turncoder.hub import locate_parent
-from turncoder.keys import locate_model
 from turncoder.model.backbone import find_file, find_kind, resolve_model
 from turncoder.model.completion import diverge, fit_head, put_prior
 from turncoder.model.heads import Head, take_backbone, take_head
 from turncoder.objectives.alignment import select_rows
-from turncoder.pretrainconfig import PretrainConfig
 from turncoder.train.text import Text, open_text
 
 __all__ = ["fit_prior"]

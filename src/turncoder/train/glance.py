@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from turncoder.config import SimcseConfig, SupervisedConfig
+from turncoder.config.stages import SimcseConfig, SupervisedConfig
 from turncoder.data.pairs import Rows, number_rows, open_texts
 from turncoder.data.records import list_records, name_set, open_parquet, read_records
 from turncoder.data.saved import is_saved, open_dataset

@@ -57,7 +57,7 @@ def _put_together(states_KMD: Sequence[torch.Tensor], device: torch.device) -> t
 
 @dataclass(frozen=True)
 class Recipe:
-    """How heads are trained; every field as `turncoder.wordconfig.WordsConfig` has it."""
+    """How heads are trained; every field as `turncoder.config.words.WordsConfig` has it."""
 
     seeds: tuple[int, ...]
     learning_rates: tuple[float, ...]

@@ -18,17 +18,17 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from turncoder.config import MntpConfig
+from turncoder.config.keys import locate_model
+from turncoder.config.pretraining import split_negatives
+from turncoder.config.stages import MntpConfig
 from turncoder.data.masking import MaskedBlocks
 from turncoder.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_files
 from turncoder.errors import UserError
-from turncoder.keys import locate_model
 from turncoder.model.adapters import choose_targets, count_parameters, load_adapter
 from turncoder.model.attention import make_bidirectional, settle_implementation
 from turncoder.model.backbone import count_embeddings, load_causal_lm, resolve_model
 from turncoder.model.heads import Head, take_backbone, take_head
 from turncoder.model.prior import Prior, read_prior
-from turncoder.pretrainconfig import split_negatives
 from turncoder.train.course import lay_course
 from turncoder.train.cwt_trainer import Contrast, CwtTrainer
 from turncoder.train.running import Run, training_arguments
@@ -59,7 +59,7 @@ def train(config: MntpConfig) -> Path:
     Parameters
     ----------
     config
-        See `turncoder.config.MntpConfig`.
+        See `turncoder.config.stages.MntpConfig`.
 
     Returns
     -------

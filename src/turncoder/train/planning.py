@@ -13,12 +13,12 @@ from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
 from turncoder.budget import pass_tokens
-from turncoder.config import MntpConfig, SimcseConfig, SupervisedConfig, to_toml
+from turncoder.config.keys import locate_model
+from turncoder.config.stages import MntpConfig, SimcseConfig, SupervisedConfig, to_toml
 from turncoder.data.batching import SetBatches, budget_batches
 from turncoder.data.tokenizer import load_tokenizer
 from turncoder.errors import UserError
 from turncoder.evaluate.sentences import read_sts
-from turncoder.keys import locate_model
 from turncoder.model.backbone import load_model_config, resolve_model
 from turncoder.model.source import find_source
 from turncoder.plan import (

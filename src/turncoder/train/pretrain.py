@@ -20,18 +20,18 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from turncoder.artifact import save_language_model
+from turncoder.config.heads import FinetuneConfig
+from turncoder.config.keys import locate_model
+from turncoder.config.pretraining import PretrainConfig, split_negatives
 from turncoder.data.masking import MaskedBlocks
 from turncoder.data.tokenizer import end_documents, tokenizer_files
 from turncoder.errors import UserError
 from turncoder.evaluate.anisotropy import measure_anisotropy
-from turncoder.headconfig import FinetuneConfig
-from turncoder.keys import locate_model
 from turncoder.model.adapters import count_parameters
 from turncoder.model.backbone import count_embeddings, find_kind, load_model_config, resolve_model
 from turncoder.model.heads import Head, take_backbone, take_head
 from turncoder.model.prior import Prior, read_prior
 from turncoder.model.scratch import start_model
-from turncoder.pretrainconfig import PretrainConfig, split_negatives
 from turncoder.train.course import lay_course
 from turncoder.train.cwt_trainer import Contrast, CwtTrainer
 from turncoder.train.recording import AnisotropyLog
@@ -64,7 +64,7 @@ def train(config: PretrainConfig) -> Path:
     Parameters
     ----------
     config
-        See `turncoder.pretrainconfig.PretrainConfig`.
+        See `turncoder.config.pretraining.PretrainConfig`.
 
     Returns
     -------

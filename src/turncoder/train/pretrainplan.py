@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from turncoder.config import to_toml
+from turncoder.config.keys import locate_model
+from turncoder.config.pretraining import PretrainConfig, split_negatives
+from turncoder.config.stages import to_toml
 from turncoder.data.tokenizer import end_documents
 from turncoder.data.vocabulary import check_text, train_tokenizer
 from turncoder.errors import UserError
-from turncoder.keys import locate_model
 from turncoder.model.backbone import load_model_config, resolve_model
 from turncoder.model.heads import Head, take_backbone
 from turncoder.model.scratch import build_config, choose_class, tie_embeddings
 from turncoder.plan import Plan, add_disk, add_memory, add_steps, add_time, list_files
-from turncoder.pretrainconfig import PretrainConfig, split_negatives
 from turncoder.preview import Preview, open_streams, preview_corpus, take_first, weigh
 from turncoder.train.planning import note_unseen
 from turncoder.train.pretrain import check_device, choose_weights, settle_kind

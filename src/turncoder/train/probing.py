@@ -17,6 +17,7 @@ from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
+from turncoder.config.words import WordsConfig
 from turncoder.data.labels import IGNORED
 from turncoder.data.packing import default_cache
 from turncoder.data.tokenizer import pad_token_id
@@ -28,7 +29,6 @@ from turncoder.train.features import Features, Reading, compute_features
 from turncoder.train.linear import Heads, Recipe, Words, fit_heads
 from turncoder.train.running import Run
 from turncoder.train.wordtasks import READINGS, Found, Splits, Task, tell_layers
-from turncoder.wordconfig import WordsConfig
 
 __all__ = ["probe"]
 

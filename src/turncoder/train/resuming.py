@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from turncoder.config import MAY_CHANGE, differences
+from turncoder.config.stages import MAY_CHANGE, differences
 from turncoder.errors import UserError
 
 __all__ = ["check_rows", "check_same", "failed_early", "wants_more"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from turncoder.config import SimcseConfig, SupervisedConfig
+from turncoder.config.stages import SimcseConfig, SupervisedConfig
 from turncoder.data.corpus import open_corpora
 from turncoder.data.pairs import Rows, open_pairs, open_texts
 from turncoder.errors import UserError

@@ -25,10 +25,10 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from turncoder.config import to_dict, to_toml
+from turncoder.config.keys import HUB_KEYS, FitKeys
+from turncoder.config.stages import to_dict, to_toml
 from turncoder.errors import UserError, first_line
 from turncoder.info import describe_machine
-from turncoder.keys import HUB_KEYS, FitKeys
 from turncoder.train.resuming import check_rows, check_same, failed_early, wants_more
 
 __all__ = [

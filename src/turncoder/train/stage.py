@@ -16,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from turncoder.artifact import put_in_place, save_encoder
+from turncoder.config.keys import TrainKeys
 from turncoder.errors import UserError, first_line
 from turncoder.info import measure_memory
-from turncoder.keys import TrainKeys
 from turncoder.model.adapters import attach_lora, merge_adapter
 from turncoder.model.conversion import is_converted
 from turncoder.model.heads import Head
@@ -104,7 +104,7 @@ def perform(config: Any, stage: str, work: Callable[[Any, Run], None]) -> Path:
     run.record.pop("error", None)
     run.update(status="done", memory=measure_memory())
     if PartialState().is_main_process:
-        from turncoder.report import leave_report
+        from turncoder.report.summary import leave_report
 
         leave_report(run.folder)
     return run.folder

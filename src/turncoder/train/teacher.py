@@ -18,16 +18,16 @@ import torch
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 
-from turncoder.config import SimcseConfig, SupervisedConfig
+from turncoder.config.stages import SimcseConfig, SupervisedConfig
 from turncoder.data.packing import default_cache
 from turncoder.data.pairs import Rows, hash_rows
 from turncoder.data.vectorfile import VectorFile, is_whole
-from turncoder.encode import SHARD_TEXTS, BatchEncoder, open_sides
-from turncoder.encoder import load_encoder
+from turncoder.encode.encoder import load_encoder
+from turncoder.encode.texts import SHARD_TEXTS, BatchEncoder, open_sides
+from turncoder.encode.workers import digest_encoder
 from turncoder.errors import UserError
 from turncoder.progress import open_bar
 from turncoder.train.running import Run
-from turncoder.workers import digest_encoder
 
 __all__ = ["Lessons", "ask_teacher", "open_teacher"]
 

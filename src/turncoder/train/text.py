@@ -13,17 +13,17 @@ import torch
 from accelerate import PartialState
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from turncoder.config import MntpConfig
+from turncoder.config.keys import CorpusKeys, locate_model
+from turncoder.config.pretraining import PretrainConfig, VocabularyKeys
+from turncoder.config.stages import MntpConfig
 from turncoder.data.corpus import open_corpora
 from turncoder.data.masking import IGNORED, Masking, MaskingStyle, collate
 from turncoder.data.packing import Blocks, default_cache, prepare_blocks
 from turncoder.data.tokenizer import load_tokenizer, mask_token_id, pad_token_id, special_ids
 from turncoder.data.vocabulary import open_trained
 from turncoder.errors import UserError
-from turncoder.keys import CorpusKeys, locate_model
 from turncoder.model.backbone import resolve_model
 from turncoder.model.isolation import can_isolate
-from turncoder.pretrainconfig import PretrainConfig, VocabularyKeys
 
 __all__ = [
     "VOCABULARY",

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from turncoder.config import to_toml
+from turncoder.config.stages import to_toml
+from turncoder.config.words import WordsConfig
 from turncoder.data.alignment import Alignment, align_words, choose_bos
 from turncoder.data.tokenizer import load_tokenizer
-from turncoder.encoder import limit_length
+from turncoder.encode.encoder import limit_length
 from turncoder.errors import UserError
 from turncoder.model.backbone import load_model_config, split_revision
 from turncoder.model.source import find_source
@@ -24,7 +25,6 @@ from turncoder.plan import HALF, Plan, add_disk, add_memory, add_steps, add_time
 from turncoder.preview import SAMPLES, read_tokens
 from turncoder.skeleton import build_unstored
 from turncoder.train.wordtasks import READINGS, Splits, Task, choose_layers, open_splits, open_tasks, tell_idle
-from turncoder.wordconfig import WordsConfig
 
 __all__ = ["plan_words"]
 

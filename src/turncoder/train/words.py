@@ -20,15 +20,16 @@ from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel, set_seed
 
 from turncoder.budget import keep_freed_memory
+from turncoder.config.words import WordsConfig
 from turncoder.data.alignment import choose_bos
-from turncoder.encoder import limit_length
+from turncoder.encode.encoder import limit_length
 from turncoder.evaluate.classifier import export_classifier
 from turncoder.evaluate.prediction import Reader
 from turncoder.evaluate.scoring import copy_tables, gather_seeds, score_tagger, write_results
 from turncoder.evaluate.tagger import Tagger, load_tagger, save_tagger
 from turncoder.evaluate.words import summarise
 from turncoder.model.attention import inspect_attention
-from turncoder.plots import draw_layers
+from turncoder.report.plots import draw_layers
 from turncoder.train.finetuning import fine_tune, refuse_early
 from turncoder.train.probing import probe
 from turncoder.train.running import Run
@@ -44,7 +45,6 @@ from turncoder.train.wordtasks import (
     tell_idle,
     tell_model,
 )
-from turncoder.wordconfig import WordsConfig
 
 __all__ = ["train"]
 
@@ -59,7 +59,7 @@ def train(config: WordsConfig) -> Path:
     Parameters
     ----------
     config
-        See `turncoder.wordconfig.WordsConfig`.
+        See `turncoder.config.words.WordsConfig`.
 
     Returns
     -------

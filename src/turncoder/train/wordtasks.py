@@ -17,18 +17,18 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
+from turncoder.config.words import WordsConfig
 from turncoder.data.batching import permute
 from turncoder.data.labels import LabelSet
 from turncoder.data.saved import has_split
 from turncoder.data.store import is_held_out
 from turncoder.data.words import WordSet, find_column, open_words
-from turncoder.encoder import load_encoder
+from turncoder.encode.encoder import load_encoder
 from turncoder.errors import UserError
 from turncoder.evaluate.prediction import Head, Reader
 from turncoder.evaluate.words import score, tally
 from turncoder.machamp import export_machamp
 from turncoder.train.features import LAST, Reading
-from turncoder.wordconfig import WordsConfig
 
 __all__ = [
     "READINGS",

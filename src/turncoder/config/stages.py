@@ -1,0 +1,511 @@
+"""One frozen dataclass per stage: what a run is, from a TOML or JSON file and flags that win over it.
+
+Names are those of LLM2Vec and of ``transformers.TrainingArguments`` wherever one exists, and a key that LLM2Vec has
+keeps LLM2Vec's default. Importing this module imports neither torch nor transformers.
+"""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from turncoder.config import settings
+from turncoder.config.keys import ContrastKeys, CorpusKeys, OpenKeys, TrainKeys, check_ranges
+from turncoder.config.pretraining import PretrainConfig, VocabularyKeys, split_negatives
+from turncoder.errors import UserError
+
+__all__ = [
+    "MAY_CHANGE",
+    "CorpusKeys",
+    "EncodeConfig",
+    "MergeConfig",
+    "MineConfig",
+    "MntpConfig",
+    "OpenKeys",
+    "PrepareConfig",
+    "SimcseConfig",
+    "SupervisedConfig",
+    "TurnConfig",
+    "differences",
+    "load_config",
+    "to_dict",
+    "to_toml",
+]
+
+Config = TypeVar("Config")
+
+ACTIONS = frozenset({"overwrite", "dry_run"})
+"""What to do with a run, not what the run is: in no record and in no config.toml."""
+
+MAY_CHANGE = ACTIONS | frozenset(
+    {
+        "cache_dir",
+        "dataloader_num_workers",
+        "do_eval",
+        "early_stopping_patience",
+        "eval_steps",
+        "eval_strategy",
+        "evaluate_step_zero",
+        "logging_steps",
+        "output_dir",
+        "per_device_eval_batch_size",
+        "preprocessing_num_workers",
+        "report_to",
+        "save_merged",
+        "save_steps",
+        "save_strategy",
+        "save_total_limit",
+        "vocabulary_budget_mb",
+    }
+)
+"""Keys that may differ when a run is resumed. The number of steps may too, where the schedule allows it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MntpConfig(TrainKeys, CorpusKeys):
+    """Masked next token prediction: the training that makes a bidirectional decoder useful.
+
+    Any other field of transformers' TrainingArguments: --training.NAME VALUE, or a key of the file.
+    """
+
+    STAGE: ClassVar[str] = "mntp"
+
+    bidirectional: bool = True
+    """Let attention look both ways; off only for a causal control run."""
+    isolate_documents: bool = True
+    """Documents in one block do not see each other."""
+
+    mlm_probability: float = 0.15
+    """Share of tokens that are predicted."""
+    mask_token_type: str = "blank"
+    """blank ("_"), eos, mask (the tokenizer's own), or a token of the vocabulary."""
+    data_collator_type: Literal["default", "all_mask", "unmasked"] = "default"
+    """default: 80 % mask, 10 % random, 10 % kept; all_mask: always the mask; unmasked: next token prediction on
+    clean text, only with --no-bidirectional."""
+
+    objective: Literal["cross_entropy", "cwt"] = "cross_entropy"
+    """cross_entropy: over the whole vocabulary, exactly; cwt: over the rows of the head that are labels, weighed
+    so as to stand for all (sampled softmax)."""
+    negatives: str = "global"
+    """Of cwt: whose tokens those are: micro (of the forward pass), window (of the optimiser step), global (also of the
+    other processes), or unigram:N (N draws from the corpus)."""
+    train_head: bool = False
+    """Also train the vocabulary head, which is not kept in the encoder."""
+    vocabulary_budget_mb: int = 256
+    """Largest piece of logits that ever exists, in MB."""
+
+    LLM2VEC_WAYS: ClassVar[dict[str, Any]] = {
+        "isolate_documents": False,
+        "train_head": True,
+        "evaluate_step_zero": False,
+    }
+    """What as_llm2vec sets among our own keys."""
+
+    def __post_init__(self) -> None:
+        """Check values and apply ``as_llm2vec``; see `CorpusKeys`."""
+        super().__post_init__()
+        if self.as_llm2vec:
+            for name, value in self.LLM2VEC_WAYS.items():
+                object.__setattr__(self, name, value)
+        self.check_training()
+        check_ranges(self, "mlm_probability", above=0, most=1)
+        check_ranges(self, "vocabulary_budget_mb", least=1)
+        split_negatives(self.negatives)
+        if self.objective == "cwt" and self.train_head:
+            raise UserError("objective = 'cwt' keeps the head as it is, and train_head is on; keep one of the two")
+        if self.data_collator_type == "unmasked" and self.bidirectional:
+            raise UserError(
+                "data_collator_type = 'unmasked' lets a bidirectional model read its answers; add --no-bidirectional"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimcseConfig(ContrastKeys):
+    """Unsupervised SimCSE: a text is to be nearest to itself under another dropout, and far from all others.
+
+    Any other field of transformers' TrainingArguments: --training.NAME VALUE, or a key of the file.
+    """
+
+    STAGE: ClassVar[str] = "simcse"
+
+    text_column: str | None = None
+    """Column that holds the text; default: "text", else the first."""
+    split_sentences: bool = False
+    """Cut documents into sentences; each becomes a row."""
+    simcse_dropout: float = 0.1
+    """Dropout of attention weights, where the architecture has it: what makes the two views differ, beside LoRA's."""
+    prompt: str | None = None
+    """Stands before each text, is left out of the pooling, and is kept in the model as its default."""
+
+    def __post_init__(self) -> None:
+        """Check values; see `ContrastKeys`."""
+        super().__post_init__()
+        check_ranges(self, "simcse_dropout", least=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedConfig(ContrastKeys):
+    """Supervised contrastive training: anchors are to find their positives among all others and hard negatives.
+
+    Any other field of transformers' TrainingArguments: --training.NAME VALUE, or a key of the file.
+    """
+
+    STAGE: ClassVar[str] = "supervised"
+
+    columns: tuple[str, ...] = ()
+    """Columns that hold anchor, positive and negatives, in this order; default: by their names (anchor or query,
+    positive, negative, negative_1, ...)."""
+    query_prompt: str | None = None
+    """Stands before each anchor; kept in the model as its prompt "query"."""
+    document_prompt: str | None = None
+    """Stands before each positive and negative; kept in the model as its prompt "document"."""
+    prompts_file: str | None = None
+    """JSON: {"SET": {"query": "...", "document": "..."}}, for a folder of sets."""
+    multi_dataset_batch_sampler: Literal["proportional", "round_robin"] = "proportional"
+    """How sets take turns: all of each, or in equal parts until the smallest is through. A batch is of one set."""
+    teacher_name_or_path: str | None = None
+    """Encoder whose similarities within a batch are learnt besides (distillation); it reads with its own prompts."""
+    distillation_weight: float = 1.0
+    """Weight of the teacher's part of the loss."""
+
+    def __post_init__(self) -> None:
+        """Check values; see `ContrastKeys`."""
+        super().__post_init__()
+        check_ranges(self, "distillation_weight", above=0)
+        if self.distillation_weight != 1 and not self.teacher_name_or_path:
+            raise UserError(
+                f"distillation_weight = {self.distillation_weight:g} weighs a teacher: give --teacher_name_or_path"
+            )
+        if len(self.columns) == 1:
+            raise UserError(f"columns = {list(self.columns)} must name at least two: anchor and positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnConfig:
+    """Decoder to encoder in one command: MNTP, SimCSE, pairs if there are any, and what each step gave.
+
+    Sizes are derived from model and text, and printed. A key of a stage: --mntp.NAME VALUE, --simcse.NAME VALUE,
+    --supervised.NAME VALUE, or a table of that name in the file.
+    """
+
+    STAGE: ClassVar[str] = "turn"
+    TABLES: ClassVar[dict[str, type]] = {"mntp": MntpConfig, "simcse": SimcseConfig, "supervised": SupervisedConfig}
+    """Whose keys the fields of these names hold."""
+
+    model_name_or_path: str
+    """MODEL: a decoder, as a folder or a hub id."""
+    text: str
+    """Text to train on: a file, a folder of files, or a hub id."""
+    dataset_config_name: str | None = None
+    """Configuration of the hub data set that --text names."""
+    text_column: str | None = None
+    """Column that holds the text; default: "text", else the first."""
+    validation_text: str | None = None
+    """Held-out text; default: 5 % of the documents of --text."""
+    pairs: str | None = None
+    """Pairs for supervised training: a file, or a folder of sets."""
+    sts: str | None = None
+    """Scored sentence pairs (sentence1, sentence2, score) that every rung is measured on."""
+    words: str | None = None
+    """Tagged words whose labels are read from every rung: a file, a folder of files NAME-train, -dev, -test, or a hub
+    id."""
+    words_config_name: str | None = None
+    """Configuration of the hub data set that --words names."""
+    words_task: tuple[str, ...] = ()
+    """Columns of labels; default: the first of xpos, upos, ner, pos, chunk that there is, or the only one."""
+    output_dir: str | None = None
+    """Folder for everything (--output). The same command again goes on where it stopped."""
+    steps_mntp: int | None = None
+    """Optimiser steps of MNTP, and of its causal control; default: derived."""
+    steps_simcse: int | None = None
+    """Optimiser steps of SimCSE; default: derived."""
+    steps_supervised: int | None = None
+    """Optimiser steps on the pairs; default: derived."""
+    max_seq_length: int | None = None
+    """Tokens of a block of text; default: derived."""
+    eval_documents: int = 1000
+    """Held-out documents whose first sentence is to find the rest, at most."""
+    model_revision: str = "main"
+    """Branch, tag or commit of a hub id."""
+    cache_dir: str | None = None
+    """Where downloads from the hub are kept."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+    seed: int = 42
+    """Of every random choice."""
+    mntp: dict[str, Any] = field(default_factory=dict)
+    """Keys of the MNTP stage: --mntp.NAME VALUE."""
+    simcse: dict[str, Any] = field(default_factory=dict)
+    """Keys of the SimCSE stage: --simcse.NAME VALUE."""
+    supervised: dict[str, Any] = field(default_factory=dict)
+    """Keys of the supervised stage: --supervised.NAME VALUE."""
+    overwrite: bool = False
+    """Delete what --output holds and start anew."""
+    dry_run: bool = False
+    """Show the plan of every stage; write nothing."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without opening anything; raises UserError."""
+        settings.set_types(self)
+        check_ranges(self, "steps_mntp", "steps_simcse", "steps_supervised", least=1)
+        check_ranges(self, "eval_documents", least=10)  # fewer show nothing
+        check_ranges(self, "max_seq_length", least=8)
+        if self.words_task and not self.words:
+            raise UserError(f"words_task = {list(self.words_task)} needs tagged words: --words FILE")
+        if self.words_config_name and not self.words:
+            raise UserError(f"words_config_name = {self.words_config_name!r} needs tagged words: --words NAME")
+        if self.steps_supervised and not self.pairs:
+            raise UserError(f"steps_supervised = {self.steps_supervised} needs pairs to train on: --pairs FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(VocabularyKeys):
+    """Corpus to packed blocks on disk, where training with the same keys finds them.
+
+    A training config works here too: its other keys are passed over.
+    """
+
+    OF_HEADLESS: ClassVar[str] = "prepare"
+    """What `turncoder.config.legacy_headless` takes files and flags of headless-lm for."""
+
+    output_dir: str | None = None
+    """Folder for the blocks (--output); default: the cache that training looks into."""
+
+    PASSED_OVER: ClassVar[frozenset[str]] = frozenset(
+        f.name for f in (*fields(MntpConfig), *fields(PretrainConfig))
+    ) - {f.name for f in fields(VocabularyKeys)}
+    """Keys of a training config that say nothing here, its run folder among them."""
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether the text is for pretraining, where documents end as ``append_eos`` says."""
+        return self.kind is not None or self.append_eos is not None or not self.model_name_or_path
+
+    def check_model(self) -> None:
+        """Refuse what names no tokenizer."""
+        if not (self.tokenizer_name or self.train_tokenizer or self.model_name_or_path or self.config_name):
+            raise UserError("no tokenizer: give tokenizer_name, or the model_name_or_path that it belongs to")
+
+
+OF_TEXTS = ("pooling", "prompt", "prompt_name", "chat_template", "llm2vec", "id_column", "processes")
+OF_WORDS = ("layer", "alignment", "merge_subwords")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig(OpenKeys):
+    """Vectors for files of texts: OUT.npy, OUT.parquet, or a folder of shards that an interrupted job goes on with."""
+
+    input_file: str | None = None
+    """INPUT: a file of texts, a folder of those, a saved data set, or a hub id; for --words also a file of words."""
+    dataset_config_name: str | None = None
+    """Configuration of the hub data set."""
+    split: str | None = None
+    """Split of a data set; default: train."""
+    output_dir: str | None = None
+    """Where to (--output): OUT.npy, OUT.parquet, or a folder."""
+    text_column: str | None = None
+    """Column that holds the text; default: "text", else the first."""
+    id_column: str | None = None
+    """Column of ids to keep beside the vectors, in .parquet or a folder."""
+    prompt: str | None = None
+    """Stands before each text, and is left out of the pooling."""
+    prompt_name: str | None = None
+    """One of the prompts that the encoder keeps."""
+    normalize: bool = False
+    """Give vectors the length 1."""
+    words: bool = False
+    """One vector per word, with its characters, to OUT.parquet."""
+    layer: int = -1
+    """Of --words: which states; 0 is the embeddings, -1 the last."""
+    alignment: Literal["same_token", "previous_token"] = "same_token"
+    """Of --words: a word's own tokens, or those before them, which predict it in LLM2Vec's models."""
+    merge_subwords: bool = True
+    """Of --words: the mean of the tokens of a word; off: the first of them."""
+    batch_tokens: int | None = None
+    """Tokens of a batch, padding included; default: found from the free memory."""
+    shard_texts: int | None = None
+    """Texts that are read, made distinct, sorted and written together; default: 16384, fewer to keep processes busy."""
+    processes: int | None = None
+    """Processes with a model each; default: one per GPU, or one."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one."""
+    overwrite: bool = False
+    """Replace what --output names."""
+    dry_run: bool = False
+    """Show the plan; write nothing."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without opening anything.
+
+        Raises
+        ------
+        UserError
+            One line that names the flag, the value and the remedy.
+        """
+        settings.set_types(self)
+        check_ranges(self, "max_seq_length", "batch_tokens", "shard_texts", "processes", least=1)
+        if self.prompt is not None and self.prompt_name is not None:
+            raise UserError(f"prompt = {self.prompt!r} and prompt_name = {self.prompt_name!r} are both set; keep one")
+        if not self.output_dir:
+            raise UserError(
+                "--output is missing: OUT.npy, OUT.parquet, or a folder, which an interrupted job goes on in"
+            )
+        if not self.model_name_or_path or not self.input_file:
+            raise UserError(
+                "encode needs MODEL and INPUT: turncoder encode MODEL INPUT --output OUT.npy, or model_name_or_path "
+                "and input_file in a config file"
+            )
+        if self.id_column and Path(self.output_dir).suffix == ".npy":
+            raise UserError("id_column: an .npy file holds vectors only; give --output OUT.parquet or a folder")
+        self._check_words()
+
+    def _check_words(self) -> None:
+        """Refuse what goes with texts only, or with words only."""
+        default = {field.name: field.default for field in fields(EncodeConfig)}
+        names = OF_TEXTS if self.words else OF_WORDS
+        set_ = [name for name in names if getattr(self, name) != default[name]]
+        if set_:
+            remedy = (
+                "it says how a text becomes one vector; leave it away" if self.words else "it goes with --words only"
+            )
+            raise UserError(f"{set_[0]} = {getattr(self, set_[0])!r}: {remedy}")
+        if self.words and Path(str(self.output_dir)).suffix != ".parquet":
+            raise UserError(f"--output {self.output_dir}: vectors of words go into one file; give OUT.parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig(OpenKeys):
+    """Base model and adapters to one folder that sentence-transformers opens without turncoder."""
+
+    output_dir: str | None = None
+    """Where to (--output)."""
+    overwrite: bool = False
+    """Replace what --output names."""
+    dry_run: bool = False
+    """Show the plan; write nothing."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without opening anything; raises UserError."""
+        settings.set_types(self)
+        if not self.output_dir:
+            raise UserError("--output is missing: the folder that the merged model goes to")
+        if not self.model_name_or_path:
+            raise UserError(
+                "merge needs MODEL: a folder or a hub id, with --adapters to put on it, or model_name_or_path in a "
+                "config file"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MineConfig(OpenKeys):
+    """Hard negatives for a file of pairs: what an encoder takes for near an anchor and is not its positive.
+
+    The options of sentence-transformers' mine_hard_negatives have its names.
+    """
+
+    pairs_file: str | None = None
+    """PAIRS: a file of anchors and positives, or a hub id; negatives that it has become candidates."""
+    dataset_config_name: str | None = None
+    """Configuration of the hub data set."""
+    columns: tuple[str, ...] = ()
+    """Columns that hold anchor, positive and negatives, in this order; default: by their names."""
+    corpus_file: str | None = None
+    """Further candidates: a file of texts, a folder of those, a saved data set, or a hub id."""
+    output_dir: str | None = None
+    """Where to (--output): OUT.jsonl or OUT.parquet."""
+    query_prompt: str | None = None
+    """Stands before each anchor; default: the encoder's prompt "query"."""
+    document_prompt: str | None = None
+    """Stands before each candidate; default: the encoder's prompt "document"."""
+    num_negatives: int = 3
+    """Negatives of a row; a row that does not get all of them is left out."""
+    range_min: int = 0
+    """Pass over so many of the nearest candidates."""
+    range_max: int | None = None
+    """Choose among so many of the nearest candidates; default: sentence-transformers' choice."""
+    max_score: float | None = None
+    """Pass over candidates that are nearer than this."""
+    min_score: float | None = None
+    """Pass over candidates that are further than this."""
+    absolute_margin: float | None = None
+    """A negative is further than the positive by this."""
+    relative_margin: float | None = None
+    """A negative is further than the positive by this share of the positive's score."""
+    sampling_strategy: Literal["top", "random"] = "top"
+    """The nearest ones, or drawn from among them."""
+    use_faiss: bool = False
+    """Search with faiss, which must be installed."""
+    batch_tokens: int | None = None
+    """Tokens of a batch, padding included; default: found from the free memory."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one."""
+    seed: int = 42
+    """Of what is drawn (sampling_strategy = random)."""
+    overwrite: bool = False
+    """Replace what --output names."""
+    dry_run: bool = False
+    """Show the plan; write nothing."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without opening anything; raises UserError."""
+        settings.set_types(self)
+        if not self.pairs_file or not self.model_name_or_path:
+            raise UserError("mine needs PAIRS and a model: mine PAIRS --model_name_or_path MODEL --output OUT.jsonl")
+        if not self.output_dir or Path(self.output_dir).suffix not in (".jsonl", ".parquet"):
+            raise UserError(f"--output {self.output_dir or 'is missing'}: give OUT.jsonl or OUT.parquet")
+        if len(self.columns) == 1:
+            raise UserError(f"columns = {list(self.columns)} must name at least two: anchor and positive")
+        check_ranges(self, "num_negatives", "max_seq_length", "batch_tokens", least=1)
+        check_ranges(self, "range_min", "seed", "absolute_margin", "relative_margin", least=0)
+        check_ranges(self, "relative_margin", below=1)
+        if self.range_max is not None and self.range_max < self.range_min + self.num_negatives:
+            raise UserError(
+                f"range_max = {self.range_max} must be at least {self.range_min + self.num_negatives}, range_min and "
+                "num_negatives together"
+            )
+        if self.min_score is not None and self.max_score is not None and self.min_score >= self.max_score:
+            raise UserError(f"min_score = {self.min_score:g} must be below max_score = {self.max_score:g}")
+
+
+def load_config(cls: type[Config], path: str | Path | None = None, flags: list[str] | None = None) -> Config:
+    """Read a config file and flags into a checked config; flags win, old names are translated with a notice each.
+
+    Parameters
+    ----------
+    cls
+        The stage's dataclass: `MntpConfig`, `PrepareConfig`, `EncodeConfig`, `MergeConfig`.
+    path
+        TOML or JSON file; JSON may hold ``//`` comments and trailing commas.
+    flags
+        As typed: ``["--learning_rate", "1e-4", "--no-do-eval", "--training.optim", "adafactor"]``.
+
+    Raises
+    ------
+    UserError
+        A file that cannot be read, an unknown key (with the nearest name), a value of the wrong type or out of range.
+    """
+    keys, others = settings.read_flags(cls, flags or [])
+    if others:
+        raise UserError(f"unexpected {others[0]!r}; flags look like --name value")
+    return settings.load(cls, Path(path) if path is not None else None, keys)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Give the resolved config as plain JSON types, without the actions ``overwrite`` and ``dry_run``."""
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in ACTIONS}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def to_toml(config: Any) -> str:
+    """Write the resolved config as TOML that `load_config` reads back to an equal one."""
+    return settings.write_toml(type(config), to_dict(config))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], ignore: frozenset[str] = frozenset()) -> list[str]:
+    """Name the keys in which two `to_dict` results differ, as ``"key: old -> new"``; keys in ``ignore`` are skipped."""
+    names = [name for name in {**old, **new} if name not in ignore]
+    missing = "(not set)"
+    return [
+        f"{name}: {old.get(name, missing)!r} -> {new.get(name, missing)!r}"
+        for name in names
+        if old.get(name, missing) != new.get(name, missing)
+    ]

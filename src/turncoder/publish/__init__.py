@@ -1,0 +1,1 @@
+"""A model with its card goes to the hub."""

@@ -1,0 +1,1 @@
+"""From decoder to encoder in one command, with every rung measured."""

@@ -1,0 +1,134 @@
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import ttest_ind_from_stats
+
+from run_folders import make_run, make_sentences_run, make_turn, make_words_run
+from turncoder.report.boards import Board, Named, Value, build_models, gather_seeds, group_runs
+from turncoder.report.runrows import open_files
+from turncoder.report.taskboards import build_tasks, build_words
+
+scores = st.lists(st.tuples(st.floats(0, 1), st.floats(0.001, 0.2), st.integers(2, 6)), min_size=2, max_size=5)
+
+
+def name(*folders):
+    return [Named(folder.name, open_files(folder)) for folder in folders]
+
+
+def change(folder, **parts):
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, **parts}))
+    return folder
+
+
+@given(scores, st.sampled_from(["loss", "accuracy"]))
+@settings(deadline=None)
+def test_the_best_is_the_one_that_welchs_test_tells_from_every_other(found, measure):
+    board = Board("", {(str(at), measure): Value(*one) for at, one in enumerate(found)}, {measure: measure})
+    best = board.find_best(measure)
+    ahead = []
+    for at, one in enumerate(found):
+        better = [one[0] < other[0] if measure == "loss" else one[0] > other[0] for other in found]
+        p = [ttest_ind_from_stats(*one, *other, equal_var=False).pvalue for other in found]
+        if all(better[other] and p[other] < 0.05 for other in range(len(found)) if other != at):
+            ahead.append(str(at))
+    assert [best] == (ahead or [None])
+
+
+def test_without_an_error_nothing_is_marked_and_what_has_no_direction_never_is():
+    values = {("a", "loss"): Value(1.0), ("b", "loss"): Value(9.0, 0.01, 3), ("a", "seconds"): Value(1.0, 0.0, 3)}
+    board = Board("", {**values, ("b", "seconds"): Value(2.0, 0.0, 3)}, {"loss": "loss", "seconds": "time"})
+    assert board.find_best("loss") is None and board.find_best("seconds") is None
+    board.values["a", "loss"] = Value(1.0, 0.01, 3)
+    assert board.find_best("loss") == "a"
+    board.values["c", "loss"] = Value(math.nan)
+    assert board.find_best("loss") == "a"
+    board.values["c", "loss"] = Value(8.0)
+    assert board.find_best("loss") is None
+
+
+def test_seeds_and_items_both_have_to_tell_runs_apart():
+    values = {("a", "accuracy"): Value(0.9, 0.01, 3), ("b", "accuracy"): Value(0.5, 0.01, 3)}
+    board = Board("", values, {"accuracy": "top-1"})
+    assert board.find_best("accuracy") == "a"
+    board.judge("accuracy", "b", "a", False)
+    assert board.find_best("accuracy") is None
+    single = Board("", {("a", "mrr@10"): Value(0.5, 0.05), ("b", "mrr@10"): Value(0.45, 0.05)}, {"mrr@10": "MRR@10"})
+    assert single.find_best("mrr@10") is None
+    single.judge("mrr@10", "a", "b", True)  # paired is sharper than two standard errors
+    assert single.find_best("mrr@10") == "a"
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_with_a_deviation(tmp_path):
+    runs = name(*(make_turn(tmp_path / f"turn-{seed}", seed=seed) for seed in (1, 2, 3)))
+    assert [len(group) for group in group_runs(runs)] == [3]
+    named = gather_seeds(runs)
+    assert list(named) == ["turn-1 and 2 other seeds"]
+    board = build_models("", named, "turn")
+    rows = [json.loads((tmp_path / f"turn-{seed}" / "results.json").read_text())["rows"] for seed in (1, 2, 3)]
+    values = [one[-1]["mrr@10"] for one in rows]
+    value = board.values["+ SimCSE", "mrr@10"]
+    assert value.count == 3 and value.mean == pytest.approx(sum(values) / 3)
+    assert value.spread == pytest.approx(math.sqrt(sum((one - value.mean) ** 2 for one in values) / 2))
+
+
+def test_runs_of_another_configuration_or_status_or_the_same_seed_stand_apart(tmp_path):
+    folders = [make_turn(tmp_path / f"turn-{seed}", seed=seed) for seed in (1, 2, 3)]
+    folders.append(make_turn(tmp_path / "wide", seed=4, steps_mntp=9))
+    folders.append(make_turn(tmp_path / "cut", seed=5, status="interrupted"))
+    assert [len(same) for same in gather_seeds(name(*folders)).values()] == [3, 1, 1]
+    again = make_turn(tmp_path / "again", seed=1)
+    assert [len(same) for same in gather_seeds(name(folders[0], again)).values()] == [1, 1]
+
+
+def test_runs_of_other_data_are_never_in_one_group(tmp_path):
+    runs = name(
+        make_turn(tmp_path / "a"),
+        make_turn(tmp_path / "b", fingerprint="other"),
+        make_turn(tmp_path / "c", sts="other.tsv"),
+        make_turn(tmp_path / "d", steps_mntp=7),
+    )
+    assert [[run.name for run in group] for group in group_runs(runs)] == [["a", "d"], ["b"], ["c"]]
+    unknown = name(make_run(tmp_path / "e"), make_run(tmp_path / "f"))
+    assert [len(group) for group in group_runs(unknown)] == [1, 1]
+
+
+def test_a_causal_control_is_measured_at_the_masks_of_mntp(tmp_path):
+    data = {"data": {"fingerprint": "same"}}
+    mntp = change(make_run(tmp_path / "mntp", data_collator_type="default"), **data)
+    control = change(make_run(tmp_path / "control", data_collator_type="unmasked", bidirectional=False), **data)
+    hidden = change(make_run(tmp_path / "hidden", data_collator_type="all_mask"), **data)
+    assert [len(group) for group in group_runs(name(mntp, control, hidden))] == [2, 1]
+    named = gather_seeds(name(mntp, control))
+    board = build_models("", named, "mntp")
+    assert board.models == ["causal", "bidirectional", "mntp: +MNTP", "control: +causal training"]
+
+
+def test_words_scored_on_other_words_have_boards_of_their_own(tmp_path):
+    one, other = make_words_run(tmp_path / "a"), make_words_run(tmp_path / "b", sentences=100)
+    boards, warnings = build_words(name(one, other))
+    assert [board.models for board in boards] == [["a"], ["b"]]
+    assert len(warnings) == 1 and "upos: a and b were measured on different words" in warnings[0]
+    boards, warnings = build_words(name(one, make_words_run(tmp_path / "c")))
+    assert [board.models for board in boards] == [["a", "c"]] and not warnings
+
+
+def test_tasks_have_a_mean_where_all_runs_were_scored_on_the_same(tmp_path):
+    one, other = make_sentences_run(tmp_path / "a"), make_sentences_run(tmp_path / "b", better=0.5)
+    board, warnings = build_tasks("sentences", name(one, other))
+    assert not warnings
+    assert board.values["a", "mean"].mean == pytest.approx((0.4 + 0.2) / 2)
+    assert board.models == ["a", "b", "BM25", "TF-IDF", "a: static", "b: static"]
+    board, warnings = build_tasks("sentences", name(one, make_sentences_run(tmp_path / "c", texts=30)))
+    assert "mean" not in board.headings and len(board.headings) == 4
+    assert len(warnings) == 2 and "neither averaged nor ranked together" in warnings[0]
+    results = json.loads((other / "results.json").read_text())
+    results["tasks"]["sts"]["baselines"]["bm25"] = 0.6  # what counts words tells other data
+    (other / "results.json").write_text(json.dumps(results))
+    assert ["sts" in one for one in build_tasks("sentences", name(one, other))[1]] == [True]
+    fewer = make_sentences_run(tmp_path / "d", tasks=("sts",))
+    board, warnings = build_tasks("sentences", name(one, fewer))
+    assert ("d", "mean") not in board.values and ("a", "mean") in board.values and not warnings
