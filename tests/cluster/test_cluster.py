@@ -17,9 +17,10 @@ CONFIG = 'model_name_or_path = "org/model"\ntrain_file = "text.txt"\noutput_dir 
 
 @pytest.fixture
 def submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """Submit from an empty folder: exit code, stdout, stderr."""
+    """Submit from a folder with a text: exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "/nowhere")
+    (tmp_path / "text.txt").write_text("A text.\n")
 
     def run(*words: str) -> Said:
         code = main(["submit", *words])
@@ -62,6 +63,16 @@ def test_the_script_is_whole_and_nothing_is_written(submit: Callable[..., Said],
     assert command.startswith("srun ") and " --cpus-per-task=16 " in command
     assert command.endswith(f" --nproc_per_node=4 -- {MNTP}")
     assert f"mkdir -p {logs}" in said
+
+
+def test_files_that_are_not_there_yet_are_named(submit: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").rename(tmp_path / "old.txt")
+    code, _, said = submit(*MNTP.split(), "--print", "--slurm.partition", "gpu")
+    assert code == 0 and "train_file: text.txt is not there now" in said
+    task = "evaluate sentences --model_name_or_path org/model --task_file sts=pairs.tsv --output runs/first".split()
+    assert "task_file: pairs.tsv is not there now" in submit(*task, "--print", "--slurm.partition", "gpu")[2]
+    (tmp_path / "old.txt").rename(tmp_path / "text.txt")
+    assert "not there" not in submit(*MNTP.split(), "--print", "--slurm.partition", "gpu")[2]
 
 
 def test_a_config_file_and_flags_anywhere(submit: Callable[..., Said]) -> None:

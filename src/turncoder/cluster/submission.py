@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,14 @@ from turncoder.config.cluster import SlurmConfig
 from turncoder.config.keys import FitKeys
 from turncoder.config.stages import TurnConfig
 from turncoder.config.words import WordsConfig
+from turncoder.data.files import names_file
 from turncoder.errors import UserError
 
 __all__ = ["Submission", "read_submission"]
+
+logger = logging.getLogger("turncoder")
+
+TEXTS = ("text", "validation_text", "pairs", "sts", "words")  # of a turn: files, or ids of the hub
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,20 @@ def read_submission(words: list[str], slurm: SlurmConfig) -> Submission:
     elif output is None and hasattr(config, "STAGE") and not scores:  # a run, whose folder the others need not have
         raise UserError("--output is missing: what the job writes to, and goes on with when it is started again")
     short = re.sub(r"[^\w.+=-]", "-", f"{name} {Path(output).absolute().name}" if output else name)
+    _tell_missing(config)
     overwrites = Path(output).absolute() if output and getattr(config, "overwrite", False) else None
     return Submission(slurm.job_name or short, words, nodes, processes, overwrites, cells)
+
+
+def _tell_missing(config: Any) -> None:
+    """Name the files that are not there now: an earlier job may be about to write them."""
+    keys = [f.name for f in fields(config) if f.name.endswith("_file") or f.name in TEXTS]
+    for key in keys:
+        value = getattr(config, key)
+        for name in [value] if isinstance(value, str) else value or ():
+            path = name.partition("=")[2] or name  # of a task: KIND=FILE
+            if names_file(path) and not Path(path).expanduser().exists():
+                logger.warning("%s: %s is not there now; the job needs it when it starts", key, path)
 
 
 def _count_nodes(words: list[str], slurm: SlurmConfig) -> int:
