@@ -88,6 +88,7 @@ def main() -> None:
 def keep(part: str, row: dict, threads: int) -> None:
     """Put a part into the results; those of the other parts stay."""
     import torch
+
     from machine import RESULTS, write_results
 
     torch.set_num_threads(threads)  # which is written down with the machine

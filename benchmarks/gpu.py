@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from machine import describe_machine, write_results
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, TrainingArguments, set_seed
 
+from machine import describe_machine, write_results
 from turncoder.data.masking import Masking, collate
 from turncoder.data.vocabulary import train_tokenizer
 from turncoder.encode.encoder import load_encoder

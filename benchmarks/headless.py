@@ -1,9 +1,10 @@
 """Headless against cross-entropy: held-out bits per byte at equal tokens and at equal time.
 
-    python benchmarks/headless.py --folder headless      # hours; goes on where it was; results/headless.*
+    python benchmarks/headless.py --folder headless      # hours; goes on where it was; results/headless_KIND.json
 
-A small Llama (width 128, 3 layers) and a BERT of the same size, from random weights, 200 steps of 1,024 tokens, on
-English text of ../shared, with tokenizers of 8,000, 32,000 and 128,000 ids trained on it. Arms:
+A small Llama (width 128, 3 layers) and a BERT of the same size, from random weights, 200 steps of 1,024 tokens and,
+since a seventh of them is masked, 1,000 for BERT, on English text of ../shared, with tokenizers of 8,000, 32,000 and
+128,000 ids trained on it. Arms:
 
 ``cross-entropy``       over the selected rows, chunked, exact: no worse baseline than there is
 ``cross-entropy + log p``  the same, with the unigram log-probabilities as a fixed bias of the logits
@@ -12,7 +13,7 @@ English text of ../shared, with tokenizers of 8,000, 32,000 and 128,000 ids trai
                         first, in turns, on this machine)
 
 Of the paragraphs, every twentieth is reported on, and the one before it is for choices: the learning rate is chosen
-there for each arm from the same three, on the smallest vocabulary, with a seed that is not reported. Three seeds. The
+there for each arm from the same, on the smallest vocabulary, with a seed that is not reported. Three seeds. The
 bits per byte of masked models are those of the masked tokens.
 """
 
@@ -28,9 +29,10 @@ from pathlib import Path
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TEXTS = ("wiki_paragraphs_en/wiki_en.txt", "wikitext2/wiki.valid.tokens", "wikitext2/wiki.test.tokens")
 VOCABULARIES = (8_000, 32_000, 128_000)
-RATES = (1e-3, 3e-3, 9e-3)
+RATES = {"clm": (1e-3, 3e-3, 9e-3), "mlm": (3e-4, 1e-3, 3e-3, 9e-3)}
 SEEDS = (1, 2, 3)
-STEPS, BATCH, LENGTH = 200, 8, 128
+STEPS = {"clm": 200, "mlm": 1_000}
+BATCH, LENGTH = 8, 128
 EVERY = 20  # paragraphs
 TIMED_STEPS, TURNS, LONGEST = 12, 3, 30
 SHAPE = {
@@ -60,30 +62,33 @@ def main() -> None:
         home.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("TURNCODER_CACHE", str(home / "cache"))
         write_texts(home)
-        rows = []
         for kind in options.kinds:
+            rows = []
             rates = {arm: choose_rate(home, kind, arm) for arm in ARMS}
             for vocabulary in options.vocabularies:
                 ratio = measure_ratio(home, kind, vocabulary)
                 for arm, rate in rates.items():
-                    rows.append(summarise(home, kind, vocabulary, arm, rate, STEPS, 1.0))
-                steps = round(STEPS * min(ratio, LONGEST))
+                    rows.append(summarise(home, kind, vocabulary, arm, rate, STEPS[kind], 1.0))
+                steps = round(STEPS[kind] * min(ratio, LONGEST))
                 rows.append(summarise(home, kind, vocabulary, "headless", rates["headless"], steps, ratio))
-                finish(rows, options)
+                finish(kind, rows)
 
 
-def finish(rows: list[dict], options: argparse.Namespace) -> None:
+def finish(kind: str, rows: list[dict]) -> None:
+    """Print and write what was measured of a kind, and draw it beside what there is of the other."""
     from machine import RESULTS, write_results
 
     for row in rows:
         alone = f", through E alone {row['bits_alone']:.3f}" if "bits_alone" in row else ""
         print(
             f"{row['kind']} {row['vocabulary']:>7,}  {row['arm']:24} {row['steps']:>6} steps  lr {row['rate']:g}  "
-            f"{row['bits']:.3f} ± {row['deviation']:.3f} bits per byte{alone}"
+            f"{row['bits']:.3f} ± {row['deviation']:.3f} bits per byte{alone}",
+            flush=True,
         )
-    setting = {"steps": STEPS, "tokens_a_step": BATCH * LENGTH, "shape": SHAPE, "rates": RATES, "seeds": SEEDS}
-    draw(rows, RESULTS / "headless.png")
-    print(write_results("headless", {**setting, "rows": rows}))
+    setting = {"steps": STEPS[kind], "tokens_a_step": BATCH * LENGTH, "shape": SHAPE, "rates": RATES[kind]}
+    print(write_results(f"headless_{kind}", {**setting, "seeds": SEEDS, "rows": rows}), flush=True)
+    paths = [RESULTS / f"headless_{one}.json" for one in KINDS]
+    draw([row for path in paths if path.exists() for row in json.loads(path.read_text())["rows"]])
 
 
 def write_texts(home: Path) -> None:
@@ -145,7 +150,8 @@ def read(run: Path) -> dict:
 def choose_rate(home: Path, kind: str, arm: str) -> float:
     """Choose the learning rate by held-out loss on the smallest vocabulary, with a seed that is not reported."""
     losses = {
-        rate: read(train(home, "rate", kind, VOCABULARIES[0], arm, rate, STEPS, 0))["results"]["loss"] for rate in RATES
+        rate: read(train(home, "rate", kind, VOCABULARIES[0], arm, rate, STEPS[kind], 0))["results"]["loss"]
+        for rate in RATES[kind]
     }
     return min(losses, key=losses.__getitem__)
 
@@ -224,12 +230,14 @@ def score_alone(run: Path, kind: str) -> float:
     return json.loads(path.read_text())["bits_per_byte"]
 
 
-def draw(rows: list[dict], path: Path) -> None:
+def draw(rows: list[dict]) -> None:
     """Bits per byte over the size of the vocabulary, a line for each arm, a panel for each kind."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
+
+    from machine import RESULTS
 
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     figure, panels = pyplot.subplots(1, len(kinds), figsize=(5.5 * len(kinds), 4.2), squeeze=False)
@@ -252,7 +260,7 @@ def draw(rows: list[dict], path: Path) -> None:
         panel.set_title("decoder" if kind == "clm" else "encoder (masked tokens)")
         panel.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(RESULTS / "headless.png", dpi=120)
     pyplot.close(figure)
 
 

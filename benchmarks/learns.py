@@ -19,7 +19,6 @@ import tempfile
 from pathlib import Path
 
 from machine import write_results
-
 from turncoder import MntpConfig
 from turncoder.quickstart import run as run_quickstart
 from turncoder.train.mntp import train

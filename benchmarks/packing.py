@@ -26,6 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 import numpy as np
+
 from machine import RESULTS, write_results
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

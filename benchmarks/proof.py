@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import write_results
 from transformers import AutoModel, LlamaConfig, LlamaModel
 from transformers.initialization import no_init_weights
 
+from machine import write_results
 from turncoder.model.attention import make_bidirectional
 
 SHAPE = {

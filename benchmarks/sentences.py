@@ -47,6 +47,7 @@ def main() -> None:
         print(json.dumps(work(json.loads(options.worker))), flush=True)
         return
     import torch
+
     from machine import write_results
 
     with tempfile.TemporaryDirectory(prefix="sentences-") as place:

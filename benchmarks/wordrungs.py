@@ -70,7 +70,6 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keep the runs here; default: a temporary folder")
     options = parser.parse_args()
     from machine import RESULTS, write_results
-
     from turncoder.config import settings
     from turncoder.config.words import WordsConfig
     from turncoder.grid import run_grid

@@ -21,7 +21,6 @@ from sentence_transformers import SentenceTransformer
 
 from reading_pages import check_page
 from turncoder import encode_texts, load_encoder
-from turncoder import turn as module
 from turncoder.cli import main
 from turncoder.config.stages import TurnConfig
 from turncoder.data.corpus import Corpus
@@ -31,6 +30,7 @@ from turncoder.data.tokenizer import load_tokenizer
 from turncoder.evaluate.sentences import read_sts
 from turncoder.evaluate.wordfiles import read_predictions
 from turncoder.report.summary import write_report
+from turncoder.turn import ladder as module
 from turncoder.turn.ladder import tell_opening
 from turncoder.turn.sizes import Sizes, configure_stages, derive_sizes
 
