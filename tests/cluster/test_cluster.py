@@ -69,8 +69,8 @@ def test_files_that_are_not_there_yet_are_named(submit: Callable[..., Said], tmp
     (tmp_path / "text.txt").rename(tmp_path / "old.txt")
     code, _, said = submit(*MNTP.split(), "--print", "--slurm.partition", "gpu")
     assert code == 0 and "train_file: text.txt is not there now" in said
-    task = ["evaluate", "sentences", *["--model_name_or_path", "org/model", "--task_file", "sts=pairs.tsv", "--output", "run"]]
-    assert "task_file: pairs.tsv is not there now" in submit(*task, "--print", "--slurm.partition", "gpu")[2]
+    task = "evaluate sentences --model_name_or_path org/model --task_file sts=pairs.tsv --output run --print"
+    assert "task_file: pairs.tsv is not there now" in submit(*task.split(), "--slurm.partition", "gpu")[2]
     (tmp_path / "old.txt").rename(tmp_path / "text.txt")
     assert "not there" not in submit(*MNTP.split(), "--print", "--slurm.partition", "gpu")[2]
 
