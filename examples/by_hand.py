@@ -1,16 +1,17 @@
 """MNTP by hand: the whole of it as one plain PyTorch loop, with nothing hidden.
 
-    python examples/by_hand.py MODEL TEXT_FILE [STEPS]
+    python examples/by_hand.py MODEL TEXT_FILE STEPS
 
-Every weight of a stock causal language model trains, with all logits and AdamW. turncoder gives two functions of
-the seed: which tokens are masked, and in which order rows are seen. A test holds the losses against those of
+Every weight of a stock causal model trains. turncoder gives two functions of the seed: which tokens are masked, and in
+which order rows are seen. Legend: B rows, L positions, V vocabulary. A test holds the losses against those of
 
-    turncoder mntp --train_mode full --lr_scheduler_type constant --learning_rate 1e-3 --max_seq_length 128
-
-Legend: B rows, L positions, V vocabulary.
+    turncoder mntp --model_name_or_path MODEL --train_file TEXT_FILE --validation_file TEXT_FILE --no-do_eval
+        --train_mode full --lr_scheduler_type constant --learning_rate 1e-3 --max_steps STEPS
+        --max_seq_length 128 --per_device_train_batch_size 8 --logging_steps 1 --output RUN
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -23,8 +24,8 @@ from turncoder.data.masking import Masking
 LENGTH, BATCH, RATE, SEED = 128, 8, 1e-3, 42
 
 
-def train(name: str, path: str, steps: int) -> list[float]:
-    """Train for ``steps`` and return the loss of each."""
+def train(name: str, path: str, steps: int) -> Iterator[float]:
+    """Train for ``steps`` and yield the loss of each."""
     tokenizer = AutoTokenizer.from_pretrained(name)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
 
@@ -47,7 +48,6 @@ def train(name: str, path: str, steps: int) -> list[float]:
     # 4. The loop
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0)
-    losses = []
     for step in range(steps):
         batch = []
         for item in range(step * BATCH, (step + 1) * BATCH):
@@ -64,17 +64,17 @@ def train(name: str, path: str, steps: int) -> list[float]:
         labels_BL[positions_BL == 0] = -100
 
         # The token at t is predicted from the state at t-1: the shift of any causal language model
-        ids_BL = pad_sequence(inputs, True)
-        logits_BLV = model(ids_BL, attention_mask=same_BLL[:, None], position_ids=positions_BL).logits
+        logits_BLV = model(pad_sequence(inputs, True), same_BLL[:, None], positions_BL).logits
         loss = torch.nn.functional.cross_entropy(logits_BLV[:, :-1].flatten(0, 1), labels_BL[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
+        yield loss.item()
 
 
 if __name__ == "__main__":
-    for number, value in enumerate(train(sys.argv[1], sys.argv[2], int((sys.argv[3:] or ["20"])[0])), start=1):
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
+    for number, value in enumerate(train(sys.argv[1], sys.argv[2], int(sys.argv[3])), start=1):
         print(f"step {number}  loss {value:.5f}")

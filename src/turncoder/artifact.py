@@ -98,7 +98,7 @@ def save_encoder(
     width = backbone.config.get_text_config().hidden_size
     card = write_card(
         report,
-        name="/".join(folder.resolve().parts[-2 if folder.name == "model" else -1 :]),
+        name=_name_here(folder),
         opens=opens,
         dimensions=width,
         max_seq_length=max_seq_length,
@@ -145,6 +145,14 @@ def save_encoder(
     (partial / "README.md").write_text(card, encoding="utf8")
     _fit_servers(partial / "config.json", backbone, (record or {}).get("matryoshka_dims"))
     put_in_place(partial, folder)
+
+
+def _name_here(folder: Path) -> str:
+    """Name a folder as it is opened from here; one that lies elsewhere by its last names, not by this machine's."""
+    path = folder.resolve()
+    if path.is_relative_to(Path.cwd()) and path != Path.cwd():
+        return path.relative_to(Path.cwd()).as_posix()
+    return "/".join(path.parts[-2 if path.name == "model" else -1 :])
 
 
 def _look(backbone: PreTrainedModel, folder: Path) -> tuple[AttentionReport, str]:

@@ -259,11 +259,10 @@ def test_losses_equal_those_of_the_loop_written_by_hand(stories: Path, stories_t
     assert len(script.read_text().splitlines()) <= 80
     lines = [line for line in stories_text.read_text(encoding="utf8").splitlines() if line.strip()]
     (tmp_path / "text.txt").write_text("\n\n".join(lines[:40]), encoding="utf8")
-    (tmp_path / "held-out.txt").write_text(lines[40], encoding="utf8")
-    by_hand = runpy.run_path(str(script))["train"](str(stories), str(tmp_path / "text.txt"), 8)
-    flags = {"train_mode": "full", "lr_scheduler_type": "constant", "max_steps": 8, "max_seq_length": 128}
-    flags |= {"per_device_train_batch_size": 8, "validation_file": tmp_path / "held-out.txt"}
-    launch(command(stories, tmp_path / "text.txt", tmp_path / "run", do_eval=False, save_strategy="no", **flags))
+    example = runpy.run_path(str(script))
+    by_hand = list(example["train"](str(stories), str(tmp_path / "text.txt"), 8))
+    given = {"MODEL": stories, "TEXT_FILE": tmp_path / "text.txt", "STEPS": 8, "RUN": tmp_path / "run"}
+    launch([str(given.get(word, word)) for word in example["__doc__"].partition("    turncoder ")[2].split()])
     assert losses(tmp_path / "run") == pytest.approx(by_hand, abs=2e-5)
     assert by_hand[-1] < by_hand[0] - 1 and len(by_hand) == 8
     assert metrics(tmp_path / "run")[-1]["epoch"] > 1

@@ -3,6 +3,8 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +127,14 @@ def show_making(record: dict[str, Any], published: Published | None) -> Iterator
     yield _table("Training", record.get("training"))
     if published and published.recipe:
         yield "## Recipe\n"
-        for step in published.recipe:
-            yield (
-                f"{step.stage}:\n\n```bash\n{step.command}\n```\n\n<details><summary>{step.stage}: resolved config"
-                f"</summary>\n\n```toml\n{step.config.strip()}\n```\n\n</details>\n"
-            )
+        for command, several in groupby(published.recipe, key=attrgetter("command")):  # a turn has several stages
+            steps = list(several)
+            yield f"{', '.join(step.stage for step in steps)}:\n\n```bash\n{command}\n```\n"
+            for step in steps:
+                yield (
+                    f"<details><summary>{step.stage}: resolved config</summary>\n\n```toml\n{step.config.strip()}\n```"
+                    "\n\n</details>\n"
+                )
     yield _table("Results", record.get("results"))
     if published:
         if published.scores and not record.get("results"):

@@ -102,7 +102,7 @@ def _index(run: dict[str, Any]) -> list[EvalResult]:
         EvalResult(
             task_type=kind,
             task_name=task,
-            dataset_type=data.rpartition(".")[0] or data,
+            dataset_type=data if row.get("scored") else data.rpartition(".")[0] or data,  # a task, or a file
             dataset_name=data,
             metric_type=metric.replace(" ", "_").replace(",", "_"),
             metric_name=metric,
