@@ -268,6 +268,14 @@ def test_losses_equal_those_of_the_loop_written_by_hand(stories: Path, stories_t
     assert metrics(tmp_path / "run")[-1]["epoch"] > 1
 
 
+def test_the_last_step_is_logged_however_few_there_are(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+    flags = {"max_steps": 3, "logging_steps": 500, "do_eval": False, "save_strategy": "no"}
+    launch(command(stories, stories_text, tmp_path / "run", **flags))
+    launch(command(stories, stories_text, tmp_path / "never", **flags, logging_strategy="no"))
+    assert [row["step"] for row in metrics(tmp_path / "run") if "loss" in row] == [3]
+    assert not (tmp_path / "never/metrics.jsonl").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
