@@ -50,11 +50,7 @@ def specs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     for split, count in (("train", 20), ("test", 13)):
         whole = open_sentence_file(f"clustering={data}/banking77/{split}.csv").splits["test"]
         rows = list(zip(whole["sentences"], whole["labels"], strict=True))
-        chosen = [
-            row
-            for label in LABELS
-            for row in [row for row in rows if row[1] == label][:count]
-        ]
+        chosen = [row for label in LABELS for row in [row for row in rows if row[1] == label][:count]]
         path = folder / "bank" / f"{split}.jsonl"
         path.parent.mkdir(exist_ok=True)
         path.write_text("".join(json.dumps({"text": a, "label": b}) + "\n" for a, b in chosen), encoding="utf8")
@@ -118,11 +114,11 @@ class Border(LogisticRegression):
 
     near: ClassVar[list[bool]] = []
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:  # noqa: N803
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         self.optimum = LogisticRegression(max_iter=100_000, tol=1e-8).fit(np.asarray(X, np.float64), y)
         return super().fit(X, y, sample_weight)
 
-    def predict(self, X: Any) -> Any:  # noqa: N803
+    def predict(self, X: Any) -> Any:
         decision_NC = self.decision_function(X)
         distance_N = np.abs(decision_NC - self.optimum.decision_function(np.asarray(X, np.float64))).max(1)
         best_NC = np.sort(decision_NC, axis=1)
@@ -140,7 +136,7 @@ def borders(specs: dict[str, str], stories: Path) -> dict[str, float]:
         model = mtebmodel.EncoderModel(load_encoder(str(stories), device="cpu"))
         mteb.evaluate(model, task, cache=None, show_progress_bar=False)
         shares[kind] = float(np.mean(Border.near))
-        assert 0 < len(Border.near) and shares[kind] < 0.03
+        assert len(Border.near) > 0 and shares[kind] < 0.03
     return shares
 
 
