@@ -75,6 +75,11 @@ class BatchEncoder:
     normalize
         Give vectors the length 1.
 
+    Attributes
+    ----------
+    cut
+        Those of the texts encoded last that were longer than the limit.
+
     Raises
     ------
     UserError
@@ -97,6 +102,7 @@ class BatchEncoder:
         self.encoder = encoder.eval()
         self.stopped = False  # by whoever has no use for the rest of a long list
         self.report: Callable[[int], None] = lambda texts: None  # told how many distinct texts a batch held
+        self.cut: set[str] = set()
         self.prompt = self._find_prompt(prompt, prompt_name)
         self.normalize = normalize
         self.batch_tokens = batch_tokens or choose_batch_tokens(encoder.transformers_model, encoder.max_seq_length)
@@ -179,6 +185,8 @@ class BatchEncoder:
         module = self.encoder[0]
         if isinstance(module, LLM2VecTransformer):
             cut_U |= np.array([module.cuts(text) for text in distinct], dtype=bool)
+        told = self.backend is not None
+        self.cut = {text for text, cut in zip(distinct, cut_U, strict=True) if cut and told}
         length_U = np.minimum(whole_U, self.limit)
         batches = budget_batches(length_U, self.batch_tokens)
         vectors_UD: np.ndarray | None = None
@@ -193,7 +201,7 @@ class BatchEncoder:
         counts = Counts(
             texts=len(texts),
             distinct=len(distinct),
-            truncated=sum(bool(cut_U[place[text]]) for text in texts) if self.backend is not None else 0,
+            truncated=sum(text in self.cut for text in texts),
             blank=sum(not text or text.isspace() for text in texts),
             tokens=int(length_U.sum()),
             padded=padded,

@@ -16,17 +16,28 @@ from mteb.abstasks import (
     AbsTask,
     AbsTaskBitextMining,
     AbsTaskClassification,
+    AbsTaskMultilabelClassification,
     AbsTaskPairClassification,
+    AbsTaskRegression,
     AbsTaskRetrieval,
     AbsTaskSTS,
 )
 
 from turncoder.evaluate.mtebtasks import split_parts
 
-__all__ = ["read_items"]
+__all__ = ["has_items", "read_items"]
 
 MEASURES = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "precision": "P", "hit_rate": "success"}
 """mteb's names of measures, and pytrec_eval's."""
+
+
+def has_items(task: AbsTask) -> bool:
+    """Tell whether single items of a task are scored: not of clusters, nor of languages side by side."""
+    if isinstance(task, AbsTaskBitextMining):
+        return not task.parallel_subsets
+    if isinstance(task, AbsTaskMultilabelClassification | AbsTaskRegression):
+        return False
+    return isinstance(task, AbsTaskClassification | AbsTaskPairClassification | AbsTaskRetrieval | AbsTaskSTS)
 
 
 def read_items(task: AbsTask, folder: Path) -> dict[str, Any] | None:
@@ -41,29 +52,21 @@ def read_items(task: AbsTask, folder: Path) -> dict[str, Any] | None:
         labelled pairs ``cosine`` and ``gold``. None where there are no single items, as in clusters.
     """
     path = folder / task.prediction_file_name
-    if not path.exists():
+    if not has_items(task) or not path.exists():
         return None
     predictions = json.loads(path.read_text(encoding="utf8"))
     metric = _find_measure(task.metadata.main_score) if isinstance(task, AbsTaskRetrieval) else "cosine"
     if isinstance(task, AbsTaskClassification | AbsTaskBitextMining):
         metric = "accuracy"
     parts = {}
-    for split, subset, data in _list_parts(task):
+    for split, subset, data in split_parts(task):
         found = predictions.get(subset, {}).get(split)
-        items = None if found is None else _read_part(task, data, found, metric)
-        if items is not None:
-            parts[f"{split}/{subset}"] = items
+        if found is not None:
+            parts[f"{split}/{subset}"] = _read_part(task, data, found, metric)
     return {"metric": metric, "parts": parts} if parts else None
 
 
-def _list_parts(task: Any) -> Any:
-    """List the parts of a task; of classes with their labels, of languages side by side nothing."""
-    if isinstance(task, AbsTaskBitextMining) and task.parallel_subsets:
-        return []
-    return split_parts(task)
-
-
-def _read_part(task: Any, data: Any, found: Any, metric: str) -> dict[str, list[Any]] | None:
+def _read_part(task: Any, data: Any, found: Any, metric: str) -> dict[str, list[Any]]:
     if isinstance(task, AbsTaskRetrieval):
         return _score_queries(task, data, found, metric)
     if isinstance(task, AbsTaskSTS):
@@ -75,9 +78,7 @@ def _read_part(task: Any, data: Any, found: Any, metric: str) -> dict[str, list[
         (lines,) = found.values()
         gold = data["gold"] if isinstance(data, dict) and "gold" in data else [(row, row) for row in range(len(lines))]
         return {"score": [int(one["corpus_id"] == right[1]) for one, right in zip(lines, gold, strict=True)]}
-    if isinstance(task, AbsTaskClassification):
-        return _score_texts(task, data, found)
-    return None
+    return _score_texts(task, data, found)
 
 
 def _score_texts(task: AbsTaskClassification, data: Any, found: list[list[Any]]) -> dict[str, list[Any]]:

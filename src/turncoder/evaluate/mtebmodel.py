@@ -71,6 +71,8 @@ class EncoderModel(AbsEncoder):
         The prompt of each side of the task; None for none.
     texts
         Distinct texts of the task, in the order in which they came.
+    cut
+        Those of them that were longer than the limit, under any of their prompts.
     advance
         Called with a number of texts when they have been encoded.
     """
@@ -91,6 +93,7 @@ class EncoderModel(AbsEncoder):
         self.plain = BatchEncoder(encoder, prompt="", batch_tokens=batch_tokens)
         self.batches: dict[str, BatchEncoder] = {"": self.plain}
         self.kept: dict[str, dict[str, np.ndarray]] = {}
+        self.kept_cut: dict[str, set[str]] = {}
         self.kept_bytes = 0
         self.advance: Any = lambda texts: None
         self.begin(None)
@@ -101,6 +104,7 @@ class EncoderModel(AbsEncoder):
         self.examples: dict[str, str] = {}
         self.used: dict[str, str | None] = {}
         self.texts: dict[str, None] = {}
+        self.cut: set[str] = set()
 
     def find_prompt(self, task: Any, side: str) -> tuple[str, str]:
         """Give the prompt before the texts of a side of a task, and what stands between the two.
@@ -135,18 +139,22 @@ class EncoderModel(AbsEncoder):
             self.examples[side] = show_text(self.model, texts[0], prompt or None)
         if prompt not in self.batches:
             self.batches[prompt] = BatchEncoder(self.model, prompt=prompt, batch_tokens=self.plain.batch_tokens)
-        return self._look_up(self.batches[prompt], texts)[0]
+        vectors_ND, cut = self._look_up(self.batches[prompt], texts)[:2]
+        self.cut.update(text.removeprefix(apart) for text in cut.intersection(texts))
+        return vectors_ND
 
     def warm_up(self, texts: list[str]) -> Counts:
         """Encode texts without a prompt, and tell what that took; a task that has them without one finds them done."""
-        return self._look_up(self.plain, [clean(text) for text in texts])[1]
+        return self._look_up(self.plain, [clean(text) for text in texts])[2]
 
-    def _look_up(self, batches: BatchEncoder, texts: list[str]) -> tuple[np.ndarray, Counts]:
-        """Encode what has not been encoded under this prompt, as far as it is still kept."""
+    def _look_up(self, batches: BatchEncoder, texts: list[str]) -> tuple[np.ndarray, set[str], Counts]:
+        """Encode what has not been encoded under this prompt, as far as it is still kept; also gives what was cut."""
         known = self.kept.setdefault(batches.prompt or "", {})
         new = [text for text in dict.fromkeys(texts) if text not in known]
         batches.report = self.advance
         vectors_ND, counts = batches.encode(new)
+        cut = self.kept_cut.setdefault(batches.prompt or "", set())
+        cut |= batches.cut
         self.kept_bytes += vectors_ND.nbytes
         if len(new) == len(texts):
             result_ND = vectors_ND
@@ -154,10 +162,10 @@ class EncoderModel(AbsEncoder):
             found = dict(zip(new, vectors_ND, strict=True))
             result_ND = np.stack([found[text] if text in found else known[text] for text in texts])
         if self.kept_bytes > KEPT_BYTES:
-            self.kept, self.kept_bytes = {}, 0
+            self.kept, self.kept_cut, self.kept_bytes = {}, {}, 0
         else:
             known.update(zip(new, vectors_ND, strict=True))
-        return result_ND, counts
+        return result_ND, cut, counts
 
 
 def can_bag(encoder: SentenceTransformer) -> bool:

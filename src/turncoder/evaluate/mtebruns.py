@@ -102,7 +102,17 @@ def _evaluate(config: SentencesConfig, run: Run, asked: Asked) -> None:
             task.dataset, task.data_loaded = None, False  # which may be large
         return told if file is None else told | {"file": file.place, "fingerprint": file.fingerprint}
 
-    score_tasks(run, results, missing, score, summarise=itemgetter("main_score"), failed=absent, started=started)
+    try:
+        score_tasks(run, results, missing, score, summarise=itemgetter("main_score"), failed=absent, started=started)
+    finally:
+        _say_cut([told for name, told in results["tasks"].items() if name in missing])
+
+
+def _say_cut(tasks: list[dict[str, Any]]) -> None:
+    cut, texts = (sum(told[name] for told in tasks) for name in ("truncated", "texts"))
+    if cut:
+        limit = f"max_seq_length = {tasks[0]['max_seq_length']}"
+        logger.warning(f"{cut:,} of {texts:,} texts were longer than the limit and cut off ({limit})")
 
 
 def _load(task: AbsTask) -> None:
@@ -258,7 +268,7 @@ def _score(config: SentencesConfig, folder: Path, model: EncoderModel, task: Abs
             baselines = score_baselines(task, model) if config.baselines else {}
     place = None
     if items is not None:
-        place = f"items/{name.replace('/', '_')}.json"
+        place = _place_items(name)
         (folder / "items").mkdir(exist_ok=True)
         write_atomically(folder / place, json.dumps({"task": name, **items}) + "\n")
     return {
@@ -267,11 +277,17 @@ def _score(config: SentencesConfig, folder: Path, model: EncoderModel, task: Abs
         **_take(result),
         "baselines": baselines,
         "texts": len(model.texts),
+        "max_seq_length": model.model.max_seq_length,
+        "truncated": len(model.cut),
         "seconds": round(seconds, 3),
         "example": model.examples,
         "prompts": model.used,
         "items": place,
     }
+
+
+def _place_items(name: str) -> str:
+    return f"items/{name.replace('/', '_')}.json"
 
 
 def _take(result: Any) -> dict[str, Any]:
@@ -298,6 +314,7 @@ def plan_sentences(config: SentencesConfig) -> Plan:
     UserError
         Whatever `evaluate_sentences` would refuse.
     """
+    from turncoder.evaluate.items import has_items
     from turncoder.evaluate.mtebtasks import weigh_task
 
     plan = Plan(to_toml(config), legend="the first text of each task, as the model would see it: [what is pooled]")
@@ -320,8 +337,8 @@ def plan_sentences(config: SentencesConfig) -> Plan:
     plan.parameters = {"total": sum(one.numel() for one in parameters)}
     plan.memory = {"model": sum(one.numel() * one.element_size() for one in parameters)}
     folder = Path(config.output_dir or "RUN")
-    plan.files = [str(folder / name) for name in ("run.json", "config.toml", "results.json")]
-    plan.files += [str(folder / "items" / f"{task.metadata.name}.json") for task, _ in tasks]
+    plan.files = [str(folder / name) for name in ("run.json", "config.toml", "results.json", "report.html")]
+    plan.files += [str(folder / _place_items(task.metadata.name)) for task, _ in tasks if has_items(task)]
     plan.files.append(f"{folder / 'mteb'}/")
     return plan
 

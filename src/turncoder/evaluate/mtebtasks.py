@@ -50,7 +50,7 @@ SETS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """``lite`` are the 15 tasks on which LLM2Vec (arXiv 2404.05961) compares its variants; ``full`` and ``llm2vec`` are
-read where they are kept."""
+read where they are kept. Tasks of `ENGLISH` are scored on its subsets and splits, the others in Bulgarian on test."""
 ENGLISH = "MTEB(eng, v1)"
 LANGUAGE_SETS = {"bul": "bg2vec"}
 BY_LANGUAGE: tuple[Any, ...] = (
@@ -76,8 +76,9 @@ def find_tasks(names: tuple[str, ...], languages: tuple[str, ...]) -> list[AbsTa
     names
         Names of mteb, and of sets.
     languages
-        ISO 639-3 codes, or with a script (``bul-Cyrl``): of a task in many languages, those that are scored; without
-        names all tasks in these languages, or the set that belongs to a language.
+        ISO 639-3 codes, or with a script (``bul-Cyrl``): of a task in many languages, those that are scored, also of
+        one in a set, which has its own; without names all tasks in these languages, or the set that belongs to a
+        language.
 
     Raises
     ------
@@ -113,10 +114,10 @@ def find_tasks(names: tuple[str, ...], languages: tuple[str, ...]) -> list[AbsTa
 
 def _unfold(name: str) -> list[AbsTask]:
     """Give the tasks that a name stands for; a task made of others is these."""
-    if name == "full":
-        tasks = list(mteb.get_benchmark(ENGLISH).tasks)
-    elif name in (*SETS, "llm2vec"):
-        tasks = [mteb.get_task(one) for one in SETS.get(name) or read_instructions()]
+    if name in (*SETS, "full", "llm2vec"):
+        english = {task.metadata.name: task for whole in mteb.get_benchmark(ENGLISH).tasks for task in _split(whole)}
+        chosen = english if name == "full" else SETS.get(name) or read_instructions()
+        tasks = [_copy(english[one]) if one in english else _take_bulgarian(one) for one in chosen]
     elif name in _list_names():
         tasks = [mteb.get_task(name)]
     else:
@@ -125,8 +126,20 @@ def _unfold(name: str) -> list[AbsTask]:
         raise UserError(f"tasks = {name!r} is no task of mteb{near}")
     if seen := next((task for task in tasks if task.metadata.modalities != ["text"]), None):
         raise UserError(f"tasks = {name!r} is not of texts alone but of {', '.join(seen.metadata.modalities)}")
-    parts = [task.metadata.tasks if isinstance(task, AbsTaskAggregate) else [task] for task in tasks]
-    return [task for part in parts for task in part]
+    return [part for task in tasks for part in _split(task)]
+
+
+def _split(task: AbsTask) -> list[AbsTask]:
+    return task.metadata.tasks if isinstance(task, AbsTaskAggregate) else [task]
+
+
+def _copy(task: AbsTask) -> AbsTask:
+    """Make the task of a set anew: mteb keeps that one, which other languages and seeds would change."""
+    return mteb.get_task(task.metadata.name, eval_splits=task.eval_splits, hf_subsets=task.hf_subsets)
+
+
+def _take_bulgarian(name: str) -> AbsTask:
+    return mteb.get_task(name, languages=["bul"], eval_splits=["test"])
 
 
 @cache

@@ -13,6 +13,9 @@ from turncoder.model.backbone import find_file, split_revision
 
 __all__ = ["Source", "find_source", "read_json"]
 
+SCORES = ("sentences", "glue", "language")
+"""Stages of ``evaluate``, which keep no model."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -133,6 +136,10 @@ def _find_run(folder: Path, record: dict[str, Any], cache_dir: str | None) -> So
         inner = [place.name for place in sorted(folder.glob("seed-*"))]
         remedy = f"name one of {', '.join(inner)} in it" if inner else f"name {record['config']['model_name_or_path']}"
         raise UserError(f"model_name_or_path: the run {folder} holds no model of its own, only heads; {remedy}")
+    if record.get("stage") in SCORES:
+        scored = locate_parent(record["config"]["model_name_or_path"], record)
+        what = f"a run of evaluate {record['stage']} and has no model"
+        raise UserError(f"model_name_or_path: {folder} is {what}; name the one that it scored: {scored}")
     if not (folder / "adapter").is_dir():
         raise UserError(f"model_name_or_path: the run {folder} has neither model/ nor adapter/ yet; let it finish")
     config = record["config"]
