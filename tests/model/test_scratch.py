@@ -1,4 +1,4 @@
-"""A language model to pretrain: which way it looks, and whether every token of the text has an embedding that trains."""
+"""A language model to pretrain: which way it looks, and whether every token of a text has an embedding that trains."""
 
 import pytest
 import torch
@@ -159,5 +159,5 @@ def test_a_swap_hands_on_no_zeros_and_freezes_no_token(name, own_pad, ends_as_pa
 def test_positions_that_hang_on_a_far_padding_token_are_refused(shared):
     tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / "gpt2", pad_token="<|endoftext|>")
     config = configure(config_name="roberta", kind="mlm", mask_token_type="eos")
-    with pytest.raises(UserError, match="counts its positions from the id of the padding token.*50256"):
+    with pytest.raises(UserError, match=r"counts its positions from the id of the padding token.*50256"):
         start_model(config, tokenizer)

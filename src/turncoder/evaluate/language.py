@@ -195,8 +195,8 @@ def _read_asked(config: LanguageConfig) -> Asked:
         names += HEADLESS if name == "headless" else sorted(tagged)
     names = [*dict.fromkeys(names)]  # a tag or a set may hold what another has, or what is named too
     everything = [*(file.name for file in files), *names]
-    for name in (*config.tasks, *everything):
-        if config.tasks.count(name) > 1 or everything.count(name) > 1:
+    for name in everything:
+        if everything.count(name) > 1:
             raise UserError(f"{name} is asked for twice: name it once, or give one of the files another name")
     return Asked(names, {file.name: file for file in files}, manager)
 

@@ -94,9 +94,10 @@ def _free_padding(config: PretrainConfig, model: PreTrainedModel, tokenizer: Pre
     row = inputs.padding_idx
     if row is None:
         return
-    if row == find_padding(tokenizer):
-        if config.kind == "clm" or row != mask_token_id(tokenizer, config.mask_token_type):
-            return
+    if row == find_padding(tokenizer) and (
+        config.kind == "clm" or row != mask_token_id(tokenizer, config.mask_token_type)
+    ):
+        return
     inputs.padding_idx = None
     if not inputs.weight[row].any():
         torch.nn.init.normal_(inputs.weight[row], std=float(inputs.weight.detach().std()))
