@@ -7,7 +7,6 @@ opened again and compared with what it was made from.
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -22,7 +21,14 @@ from turncoder.config.keys import locate_model
 from turncoder.config.stages import to_toml
 from turncoder.data.tokenizer import load_tokenizer, tokenizer_files
 from turncoder.errors import UserError
-from turncoder.model.backbone import find_file, find_kind, load_causal_lm, load_masked_lm, resolve_model
+from turncoder.model.backbone import (
+    find_kind,
+    load_causal_lm,
+    load_masked_lm,
+    load_model_config,
+    read_record,
+    resolve_model,
+)
 from turncoder.model.completion import choose_way, compare, find_norm, give_bias, put_prior, untie
 from turncoder.model.heads import Head, take_backbone, take_head
 from turncoder.model.prior import Prior, read_prior
@@ -81,7 +87,7 @@ def add_head(config: HeadConfig) -> Path:
     told["tied"] = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     if not told["tied"]:
         logger.info("the head is a weight of its own: %s more", f"{model.get_output_embeddings().weight.numel():,}")
-    record = _read_record(name, where)
+    record = read_record(name, **where)
     made = out.with_name(f".{out.name}.made")
     out.parent.mkdir(parents=True, exist_ok=True)
     save_language_model(
@@ -142,10 +148,10 @@ def _open(config: HeadConfig) -> tuple[Path, Prior, PreTrainedModel]:
         raise UserError(f"--output {out} exists; choose another name, or use --overwrite to replace it")
     if out.exists() and (not (out / "config.json").exists() or out.resolve() == Path(resolve_model(name)).resolve()):
         raise UserError(f"--output {out} is no model folder, or MODEL itself, and is not replaced; choose another name")
+    load_model_config(name, **locate_model(config))  # what is no model is not called one without a prior
     prior = read_prior(name, **locate_model(config))
     if prior is None:
-        record = _read_record(resolve_model(name), locate_model(config))
-        if record.get("head"):
+        if read_record(name, **locate_model(config)).get("head"):
             raise UserError(f"{name} has its head already: its own logits are those of the language model")
         raise UserError(
             f"{name} is not headless (its turncoder.json tells of no prior), so its logits lack nothing; head add is "
@@ -158,11 +164,6 @@ def _load(config: HeadConfig, name: str, *, revision: str) -> PreTrainedModel:
     where = {**locate_model(config), "revision": revision}
     load = load_masked_lm if find_kind(name, **where) == "mlm" else load_causal_lm
     return load(name, **where)
-
-
-def _read_record(name: str, where: dict[str, Any]) -> dict[str, Any]:
-    path = find_file(name, "turncoder.json", revision=where["revision"], cache_dir=where["cache_dir"])
-    return json.loads(path.read_text(encoding="utf8")) if path else {}
 
 
 def _complete(head: Head, prior: Prior, config: HeadConfig) -> None:

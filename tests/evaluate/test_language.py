@@ -1,5 +1,6 @@
 """lm-eval on a causal model: its scores are those that the model's logits give, and other models are refused."""
 
+import io
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, LlamaConfig, T5Config
 
 from turncoder.cli import main
@@ -352,8 +354,12 @@ def test_names_of_tasks(stories: Path, tmp_path: Path, caplog: pytest.LogCapture
         UserError, match=r"tasks = 'lambada_opena' is no task of lm-eval; did you mean lambada_openai\?"
     ):
         ask(tasks=("lambada_opena",))
-    with pytest.raises(UserError, match=r"lambada_openai is asked for twice"):
-        ask(tasks=("lambada", "lambada_openai"))
+    with pytest.raises(UserError, match=r"'lambada'\] must name each once"):
+        ask(tasks=("lambada", "lambada"))
+    for more in ("lambada", "headless"):  # a tag and a set that have it too
+        with pytest.raises(UserError, match="none of them can be loaded") as told:
+            ask(tasks=("lambada_openai", more))
+        assert str(told.value).count("lambada_openai (") == 1
     with pytest.raises(
         UserError,
         match=r"none of them can be loaded: lambada_openai \(.*boolq \(.*crows_pairs_english.*race.*sciq.*pubmedqa",
@@ -373,6 +379,20 @@ def test_tasks_without_data_do_not_stop_the_others(
     assert "sciq cannot be loaded, and is left out: Couldn't reach 'allenai/sciq'" in caplog.text
     assert [row["model"] for row in read_run(tmp_path / "run")["rows"]] == ["perplexity_t"]
     assert list(ask(f"perplexity={place}")) == ["perplexity_t"]
+
+
+def test_scores_of_any_size_are_shown(tmp_path: Path) -> None:
+    """However narrow the terminal, and however bad the model."""
+    name = "perplexity_of_a_file_with_a_long_name"
+    told = {"metrics": {"word_perplexity": 133_506_872.02, "acc": 0.360049}, "stderr": {"acc": 0.0482}, "texts": 100}
+    write(tmp_path / "results.json", [{"tasks": {name: told}}])
+    console = Console(width=50, file=io.StringIO())
+    language.show(tmp_path, console)
+    said = console.file.getvalue()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if line.startswith("│")]
+    columns = ["".join(cells) for cells in zip(*rows, strict=True)]
+    assert columns == [name, "word_perplexityacc", "1.3351e+080.36005", "0.0482", "100"]
+    assert "…" not in said
 
 
 @pytest.fixture

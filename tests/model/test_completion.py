@@ -210,6 +210,15 @@ def test_what_has_its_head_or_lacks_nothing_is_refused(save, tmp_path, capsys):
     plain = save("bert", prior=False)
     assert main(["head", "add", str(plain), "--output", str(tmp_path / "again")]) == 2
     assert "is not headless" in capsys.readouterr().err
+    (tmp_path / "text.txt").write_text("text")
+    (tmp_path / "empty").mkdir()
+    for name, said in (
+        ("text.txt", "there is no model folder"),
+        ("empty", "no config.json"),
+        ("gone", "no model folder"),
+    ):
+        assert main(["head", "add", str(tmp_path / name), "--output", str(tmp_path / "again")]) == 2
+        assert said in capsys.readouterr().err
     assert not (tmp_path / "again").exists()
 
 

@@ -10,6 +10,7 @@ from launching import launch, metrics, write_words
 from safetensors.torch import load_file
 
 import turncoder
+from turncoder.train import fitting
 
 TEMPERATURE, TAU = 0.5, 0.25
 SIZES = {
@@ -104,6 +105,59 @@ def test_a_head_under_rmsnorm_is_fitted_to_the_text_of_the_run(pretrain, tmp_pat
     assert first(tmp_path / "on", "untrained") == pytest.approx(told["cross_entropy"], rel=1e-4)
 
 
+def test_a_fit_that_leads_away_from_its_start_is_not_kept(pretrain, tmp_path: Path, monkeypatch) -> None:
+    @torch.no_grad()
+    def spoil(head, *_, steps: int, **__) -> None:
+        for one in head.parameters():
+            one.add_(steps * torch.randn_like(one))
+
+    monkeypatch.setattr(fitting, "fit_head", spoil)
+    said = [
+        launch(["head", "add", str(pretrain("llama")), "--output", str(tmp_path / steps), "--fit_steps", steps])
+        for steps in ("0", "2")
+    ]
+    assert ["no better than its start, which is kept" in text for text in said] == [False, True]
+    start, kept = (json.loads((tmp_path / steps / "turncoder.json").read_text())["head"] for steps in ("0", "2"))
+    assert kept == start
+    heads = [load_file(tmp_path / steps / "model.safetensors")["lm_head.weight"] for steps in ("0", "2")]
+    assert torch.equal(*heads)
+
+
+def test_what_goes_on_keeps_the_length_of_a_row(pretrain, tmp_path: Path) -> None:
+    flags = {key: value for key, value in SHORT.items() if key != "max_seq_length"} | {"max_steps": 1}
+    words = [*write_words("", flags)[1:], "--train_file", str(pretrain.text)]
+    for number, stage in enumerate((["head", "finetune"], ["pretrain", "--model_name_or_path"])):
+        out = tmp_path / str(number)
+        said = launch([*stage, str(pretrain("llama")), *words, "--output", str(out)])
+        assert "max_seq_length = 32, as " in said
+        assert json.loads((out / "model" / "turncoder.json").read_text())["max_seq_length"] == 32
+        assert json.loads((out / "run.json").read_text())["tokens"] == 8 * 32
+    said = launch([*stage, str(pretrain("llama")), *words, "--max_seq_length", "16", "--output", str(tmp_path / "16")])
+    assert "as " not in said.partition("max_seq_length")[2]
+    assert json.loads((tmp_path / "16" / "run.json").read_text())["tokens"] == 8 * 16
+
+
+def test_a_prior_is_given_once(pretrain, stories: Path, tmp_path: Path) -> None:
+    """Refused of weights whose logits hold it, before anything is read; what lacks it gets it."""
+    run = pretrain("gpt2")
+    launch(["head", "add", str(run), "--output", str(tmp_path / "own")])
+    launch(["head", "add", str(run), "--output", str(tmp_path / "bare"), "--no-prior"])
+    flags = {"objective": "cross_entropy", "head_prior": True, "max_steps": 1}
+    for model in (stories, tmp_path / "own"):
+        for words in ([], ["--dry_run"]):
+            said = launch(
+                [*command("pretrain", model, tmp_path / "gone.txt", tmp_path / "no", **flags), *words], code=2
+            )
+            assert f"head_prior: the logits of {model} hold log p already" in said and "--swap_vocabulary" in said
+    for number, model in enumerate((run, tmp_path / "bare")):
+        launch(command("pretrain", model, pretrain.text, tmp_path / f"on{number}", **flags))
+    assert first(tmp_path / "on0", "untrained") == pytest.approx(read_end(run), rel=1e-6)
+    launch(command("pretrain", tmp_path / "bare", pretrain.text, tmp_path / "without", **flags | {"head_prior": False}))
+    assert first(tmp_path / "on1", "untrained") < first(tmp_path / "without", "untrained") - 0.1
+    changes = {"train_tokenizer": "bpe", "vocab_size": 400, "swap_vocabulary": True}
+    launch(command("pretrain", stories, pretrain.text, tmp_path / "swapped", **flags, **changes))
+
+
 def test_a_headless_encoder_is_opened_as_one(pretrain, tmp_path: Path) -> None:
     run = pretrain("bert")
     encoder = turncoder.load_encoder(str(run))
@@ -117,8 +171,10 @@ def test_a_headless_encoder_is_opened_as_one(pretrain, tmp_path: Path) -> None:
 def test_a_head_alone_is_finetuned_if_it_is_untied(pretrain, tmp_path: Path) -> None:
     run = pretrain("gpt2")
     flags = ["--train_file", str(pretrain.text), *write_words("", SHORT)[1:], "--output", str(tmp_path / "probe")]
-    said = launch(["head", "finetune", str(run), "--probe", *flags], code=2)
-    assert "head add --untied" in said
+    missing = ["--train_file", str(tmp_path / "gone.txt"), *flags[2:]]  # which is looked for later
+    said = launch(["head", "finetune", str(run), "--probe", *missing], code=2)
+    assert "error: --probe: the head is the input embeddings" in said and "head add --untied" in said
+    assert "head finetune RUN" in launch(["head", "finetune", *flags], code=2)
     said = launch(["head", "finetune", str(run), "--probe", "--trains", "embeddings", *flags], code=2)
     assert "keep one" in said
     launch(["head", "add", str(run), "--output", str(tmp_path / "untied")])

@@ -210,6 +210,26 @@ def test_wrong_input(architecture, changes, parts, shared):
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize(
+    ("architecture", "changes", "said"),
+    [
+        (LLAMA, {"kind": "mlm"}, "no such language model of llama"),
+        (
+            {**LLAMA, "config_overrides.tie_word_embeddings": True},
+            {"trains": "head", "objective": "cross_entropy"},
+            "trains = 'head': the head is the input embeddings",
+        ),
+        (
+            {"config_name": "ibert", "kind": "mlm"},
+            {"sparse_embeddings": True},
+            "sparse_embeddings: QuantEmbedding is no plain embedding",
+        ),
+    ],
+)
+def test_what_the_architecture_forbids_is_found_before_the_text_is_read(architecture, changes, said):
+    assert said in launch(command("run", architecture, **changes, train_file="gone.txt"), code=2)
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="is for machines without a GPU")
 def test_half_precision_without_a_gpu_is_said():
     said = launch(command("run", fp16=True, max_steps=1))

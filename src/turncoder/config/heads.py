@@ -91,8 +91,13 @@ class FinetuneConfig(PretrainConfig):
         if self.probe:
             object.__setattr__(self, "trains", "head")
         super().__post_init__()
+
+    def check_model(self) -> None:
+        """Refuse what is not trained from weights, by cross-entropy."""
         if self.objective != "cross_entropy" or self.config_name:
             raise UserError(
                 "head finetune trains weights by cross-entropy: give MODEL, drop objective and config_name; all else "
                 "is turncoder pretrain"
             )
+        if not self.model_name_or_path:
+            raise UserError("head finetune needs a MODEL: head finetune RUN --train_file FILE --output DIR")

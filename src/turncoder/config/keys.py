@@ -127,7 +127,7 @@ class CorpusKeys(DataKeys):
     text_column: str | None = None
     """Column that holds the text; default: "text", else the first."""
     max_seq_length: int | None = None
-    """Tokens in a block; default: what the tokenizer says, at most 1024."""
+    """Tokens in a block; default: as a model of pretrain was trained, else what the tokenizer says, at most 1024."""
     line_by_line: bool = False
     """One document per row instead of packed blocks."""
     pad_to_max_length: bool = False

@@ -114,6 +114,20 @@ DIFFERENCES = (
         "no way back: values and gradients are the same where theirs are finite",
     ),
     Difference(
+        "each token drawn by itself",
+        "Exactly ceil(0.15 T) of the tokens of each row are predicted.",
+        "Each token is, with the probability `mlm_probability`: 15 % on average.",
+        "What happens to a token does not hang on its row.",
+        "no way back: only the number of a row varies",
+    ),
+    Difference(
+        "a head that stays tied",
+        "ft_gpt_headless trains an untied head, a copy of the embeddings, without log p.",
+        "`head finetune` goes on with the embeddings as the head, the fixed log p and the temperature.",
+        "It starts from the logits that were learnt, and has no weight more.",
+        "`head add --untied --no-prior` before",
+    ),
+    Difference(
         "batches as asked",
         "global_bs is rounded down to what gpu_bs and the GPUs divide.",
         "It is exact, or refused with the nearest that is.",

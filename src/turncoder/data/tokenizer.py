@@ -17,6 +17,7 @@ __all__ = [
     "check_vocabulary",
     "digest_tokenizer",
     "end_documents",
+    "find_padding",
     "load_tokenizer",
     "mask_token_id",
     "pad_token_id",
@@ -165,6 +166,12 @@ def pad_token_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """
     choices = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id, 0)
     return next(int(choice) for choice in choices if choice is not None)
+
+
+def find_padding(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """Find the token that only ever fills rows; None where it means something else too."""
+    others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.mask_token_id)
+    return None if tokenizer.pad_token_id in others else tokenizer.pad_token_id
 
 
 def mask_token_id(tokenizer: "PreTrainedTokenizerBase", mask_token_type: str = "blank") -> int:

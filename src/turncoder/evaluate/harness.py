@@ -22,12 +22,11 @@ from turncoder.encode.encoder import check_flags
 from turncoder.errors import UserError
 from turncoder.model.backbone import count_embeddings, load_causal_lm, load_model_config, resolve_model
 from turncoder.model.conversion import is_converted
-from turncoder.model.influence import backbone_of, test_tokens, token_influence
+from turncoder.model.influence import look_around
 from turncoder.model.prior import Prior, read_prior
 
 __all__ = ["CausalModel", "hushed", "open_model"]
 
-LOOKED_AT = 8  # tokens
 LARGEST_BATCH, LOGITS_BYTES = 32, 2**30
 """Where no batch size is given."""
 REMEDY = "name a causal language model, such as the decoder that it was made of"
@@ -124,8 +123,7 @@ def open_model(config: LanguageConfig) -> CausalModel:
     check_vocabulary(tokenizer, count_embeddings(model))
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     torch.nn.Module.to(model, torch.device(config.device or accelerator or "cpu"))
-    moved_LL = token_influence(backbone_of(model), test_tokens(model, LOOKED_AT))
-    if bool(torch.tril(moved_LL, -1).any()):
+    if look_around(model)[1]:
         raise UserError(f"model_name_or_path: {name} sees the tokens that it should predict; {REMEDY}")
     prior = read_prior(resolve_model(name), **where)
     if prior is not None:

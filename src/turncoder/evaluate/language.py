@@ -193,6 +193,7 @@ def _read_asked(config: LanguageConfig) -> Asked:
             raise UserError(f"tasks = {name!r} is no task of lm-eval{near}")
         tagged = manager.task_index[name].tags if name in manager.all_tags else {name}
         names += HEADLESS if name == "headless" else sorted(tagged)
+    names = [*dict.fromkeys(names)]  # a tag or a set may hold what another has, or what is named too
     everything = [*(file.name for file in files), *names]
     for name in everything:
         if everything.count(name) > 1:
@@ -273,12 +274,12 @@ def show(folder: Path, console: Console) -> None:
     """Print the scores of a run folder, a row for each metric."""
     table = Table()
     for title in ("task", "metric", "score", "±", "texts"):
-        table.add_column(title, justify="left" if title in ("task", "metric") else "right")
+        table.add_column(title, justify="left" if title in ("task", "metric") else "right", overflow="fold")
     for task, told in read_json(folder / "results.json")["tasks"].items():
         for name, one in ({task: told} if told["metrics"] else told["parts"]).items():
             for number, (metric, value) in enumerate(one["metrics"].items()):
                 error = one["stderr"].get(metric)
                 texts = "" if one["texts"] is None or number else f"{one['texts']:,}"
-                shown = "" if error is None else f"{error:.4f}"
-                table.add_row("" if number else name, metric, f"{value:,.4f}", shown, texts)
+                shown = "" if error is None else f"{error:.3g}"
+                table.add_row("" if number else name, metric, f"{value:.5g}", shown, texts)
     console.print(table)

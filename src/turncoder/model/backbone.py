@@ -40,6 +40,7 @@ __all__ = [
     "load_causal_lm",
     "load_masked_lm",
     "load_model_config",
+    "read_record",
     "resolve_model",
     "split_revision",
     "try_implementations",
@@ -103,6 +104,7 @@ def load_causal_lm(
     trust_remote_code: bool = False,
     dtype: str | None = None,
     attn_implementation: str | None = "sdpa",
+    is_decoder: bool | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model as it was trained: causal, with its head.
 
@@ -114,6 +116,8 @@ def load_causal_lm(
         ``float32`` (also for None), ``bfloat16``, ``float16``, or ``auto`` for the dtype of the files.
     attn_implementation
         The first of this, sdpa and eager that loads is taken, with a notice when it is not the one asked for.
+    is_decoder
+        For architectures that can be either (BERT's relatives), whatever their config says; None: as it says.
 
     Returns
     -------
@@ -126,7 +130,7 @@ def load_causal_lm(
         No weights, weights that lack parameters of the architecture (the head, for example), or an unknown model.
     """
     where = {"revision": revision, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
-    return _load(AutoModelForCausalLM, name, where, dtype, attn_implementation)
+    return _load(AutoModelForCausalLM, name, where, dtype, attn_implementation, is_decoder)
 
 
 def load_masked_lm(
@@ -137,10 +141,11 @@ def load_masked_lm(
     trust_remote_code: bool = False,
     dtype: str | None = None,
     attn_implementation: str | None = "sdpa",
+    is_decoder: bool | None = None,
 ) -> PreTrainedModel:
     """Load a masked language model with its head; parameters and errors as for :func:`load_causal_lm`."""
     where = {"revision": revision, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
-    return _load(AutoModelForMaskedLM, name, where, dtype, attn_implementation)
+    return _load(AutoModelForMaskedLM, name, where, dtype, attn_implementation, is_decoder)
 
 
 def load_backbone(
@@ -158,7 +163,12 @@ def load_backbone(
 
 
 def _load(
-    auto_class: Any, name: str, where: dict[str, Any], dtype: str | None, implementation: str | None
+    auto_class: Any,
+    name: str,
+    where: dict[str, Any],
+    dtype: str | None,
+    implementation: str | None,
+    is_decoder: bool | None = None,
 ) -> PreTrainedModel:
     """Load with an attention implementation that can be had, and see that no weight is missing."""
     config = load_model_config(name, **where)
@@ -167,6 +177,8 @@ def _load(
             f"model_name_or_path: {name} is an encoder-decoder; name a decoder or an encoder "
             "(sentence-transformers opens the encoder of such a model)"
         )
+    if is_decoder is not None and hasattr(config, "is_decoder"):
+        config.is_decoder = is_decoder
     name = resolve_model(name)
     kwargs: dict[str, Any] = {
         **where,
@@ -249,6 +261,12 @@ def find_file(name: str, file: str, *, revision: str = "main", cache_dir: str | 
         return None  # no such file; or no such repository, which transformers says better
     except HfHubHTTPError as error:
         raise UserError(f"{name}: {file} cannot be fetched from the hub ({first_line(error)}); try again") from error
+
+
+def read_record(name: str, *, revision: str = "main", cache_dir: str | None = None, **_: Any) -> dict[str, Any]:
+    """Read what turncoder wrote of a model (``turncoder.json``); empty for models that it did not make."""
+    path = find_file(resolve_model(name), "turncoder.json", revision=revision, cache_dir=cache_dir)
+    return json.loads(path.read_text(encoding="utf8")) if path else {}
 
 
 def count_embeddings(model: PreTrainedModel) -> int:

@@ -20,6 +20,7 @@ __all__ = [
     "call_model",
     "decoder_layers",
     "layer_influence",
+    "look_around",
     "run_model",
     "test_tokens",
     "token_influence",
@@ -29,6 +30,7 @@ __all__ = [
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-7}
 HALF_TOLERANCE = 1e-3
 CONTROL = 1
+LOOKED_AT = 8  # tokens
 
 
 def backbone_of(model: Any) -> PreTrainedModel:
@@ -219,6 +221,12 @@ def token_influence(model: PreTrainedModel, input_ids_1L: torch.Tensor, **inputs
     for position in range(length):
         changed_BL[CONTROL + 1 + position, position] = others_L[position]
     return what_moved(run_model(model, changed_BL, **repeat_rows(inputs, length + 2)), length)
+
+
+def look_around(model: PreTrainedModel) -> tuple[bool, bool]:
+    """Say whether last states of a language model move with tokens that stand before them, and with later ones."""
+    moved_LL = token_influence(backbone_of(model), test_tokens(model, LOOKED_AT))
+    return bool(torch.triu(moved_LL, 1).any()), bool(torch.tril(moved_LL, -1).any())
 
 
 def repeat_rows(value: Any, rows: int) -> Any:

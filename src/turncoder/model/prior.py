@@ -10,7 +10,6 @@ Legend: V vocabulary.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from turncoder.errors import UserError
-from turncoder.model.backbone import find_file, resolve_model
+from turncoder.model.backbone import find_file, read_record, resolve_model
 from turncoder.model.heads import Head
 
 __all__ = ["COUNTS_FILE", "Prior", "read_prior"]
@@ -77,8 +76,7 @@ def read_prior(name: str, *, revision: str = "main", cache_dir: str | None = Non
     """
     name = resolve_model(name)
     where: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
-    record = find_file(name, "turncoder.json", **where)
-    told = json.loads(record.read_text(encoding="utf8")).get("prior") if record else None
+    told = read_record(name, **where).get("prior")
     if not told:
         return None
     path = find_file(name, COUNTS_FILE, **where)

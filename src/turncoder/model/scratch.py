@@ -25,7 +25,7 @@ from transformers import (
 from turncoder.config.keys import locate_model
 from turncoder.config.pretraining import PretrainConfig
 from turncoder.config.settings import nearest
-from turncoder.data.tokenizer import load_tokenizer
+from turncoder.data.tokenizer import find_padding, load_tokenizer, mask_token_id
 from turncoder.errors import UserError, first_line
 from turncoder.model.backbone import (
     count_embeddings,
@@ -35,9 +35,10 @@ from turncoder.model.backbone import (
     resolve_model,
     try_implementations,
 )
+from turncoder.model.influence import look_around
 from turncoder.model.swap import swap_vocabulary
 
-__all__ = ["build_config", "choose_class", "start_model", "tie_embeddings"]
+__all__ = ["build_config", "check_direction", "choose_class", "start_model", "tie_embeddings"]
 
 logger = logging.getLogger("turncoder")
 
@@ -71,16 +72,52 @@ def start_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> P
     else:
         load = load_causal_lm if config.kind == "clm" else load_masked_lm
         name = str(config.model_name_or_path)
-        model = load(name, attn_implementation=config.attn_implementation, **locate_model(config))
+        where, decodes = locate_model(config), config.kind == "clm"
+        model = load(name, attn_implementation=config.attn_implementation, is_decoder=decodes, **where)
         if config.swap_vocabulary:
-            swap_vocabulary(model, load_tokenizer(resolve_model(name), **locate_model(config)), tokenizer)
+            own = load_tokenizer(resolve_model(name), **where)
+            _free_padding(config, model, own)  # before its zeros are handed on
+            swap_vocabulary(model, own, tokenizer)
         else:
             if config.tokenizer_name:
                 _compare_tokenizers(config, tokenizer)
             fit_vocabulary(model, tokenizer)
+    _free_padding(config, model, tokenizer)
     if config.objective != "cross_entropy":
         tie_embeddings(model)
     return model.float().eval()
+
+
+def _free_padding(config: PretrainConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the embedding of the padding token train where the text has that token too, in another role."""
+    inputs: Any = model.get_input_embeddings()
+    row = inputs.padding_idx
+    if row is None:
+        return
+    if row == find_padding(tokenizer) and (
+        config.kind == "clm" or row != mask_token_id(tokenizer, config.mask_token_type)
+    ):
+        return
+    inputs.padding_idx = None
+    if not inputs.weight[row].any():
+        torch.nn.init.normal_(inputs.weight[row], std=float(inputs.weight.detach().std()))
+
+
+def check_direction(config: PretrainConfig, model: PreTrainedModel) -> None:
+    """Refuse a causal model that sees later tokens, and a masked one that sees earlier tokens alone."""
+    earlier, later = look_around(model)
+    name = f"kind = {config.kind!r}: {type(model).__name__}"
+    if config.kind == "clm" and later:
+        raise UserError(f"{name} sees the tokens that it should predict: {_advise(config, model.config)}")
+    if config.kind == "mlm" and earlier and not later:
+        raise UserError(f"{name} sees nothing after the token that it should predict: {_advise(config, model.config)}")
+
+
+def _advise(config: PretrainConfig, model_config: PretrainedConfig) -> str:
+    """Name the other kind, if transformers has a class for it."""
+    other, auto_class = ("mlm", AutoModelForMaskedLM) if config.kind == "clm" else ("clm", AutoModelForCausalLM)
+    has_class = type(model_config) in auto_class._model_mapping
+    return f"use kind = {other!r}" if has_class else "choose another architecture, such as llama (clm) or bert (mlm)"
 
 
 def _compare_tokenizers(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -112,8 +149,10 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         model.resize_token_embeddings(size)
 
 
-def build_config(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+def build_config(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase | None) -> PretrainedConfig:
     """Make the configuration of the architecture: as named, with what is overridden, for the tokenizer's vocabulary.
+
+    Without a tokenizer, which may have to be trained first, the vocabulary is the architecture's own.
 
     Raises
     ------
@@ -136,28 +175,29 @@ def build_config(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
         for follower in DERIVED.get(key, ()):
             if follower not in overrides:
                 table.pop(follower, None)
-    ends = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos")}
+    ends = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos")}
+    size = max(tokenizer.get_vocab().values()) + 1 if tokenizer is not None else 0
     ours = {
-        "vocab_size": max(tokenizer.get_vocab().values()) + 1,
-        "pad_token_id": tokenizer.pad_token_id,  # none is none: the embedding of a padding token never trains
+        **({"vocab_size": size} if size else {}),
+        "pad_token_id": getattr(tokenizer, "pad_token_id", None),
         **{key: token for key, token in ends.items() if token is not None},
         **({"tie_word_embeddings": True} if config.objective != "cross_entropy" else {}),
+        **({"is_decoder": config.kind == "clm"} if hasattr(known, "is_decoder") else {}),
     }
-    asked = table.get("vocab_size", ours["vocab_size"])
-    if asked != ours["vocab_size"] and "vocab_size" not in overrides:
+    asked = table.get("vocab_size", size)
+    if size and asked != size and "vocab_size" not in overrides:
         logger.warning(
             "config_name: %s says vocab_size = %s; the tokenizer has %s tokens, and the model as many embeddings",
-            name, asked, ours["vocab_size"],
+            name, asked, size,
         )  # fmt: skip
     try:
         made = AutoConfig.for_model(kind, **{**table, **ours, **overrides})
     except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise UserError(f"config_overrides: {kind} refuses {overrides}: {first_line(cause)}") from error
-    if made.vocab_size < ours["vocab_size"]:
+    if made.vocab_size < size:
         raise UserError(
-            f"config_overrides.vocab_size = {made.vocab_size} is less than the {ours['vocab_size']} tokens of the "
-            "tokenizer; drop it"
+            f"config_overrides.vocab_size = {made.vocab_size} is less than the {size} tokens of the tokenizer; drop it"
         )
     return made
 
@@ -195,10 +235,11 @@ def choose_class(config: PretrainConfig, model_config: PretrainedConfig) -> Any:
     """
     auto_class = AutoModelForCausalLM if config.kind == "clm" else AutoModelForMaskedLM
     if type(model_config) not in auto_class._model_mapping:
-        other = "clm" if config.kind == "mlm" else "mlm"
+        advice = _advise(config, model_config)
+        turns = " and then turncoder turn" if "'clm'" in advice else ""
         raise UserError(
-            f"kind = {config.kind!r}: transformers has no such language model of {model_config.model_type}; use kind = "
-            f"{other!r}" + (" and then turncoder turn" if config.kind == "mlm" else ", or another architecture")
+            f"kind = {config.kind!r}: transformers has no such language model of {model_config.model_type}; "
+            f"{advice}{turns}"
         )
     return auto_class
 
@@ -206,11 +247,17 @@ def choose_class(config: PretrainConfig, model_config: PretrainedConfig) -> Any:
 def _build(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     model_config = build_config(config, tokenizer)
     auto_class = choose_class(config, model_config)
-    return try_implementations(
-        str(config.config_name),
-        config.attn_implementation,
-        lambda choice: auto_class.from_config(model_config, attn_implementation=choice, dtype=torch.float32),
-    )
+    try:
+        return try_implementations(
+            str(config.config_name),
+            config.attn_implementation,
+            lambda choice: auto_class.from_config(model_config, attn_implementation=choice, dtype=torch.float32),
+        )
+    except AssertionError as error:  # of an embedding that has fewer rows
+        raise UserError(
+            f"config_name: {config.config_name} counts its positions from the id of the padding token, which the "
+            f"tokenizer has at {tokenizer.pad_token_id}; give it one of the first ids"
+        ) from error
 
 
 def tie_embeddings(model: PreTrainedModel) -> None:

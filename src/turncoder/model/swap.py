@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from turncoder.data.tokenizer import pad_token_id
+from turncoder.data.tokenizer import find_padding, pad_token_id
 from turncoder.errors import UserError
 from turncoder.model.backbone import count_embeddings
 
@@ -153,14 +153,11 @@ def _set_roles(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> No
             if named or (place is not None and role in ("bos", "eos", "pad")):
                 setattr(config, f"{role}_token_id", pad_id if role == "pad" else place)
     inputs: Any = model.get_input_embeddings()
-    before = inputs.padding_idx
-    if before is None:
-        return
-    inputs.padding_idx = pad_id
+    inputs.padding_idx = find_padding(tokenizer)  # the row of any other token has to train
     for module in model.modules():
         positions = getattr(module, "position_embeddings", None)
         if isinstance(positions, nn.Embedding) and positions.padding_idx is not None:
-            _move_positions(positions, before, pad_id)
+            _move_positions(positions, positions.padding_idx, pad_id)
             module.padding_idx = pad_id  # type: ignore[assignment]
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from turncoder.data.masking import MaskedBlocks
 from turncoder.data.tokenizer import end_documents, load_tokenizer
 from turncoder.errors import UserError
 from turncoder.hub import locate_parent
-from turncoder.model.backbone import find_file, find_kind, resolve_model
+from turncoder.model.backbone import find_kind, resolve_model
 from turncoder.model.completion import diverge, fit_head, put_prior
 from turncoder.model.heads import Head, take_backbone, take_head
 from turncoder.objectives.alignment import select_rows
@@ -78,16 +77,28 @@ def fit_prior(
     held_out = _gather(backbone, text, shift, MEASURED, held_out=True)
     put_prior(model, bias_V, temperature, rows_KD)
     head = take_head(model)
-    before = diverge(head, target, *held_out)[0]
+    before, wanted, found = diverge(head, target, *held_out)
+    after, steps, start = before, 0, [one.detach().clone() for one in head.parameters()]
     fit_head(head, target, rows_KD, steps=config.fit_steps, seed=config.seed)
-    after, wanted, found = diverge(head, target, *held_out)
+    fitted, _, other = diverge(head, target, *held_out)
+    if fitted < before:
+        after, steps, found = fitted, config.fit_steps, other
+    else:
+        with torch.no_grad():
+            for one, kept in zip(head.parameters(), start, strict=True):
+                one.copy_(kept)
+        if config.fit_steps:
+            logger.warning(
+                "the fit of %d steps ends at %.4f nats, no better than its start, which is kept; raise --fit_steps",
+                config.fit_steps, fitted,
+            )  # fmt: skip
     logger.info(
         "on held-out text the head is %.4f nats of KL a token from h E^T + log p (%.4f before the fit of %d steps); "
         "its cross-entropy is %.4f, there %.4f",
         after, before, config.fit_steps, found, wanted,
     )  # fmt: skip
     return {
-        "steps": config.fit_steps,
+        "steps": steps,
         "divergence": after,
         "divergence_before": before,
         "cross_entropy": found,
@@ -111,7 +122,7 @@ def _name_text(config: HeadConfig) -> PretrainConfig:
             f"the head of {name} has to be fitted to text, for log p goes into no weight of this architecture: give "
             "--train_file (or --no-prior, and do without log p)"
         )
-    named = PretrainConfig(
+    return PretrainConfig(
         **{key: kept[key] for key in CUTTING if key in kept},
         **given,
         model_name_or_path=name,
@@ -122,12 +133,6 @@ def _name_text(config: HeadConfig) -> PretrainConfig:
         kind=find_kind(name, **where),
         seed=config.seed,
     )
-    record = find_file(
-        resolve_model(name), "turncoder.json", revision=config.model_revision, cache_dir=config.cache_dir
-    )
-    if named.max_seq_length is None and record is not None:
-        named = replace(named, max_seq_length=json.loads(record.read_text(encoding="utf8")).get("max_seq_length"))
-    return named
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from turncoder.artifact import save_language_model
 from turncoder.config.heads import FinetuneConfig
@@ -28,10 +28,10 @@ from turncoder.data.tokenizer import end_documents, tokenizer_files
 from turncoder.errors import UserError
 from turncoder.evaluate.anisotropy import measure_anisotropy
 from turncoder.model.adapters import count_parameters
-from turncoder.model.backbone import count_embeddings, find_kind, load_model_config, resolve_model
+from turncoder.model.backbone import count_embeddings, find_kind, load_model_config, read_record, resolve_model
 from turncoder.model.heads import Head, take_backbone, take_head
 from turncoder.model.prior import Prior, read_prior
-from turncoder.model.scratch import start_model
+from turncoder.model.scratch import build_config, check_direction, choose_class, start_model, tie_embeddings
 from turncoder.train.course import lay_course
 from turncoder.train.cwt_trainer import Contrast, CwtTrainer
 from turncoder.train.recording import AnisotropyLog
@@ -50,7 +50,7 @@ from turncoder.train.stage import (
 from turncoder.train.text import Text, count_targets, measure_bytes, open_text, open_tokenizer
 from turncoder.train.trainer import GatheredTrainer
 
-__all__ = ["check_device", "choose_weights", "settle_kind", "train"]
+__all__ = ["check_early", "settle_kind", "sketch_model", "train"]
 
 logger = logging.getLogger("turncoder")
 
@@ -92,6 +92,7 @@ def _train(config: PretrainConfig, run: Run) -> None:
     set_seed(config.seed)
     model = start_model(config, tokenizer)
     backbone, head = take_backbone(model), take_head(model, trainable=True)
+    check_direction(config, model)
     if config.objective != "cross_entropy" and not (head.is_linear and head.softcap is None):
         raise UserError(
             f"objective: what {type(model).__name__} does after its output embedding (a soft cap, for one) is no part "
@@ -107,7 +108,7 @@ def _train(config: PretrainConfig, run: Run) -> None:
         parents=tell_parents(config.model_name_or_path) if config.model_name_or_path else [],
         vocabulary={"size": len(prior.counts_V), "seen": int((prior.counts_V > 0).sum())},
     )
-    choose_weights(config, backbone, head)
+    _choose_weights(config, backbone, head)
     tell_parameters(run, *count_parameters(backbone))
     size = measure_bytes(text.validation, tokenizer, text.never_targets)
     build = functools.partial(_build_trainer, config, run, text, backbone, head, prior, size)
@@ -141,13 +142,41 @@ def _train(config: PretrainConfig, run: Run) -> None:
 def _refuse_early(config: PretrainConfig, run: Run) -> None:
     """Find wrong input before anything is read."""
     training_arguments(config, run, steps=1, steps_per_epoch=1, **_schedule(config, 1))
-    check_device(config)
+    check_early(config)
+    if config.trust_remote_code:  # whose classes are known when they are loaded
+        return
+    if config.config_name:
+        model_config = build_config(config, None)
+    else:
+        model_config = load_model_config(str(config.model_name_or_path), **locate_model(config))
+        if config.objective != "cross_entropy":
+            model_config.get_text_config(decoder=True).tie_word_embeddings = model_config.tie_word_embeddings = True
+    sketch_model(config, model_config)
 
 
-def check_device(config: PretrainConfig) -> None:
-    """Refuse what does not work on this machine; raises UserError."""
+def check_early(config: PretrainConfig) -> None:
+    """Refuse what this machine cannot do, and a prior that the weights have already; raises UserError."""
     if config.sparse_embeddings and torch.accelerator.is_available():
         raise UserError("sparse_embeddings: sparse gradients are summed and clipped on CPUs here; drop it on a GPU")
+    if config.head_prior and config.model_name_or_path and not config.swap_vocabulary:
+        record = read_record(config.model_name_or_path, **locate_model(config))
+        if not record.get("prior") and record.get("head", {}).get("prior", True):
+            raise UserError(
+                f"head_prior: the logits of {config.model_name_or_path} hold log p already, and it would count twice; "
+                "drop the key, or give new embeddings with --swap_vocabulary"
+            )
+
+
+def sketch_model(config: PretrainConfig, model_config: PretrainedConfig) -> PreTrainedModel:
+    """Build a language model without weights, trainable as the run would have it; raises UserError."""
+    with torch.device("meta"):
+        model: PreTrainedModel = choose_class(config, model_config).from_config(model_config, dtype=torch.float32)
+        if config.objective != "cross_entropy":
+            tie_embeddings(model)
+    backbone = take_backbone(model)
+    _choose_weights(config, backbone, Head(model, backbone, object, 0).train())  # nothing of it is run
+    unregister_head(backbone)
+    return model
 
 
 def _schedule(config: PretrainConfig, steps: int) -> dict[str, Any]:
@@ -196,13 +225,14 @@ def _choose_tau(config: PretrainConfig, parent: Prior | None) -> float:
     return 1.0
 
 
-def choose_weights(config: PretrainConfig, backbone: PreTrainedModel, head: Head) -> None:
+def _choose_weights(config: PretrainConfig, backbone: PreTrainedModel, head: Head) -> None:
     """Let those weights train that the configuration says."""
     embedding = backbone.get_input_embeddings()
     backbone.requires_grad_(config.trains == "all")
     if config.trains == "head" and head.is_tied:
+        asked = "--probe" if isinstance(config, FinetuneConfig) and config.probe else "trains = 'head'"
         raise UserError(
-            "trains = 'head': the head is the input embeddings, which the body needs as they are; untie it first with "
+            f"{asked}: the head is the input embeddings, which the body needs as they are; untie it first with "
             "turncoder head add --untied"
         )
     if config.trains != "head":

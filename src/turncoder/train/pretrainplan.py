@@ -7,7 +7,6 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from turncoder.config.keys import locate_model
@@ -17,13 +16,11 @@ from turncoder.data.tokenizer import end_documents
 from turncoder.data.vocabulary import check_text, train_tokenizer
 from turncoder.errors import UserError
 from turncoder.model.backbone import load_model_config, resolve_model
-from turncoder.model.heads import Head, take_backbone
-from turncoder.model.scratch import build_config, choose_class, tie_embeddings
+from turncoder.model.scratch import build_config
 from turncoder.plan import Plan, add_disk, add_memory, add_steps, add_time, list_files
 from turncoder.preview import Preview, open_streams, preview_corpus, take_first, weigh
 from turncoder.train.planning import note_unseen
-from turncoder.train.pretrain import check_device, choose_weights, settle_kind
-from turncoder.train.stage import unregister_head
+from turncoder.train.pretrain import check_early, settle_kind, sketch_model
 from turncoder.train.text import VOCABULARY, choose_block_size, open_tokenizer
 
 __all__ = ["plan_pretrain"]
@@ -40,7 +37,7 @@ def plan_pretrain(config: PretrainConfig) -> Plan:
         What training would refuse, as far as it can be told without weights. A hub id that cannot be reached is no
         error: it is named in ``unseen``.
     """
-    check_device(config)
+    check_early(config)
     plan = Plan(to_toml(config), files=list_files(config))
     try:
         config = settle_kind(config)
@@ -115,14 +112,7 @@ def _open_model(
                 f"{size:,}", f"{text_config.vocab_size:,}",
             )  # fmt: skip
         text_config.vocab_size = size if config.swap_vocabulary else max(size, text_config.vocab_size)
-    with torch.device("meta"):
-        model: PreTrainedModel = choose_class(config, model_config).from_config(model_config, dtype=torch.float32)
-        if config.objective != "cross_entropy":
-            tie_embeddings(model)
-    backbone = take_backbone(model)
-    choose_weights(config, backbone, Head(model, backbone, object, 0).train())  # nothing of it is run
-    unregister_head(backbone)
-    return model.train()
+    return sketch_model(config, model_config).train()
 
 
 def _add_rows(plan: Plan, config: PretrainConfig, preview: Preview | None, block_size: int) -> None:

@@ -19,10 +19,10 @@ from turncoder.config.stages import MntpConfig
 from turncoder.data.corpus import open_corpora
 from turncoder.data.masking import IGNORED, Masking, MaskingStyle, collate
 from turncoder.data.packing import Blocks, default_cache, prepare_blocks
-from turncoder.data.tokenizer import load_tokenizer, mask_token_id, pad_token_id, special_ids
+from turncoder.data.tokenizer import find_padding, load_tokenizer, mask_token_id, pad_token_id, special_ids
 from turncoder.data.vocabulary import open_trained
 from turncoder.errors import UserError
-from turncoder.model.backbone import resolve_model
+from turncoder.model.backbone import read_record, resolve_model
 from turncoder.model.isolation import can_isolate
 
 __all__ = [
@@ -134,14 +134,8 @@ def open_text(
         block_size=block_size,
         pad_token_id=pad_token_id(tokenizer),
         pad_to=block_size if config.pad_to_max_length else None,
-        padding=_find_padding(tokenizer) if isinstance(config, PretrainConfig) else None,
+        padding=find_padding(tokenizer) if isinstance(config, PretrainConfig) else None,
     )
-
-
-def _find_padding(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Find the token that only ever fills rows; None where it means something else too."""
-    others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.mask_token_id)
-    return None if tokenizer.pad_token_id in others else tokenizer.pad_token_id
 
 
 def open_blocks(
@@ -297,7 +291,9 @@ def drop_remainders(blocks: Blocks, key: str) -> Blocks:
 def choose_block_size(
     config: CorpusKeys, model_config: PretrainedConfig | None, tokenizer: PreTrainedTokenizerBase
 ) -> int:
-    """Choose the length of a row: ``max_seq_length``, else what tokenizer and model allow, at most 1024.
+    """Choose the length of a row: ``max_seq_length``, else that of the pretraining that the model comes from.
+
+    Of other models it is what tokenizer and model allow, at most 1024.
 
     Raises
     ------
@@ -307,7 +303,12 @@ def choose_block_size(
     text_config = model_config.get_text_config() if model_config is not None else None
     limit = getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "n_positions", None)
     if config.max_seq_length is None:
-        return min(tokenizer.model_max_length, 1024, limit or 1024)
+        name = config.model_name_or_path if model_config is not None else None
+        trained = read_record(name, **locate_model(config)).get("max_seq_length") if name else None
+        if trained is None:
+            return min(tokenizer.model_max_length, 1024, limit or 1024)
+        logger.info("max_seq_length = %d, as %s was trained", trained, name)
+        return int(trained)
     if limit and config.max_seq_length > limit:
         raise UserError(
             f"max_seq_length = {config.max_seq_length} is more than the model's {limit} positions: lower it"
