@@ -163,6 +163,13 @@ def test_rows_of_padding_alone():
         assert all(weight.isfinite().all() for weight in read_weights(f"run{number}").values())
 
 
+def test_positions_behind_that_of_the_padding_are_those_that_there_are():
+    launch(command("run", {**BERT, "config_name": "roberta"}, max_seq_length=None, max_steps=1))
+    padding = AutoTokenizer.from_pretrained("run/model").pad_token_id
+    record = json.loads(Path("run/model/turncoder.json").read_text())
+    assert record["max_seq_length"] == 64 - 1 - padding
+
+
 @pytest.mark.parametrize("objective", ["cwt", "cross_entropy"])
 def test_an_encoder_learns_from_lines(objective):
     Path("text.txt").write_text("".join(f"line {n} of {n * 'many '}words\n" for n in range(1, 60)))

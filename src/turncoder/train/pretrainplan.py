@@ -14,6 +14,7 @@ from turncoder.config.pretraining import PretrainConfig, split_negatives
 from turncoder.config.stages import to_toml
 from turncoder.data.tokenizer import end_documents
 from turncoder.data.vocabulary import check_text, train_tokenizer
+from turncoder.encode.encoder import limit_length
 from turncoder.errors import UserError
 from turncoder.model.backbone import load_model_config, resolve_model
 from turncoder.model.scratch import build_config
@@ -53,6 +54,7 @@ def plan_pretrain(config: PretrainConfig) -> Plan:
         model = _open_model(plan, config, tokenizer, size)
         tokenizer = end_documents(tokenizer, config.append_eos)
         block_size = choose_block_size(config, model.config if model is not None else None, tokenizer)
+        block_size = block_size if model is None else limit_length(model, block_size)
         try:
             preview = preview_corpus(config, tokenizer, block_size)
         except UserError as error:

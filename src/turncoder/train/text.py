@@ -21,6 +21,7 @@ from turncoder.data.masking import IGNORED, Masking, MaskingStyle, collate
 from turncoder.data.packing import Blocks, default_cache, prepare_blocks
 from turncoder.data.tokenizer import find_padding, load_tokenizer, mask_token_id, pad_token_id, special_ids
 from turncoder.data.vocabulary import open_trained
+from turncoder.encode.encoder import limit_length
 from turncoder.errors import UserError
 from turncoder.model.backbone import read_record, resolve_model
 from turncoder.model.isolation import can_isolate
@@ -110,7 +111,7 @@ def open_text(
     UserError
         The corpus cannot be read, is empty, or leaves nothing to train or to evaluate on.
     """
-    block_size = choose_block_size(config, backbone.config, tokenizer)
+    block_size = limit_length(backbone, choose_block_size(config, backbone.config, tokenizer))
     masking, scored_as = choose_masking(config, tokenizer)
     with PartialState().main_process_first():
         train, held_out = open_blocks(config, tokenizer, block_size)
