@@ -147,9 +147,7 @@ def _correlate(score_N: np.ndarray, gold_N: np.ndarray, item_BN: np.ndarray) -> 
     """Give Spearman's correlations (B,); 0 where one side is constant."""
     from scipy.stats import rankdata
 
-    rank_BN, other_BN = (
-        rankdata(one[item_BN], axis=-1) - (item_BN.shape[-1] + 1) / 2 for one in (score_N, gold_N)
-    )
+    rank_BN, other_BN = (rankdata(one[item_BN], axis=-1) - (item_BN.shape[-1] + 1) / 2 for one in (score_N, gold_N))
     norm_B = np.sqrt((rank_BN**2).sum(axis=-1) * (other_BN**2).sum(axis=-1))
     return np.divide((rank_BN * other_BN).sum(axis=-1), norm_B, out=np.zeros(norm_B.shape), where=norm_B > 0)
 

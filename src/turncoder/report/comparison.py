@@ -141,7 +141,7 @@ def _compare_items(first: RunFiles, second: RunFiles, names: tuple[str, str], on
         found = bootstrap_items(one.scores, other.scores, gold=one.gold, follows=kind, parts=one.parts)
         shown = {side: run.results["tasks"][task]["main_score"] for side, run in (("first", first), ("second", second))}
         near = all(score is not None and abs(score - found[side]) < NEAR for side, score in shown.items())
-        # max_ap is that of the best of several similarities, which for vectors of length 1 are all the cosine's
+        # max_ap is that of the best of several similarities, which often is not the cosine
         judges = near and main in (name, name.replace("cosine_ap", "max_ap"))
         note = main if judges else f"{name} of the items, not the {main} of the table"
         yield Difference(**common, told=note, found=found, judges=judges)

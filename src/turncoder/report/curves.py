@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from turncoder.report.plots import MARKERS
 
@@ -50,6 +50,7 @@ WIDTH = 4.7  # inches: small letters are still letters on a telephone
 LONGEST = 28
 SCREEN = 20  # rows: of more the axis is above as well
 SPREAD = 0.5  # of a row
+Place = Literal["outside lower center", "outside upper center"]
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def draw_dots(name: str, rows: Sequence[str], lines: Sequence[Line], across: str
         axes.tick_params(axis="x", top=long, labeltop=long)
         axes.set_xlabel(across)
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        _explain(figure, axes, "upper")
+        _explain(figure, axes, "outside upper center")
         return _write(figure, name)
 
 
@@ -196,12 +197,12 @@ def _look(number: int, marked: bool) -> dict[str, Any]:
     }
 
 
-def _explain(figure: "Figure", axes: "Axes", place: str = "lower") -> None:
+def _explain(figure: "Figure", axes: "Axes", place: Place = "outside lower center") -> None:
     """Put a legend below or above, where there is something to tell apart."""
     handles, names = axes.get_legend_handles_labels()
     if len(names) > 1:
         columns = 3 if max(map(len, names)) < 14 else 2
-        figure.legend(handles, names, loc=f"outside {place} center", ncols=min(len(names), columns))
+        figure.legend(handles, names, loc=place, ncols=min(len(names), columns))
 
 
 def name_one(lines: Sequence[Line]) -> str:

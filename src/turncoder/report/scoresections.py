@@ -262,7 +262,7 @@ def _draw_tasks(board: Board, stage: str, runs: Collection[str]) -> list[Part]:
         tasks = [names[measure][0] for measure in measures]
         rows = tasks if len({*tasks}) == len(tasks) else [board.headings[measure] for measure in measures]
         svg = draw_dots(f"{stage}-{number}", rows, shown, heading, hollow)
-        drawn.append(Picture(svg, f"{heading} of {len(rows)} tasks: {ranges}", "; ".join(notes)))
+        drawn.append(Picture(svg, f"{heading} by task: {ranges}", "; ".join(notes)))
     return drawn
 
 
