@@ -3,6 +3,8 @@
 import json
 import random
 
+from scipy.stats import spearmanr
+
 from turncoder.evaluate.wordfiles import write_confusion, write_predictions
 from turncoder.evaluate.words import score, summarise, tally
 
@@ -65,7 +67,7 @@ def make_words_run(folder, tasks=("upos",), *, seeds=(42, 43), error=0.2, senten
     return folder
 
 
-def make_sentences_run(folder, *, better=0.0, texts=40, tasks=("sts", "find")):
+def make_sentences_run(folder, *, better=0.0, texts=40, tasks=("sts", "find"), revision="r1"):
     """A folder as ``evaluate sentences`` leaves it; ``better`` is how far scores are moved towards what is right."""
     (folder / "items").mkdir(parents=True)
     rng = random.Random(7)
@@ -80,13 +82,17 @@ def make_sentences_run(folder, *, better=0.0, texts=40, tasks=("sts", "find")):
             "parts": {"test/default": {"id": [f"q{number}" for number in range(len(found))], "score": found}},
         },
     }
-    mains = {"sts": ("STS", "cosine_spearman", 0.4 + better / 2), "find": ("Retrieval", "ndcg_at_10", 0.2 + better / 2)}
+    mains = {
+        "sts": ("STS", "cosine_spearman", float(spearmanr(scores, gold).statistic)),
+        "find": ("Retrieval", "ndcg_at_10", sum(found) / len(found)),
+    }
     found = {}
     for name in tasks:
         kind, metric, value = mains[name]
         (folder / "items" / f"{name}.json").write_text(json.dumps(items[name]))
         found[name] = {
             "type": kind,
+            "data": {"revision": revision, "splits": ["test"], "subsets": ["default"]},
             "main_metric": metric,
             "main_score": value,
             "metrics": {metric: value},

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel, AutoTokenizer
 
@@ -23,6 +24,8 @@ from turncoder.evaluate.retrieval import score_bm25, score_tfidf
 from turncoder.evaluate.sentencefiles import open_sentence_file
 from turncoder.evaluate.sentences import encode_columns, read_sts, score_columns, score_sts, score_sts_words
 from turncoder.prompts import read_instructions, read_prompt_file
+from turncoder.report.comparison import compare_runs
+from turncoder.report.runrows import open_files
 from turncoder.report.summary import read_run
 
 mteb = pytest.importorskip("mteb", reason="mteb is not installed (pip install 'turncoder[sentences]')")
@@ -273,6 +276,23 @@ def test_every_kind_has_its_baselines(specs: dict[str, str], scored: Path) -> No
     rows = read_run(scored)["rows"]
     assert [row["main_score"] for row in rows] == [told["main_score"] for told in read(scored).values()]
     assert rows[0]["bm25"] == find(scored, specs["sts"])[1]["baselines"]["bm25"]
+
+
+@pytest.mark.slow
+def test_what_was_scored_is_said(specs: dict[str, str], scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, told = find(scored, specs["sts"])
+    revision = open_sentence_file(specs["sts"]).fingerprint[:12]
+    assert told["data"] == {"revision": revision, "splits": ["test"], "subsets": ["default"]}
+    mtebruns.show(scored, Console(width=80))
+    shown = capsys.readouterr().out
+    assert all(f"{name} " in shown for name in read(scored))  # no name is broken
+    found = compare_runs(open_files(scored), open_files(scored))
+    pairs = find(scored, specs["pairs"])[1]["metrics"]
+    judges = {kind: kind not in ("clustering", "bitext") for kind in KIND_NAMES}
+    judges["pairs"] = pairs["max_ap"] == pairs["cosine_ap"]
+    assert {one.task for one in found if one.judges} == {
+        find(scored, specs[kind])[0] for kind, told in judges.items() if told
+    }
 
 
 def load(texts: list[str]) -> Any:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr, ttest_ind_from_stats
 from seqeval.metrics import f1_score as span_f1
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 
 from turncoder.errors import UserError
 from turncoder.evaluate.significance import bootstrap, bootstrap_items, compare_seeds
@@ -80,15 +80,18 @@ def test_words_without_a_label_are_not_compared():
         bootstrap([[""]], [["A"]], [["A"]])
 
 
-@pytest.mark.parametrize("ranked", [False, True], ids=["means", "spearman"])
-def test_items_are_compared_as_a_loop_over_drawn_items_does(ranked):
+@pytest.mark.parametrize("kind", ["means", "spearman", "average_precision"])
+def test_items_are_compared_as_a_loop_over_drawn_items_does(kind):
     rng = np.random.default_rng(3)
-    gold_N = rng.integers(0, 4, 30).astype(float)  # with ties
-    first_N, second_N = gold_N + rng.normal(size=30) * 2, gold_N + rng.normal(size=30)
-    found = bootstrap_items(first_N, second_N, gold=gold_N if ranked else None, samples=150, seed=5)
+    gold_N = rng.integers(0, 2 if kind == "average_precision" else 4, 30).astype(float)  # with ties
+    first_N, second_N = (np.round(gold_N + rng.normal(size=30) * noise, 1) for noise in (2, 1))
+    told = {} if kind == "means" else {"gold": gold_N, "follows": kind}
+    found = bootstrap_items(first_N, second_N, **told, samples=150, seed=5)
 
     def follow(score_N, place_N):
-        return spearmanr(score_N[place_N], gold_N[place_N]).statistic if ranked else score_N[place_N].mean()
+        if kind == "average_precision":
+            return average_precision_score(gold_N[place_N], score_N[place_N])
+        return score_N[place_N].mean() if kind == "means" else spearmanr(score_N[place_N], gold_N[place_N]).statistic
 
     draws = np.random.default_rng(5)
     places = np.concatenate([draws.integers(30, size=(100, 30)), draws.integers(30, size=(50, 30))])
@@ -98,6 +101,18 @@ def test_items_are_compared_as_a_loop_over_drawn_items_does(ranked):
     assert [found["low"], found["high"]] == pytest.approx(list(np.percentile(differences, (2.5, 97.5))))
     strayed = sum(abs(one - observed) >= abs(observed) - 1e-12 for one in differences)
     assert found["p"] == pytest.approx((strayed + 1) / 151)
+
+
+def test_items_are_drawn_within_their_parts():
+    scores, others = np.arange(12.0), np.arange(12.0)
+    others[:3] = 9.0
+    found = bootstrap_items(scores, others, parts=["few"] * 3 + ["many"] * 9, samples=200)
+    assert found["first"] == pytest.approx((scores[:3].mean() + scores[3:].mean()) / 2)
+    assert found["difference"] == pytest.approx(4)  # of the pooled items it is 2
+    one, same = (bootstrap_items(scores, others[::-1], parts=parts) for parts in (None, ["all"] * 12))
+    assert one == same
+    apart = bootstrap_items(scores, scores[::-1], parts=[str(place) for place in range(12)])
+    assert apart["low"] == apart["high"] == 0  # each is drawn once, always
 
 
 def test_scores_of_different_items_are_refused():

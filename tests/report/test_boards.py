@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +9,7 @@ from scipy.stats import ttest_ind_from_stats
 
 from run_folders import make_run, make_sentences_run, make_turn, make_words_run
 from turncoder.report.boards import Board, Named, Value, build_models, gather_seeds, group_runs
+from turncoder.report.comparison import Difference
 from turncoder.report.runrows import open_files
 from turncoder.report.taskboards import build_tasks, build_words
 
@@ -22,6 +24,10 @@ def change(folder, **parts):
     record = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**record, **parts}))
     return folder
+
+
+def compared(first, second, difference, p=0.001):
+    return Difference("", "", "", first, second, {"difference": difference, "p": p})
 
 
 @given(scores, st.sampled_from(["loss", "accuracy"]))
@@ -54,12 +60,26 @@ def test_seeds_and_items_both_have_to_tell_runs_apart():
     values = {("a", "accuracy"): Value(0.9, 0.01, 3), ("b", "accuracy"): Value(0.5, 0.01, 3)}
     board = Board("", values, {"accuracy": "top-1"})
     assert board.find_best("accuracy") == "a"
-    board.judge("accuracy", "b", "a", False)
+    board.judge("accuracy", compared("b", "a", 0.4, p=0.2))
     assert board.find_best("accuracy") is None
     single = Board("", {("a", "mrr@10"): Value(0.5, 0.05), ("b", "mrr@10"): Value(0.45, 0.05)}, {"mrr@10": "MRR@10"})
     assert single.find_best("mrr@10") is None
-    single.judge("mrr@10", "a", "b", True)  # paired is sharper than two standard errors
+    single.judge("mrr@10", compared("a", "b", -0.05))  # paired is sharper than two standard errors
     assert single.find_best("mrr@10") == "a"
+
+
+def test_a_test_of_another_score_or_in_the_other_direction_marks_nothing():
+    for found, best in (
+        (compared("a", "b", 0.2), "b"),
+        (compared("b", "a", -0.2), "b"),
+        (compared("a", "b", -0.3), None),
+        (compared("b", "a", 0.3), None),
+        (replace(compared("a", "b", 0.2), judges=False), None),
+        (replace(compared("a", "b", 0.2), found=None), None),
+    ):
+        board = Board("", {("a", "f1"): Value(0.5), ("b", "f1"): Value(0.7)}, {"f1": "F1"})
+        board.judge("f1", found)
+        assert board.find_best("f1") == best, found
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_with_a_deviation(tmp_path):
@@ -120,15 +140,33 @@ def test_tasks_have_a_mean_where_all_runs_were_scored_on_the_same(tmp_path):
     one, other = make_sentences_run(tmp_path / "a"), make_sentences_run(tmp_path / "b", better=0.5)
     board, warnings = build_tasks("sentences", name(one, other))
     assert not warnings
-    assert board.values["a", "mean"].mean == pytest.approx((0.4 + 0.2) / 2)
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    scores = [told["main_score"] for told in results["tasks"].values()]
+    assert board.values["a", "mean"].mean == pytest.approx(sum(scores) / 2)
     assert board.models == ["a", "b", "BM25", "TF-IDF", "a: static", "b: static"]
-    board, warnings = build_tasks("sentences", name(one, make_sentences_run(tmp_path / "c", texts=30)))
+    board, warnings = build_tasks("sentences", name(one, make_sentences_run(tmp_path / "c", revision="r2")))
     assert "mean" not in board.headings and len(board.headings) == 4
     assert len(warnings) == 2 and "neither averaged nor ranked together" in warnings[0]
-    results = json.loads((other / "results.json").read_text())
-    results["tasks"]["sts"]["baselines"]["bm25"] = 0.6  # what counts words tells other data
-    (other / "results.json").write_text(json.dumps(results))
-    assert ["sts" in one for one in build_tasks("sentences", name(one, other))[1]] == [True]
     fewer = make_sentences_run(tmp_path / "d", tasks=("sts",))
     board, warnings = build_tasks("sentences", name(one, fewer))
     assert ("d", "mean") not in board.values and ("a", "mean") in board.values and not warnings
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({"fingerprint": "f", "baselines": {}, "texts": 7}, {"fingerprint": "f", "baselines": {"bm25": 0.5}}, True),
+        ({"fingerprint": "f"}, {"fingerprint": "g"}, False),
+        ({"baselines": {}, "items": None}, {}, True),
+        ({"data": {"revision": "r1", "splits": ["test"], "subsets": ["de"]}}, {}, False),
+        ({"data": {"revision": "r1", "splits": ["dev"], "subsets": ["default"]}}, {}, False),
+    ],
+)
+def test_data_are_told_by_their_fingerprint_or_revision_and_parts_alone(tmp_path, one, other, same):
+    folders = [make_sentences_run(tmp_path / folder, tasks=("sts",)) for folder in "ab"]
+    for folder, change in zip(folders, (one, other), strict=True):
+        results = json.loads((folder / "results.json").read_text())
+        results["tasks"]["sts"] |= change
+        (folder / "results.json").write_text(json.dumps(results))
+    board, warnings = build_tasks("sentences", name(*folders))
+    assert (len(board.headings), bool(warnings)) == ((1, False) if same else (2, True))

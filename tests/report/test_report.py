@@ -1,10 +1,11 @@
 import io
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from run_folders import make_run, make_sentences_run, make_words_run
+from run_folders import make_run, make_sentences_run, make_turn, make_words_run
 from turncoder.cli import main
 from turncoder.errors import UserError
 from turncoder.evaluate.significance import bootstrap, bootstrap_items
@@ -156,12 +157,11 @@ def test_a_run_on_words_that_is_not_done_or_broken(tmp_path):
     assert "no evaluation yet (done)" in shown([read_run(folder)])
 
 
-def test_a_narrow_console_shows_everything(tmp_path):
+def test_a_narrow_console_shows_everything(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = ("a-rather-long-name-of-a-run", "b", "c")
-    runs = [read_run(make_words_run(tmp_path / name, ("upos", "ner"))) for name in names[:2]]
-    runs.append(read_run(make_run(tmp_path / "c")))
-    for name, run in zip(names, runs, strict=True):
-        run["name"] = name
+    runs = [read_run(make_words_run(Path(name), ("upos", "ner"))) for name in names[:2]]
+    runs.append(read_run(make_run(Path("c"))))
     text = shown(runs, width=80)
     assert "…" not in text
     assert all(len(line) <= 80 for line in text.splitlines())
@@ -170,7 +170,8 @@ def test_a_narrow_console_shows_everything(tmp_path):
 
 
 @pytest.mark.parametrize("stages", [["mntp"], ["simcse"], ["supervised"], ["turn"], ["mntp", "simcse", "supervised"]])
-def test_names_and_numbers_are_whole_at_80_columns(tmp_path, stages):
+def test_names_and_numbers_are_whole_at_80_columns(tmp_path, monkeypatch, stages):
+    monkeypatch.chdir(tmp_path)
     scores = {
         "mntp": {"loss": 12.345, "perplexity": 403.4, "accuracy": 0.123, "top5_accuracy": 0.345},
         "simcse": {"loss": 2.345, "alignment": 0.123, "uniformity": -2.345, "sts_spearman": 0.512},
@@ -179,13 +180,13 @@ def test_names_and_numbers_are_whole_at_80_columns(tmp_path, stages):
     }
     runs = []
     for stage in stages:
-        folder = make_run(tmp_path / stage, results=False)
+        folder = make_run(Path("runs", stage[:4]), results=False)
         record = json.loads((folder / "run.json").read_text())
         results = {"rows": [{"name": "causal", **scores[stage]}]} if stage == "turn" else scores[stage]
         later = {"stage": stage, "results": results, "tokens": 123_456_789, "wall_time_s": 12_345}
         (folder / "run.json").write_text(json.dumps({**record, **later}))
         (folder / "metrics.jsonl").write_text(json.dumps({"step": 10_000, "loss": 1.0}) + "\n")
-        runs.append({**read_run(folder), "name": f"runs/{stage[:4]}"})
+        runs.append(read_run(folder))
     lines = [[cell.strip() for cell in line.split("│")] for line in shown(runs, width=80).splitlines()]
     rows = {line[0]: set(line[1:]) for line in lines}
     for stage, run in zip(stages, runs, strict=True):
@@ -194,6 +195,36 @@ def test_names_and_numbers_are_whole_at_80_columns(tmp_path, stages):
         assert {f"{value:.3f}" for value in scores[stage].values() if value not in (403.4, 0.123, 0.345)} <= found
         assert stage != "mntp" or {"403.4", "12.3 %", "34.5 %"} <= found
         assert stage == "turn" or {"10,000", "123.5 M", "205.8 min"} <= found
+
+
+def test_columns_that_have_no_room_get_a_table_of_their_own_and_names_are_whole(tmp_path):
+    (tmp_path / "run").mkdir()
+    names = ("pair_classification_paws", "mmlu_flan_n_shot_generative_professional_law", "cola")
+    metrics = dict.fromkeys(("acc", "acc_norm", "perplexity", "exact_match", "bits_per_byte"), 0.125)
+    tasks = {name: {"metrics": metrics, "stderr": dict.fromkeys(metrics, 0.25)} for name in names}
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"stage": "language", "status": "done", "config": {}}))
+    (tmp_path / "run" / "results.json").write_text(json.dumps({"tasks": tasks}))
+    lines = shown([read_run(tmp_path / "run")], width=80).splitlines()
+    assert all(len(line) <= 80 for line in lines) and not any("…" in line for line in lines)
+    for name in names:
+        assert sum(line.count("0.125 ±0.25") for line in lines if line.startswith(f"{name} ")) == len(metrics)
+    scored = make_sentences_run(tmp_path / "scored", tasks=("sts",))
+    results = json.loads((scored / "results.json").read_text())
+    results["tasks"] = {"BulgarianStoreReviewSentimentClassfication": results["tasks"]["sts"]}
+    (scored / "results.json").write_text(json.dumps(results))
+    text = shown([read_run(scored)], width=80)
+    assert "\nBulgarianStoreReviewSentimentClassfication " in text and "\n(cosine_spearman) " in text
+
+
+def test_runs_of_other_data_are_said_below_the_table(tmp_path):
+    sentences = [make_sentences_run(tmp_path / name, revision=name) for name in ("a", "b")]
+    words = [make_words_run(tmp_path / f"words-{count}", sentences=count) for count in (100, 200)]
+    turns = [make_turn(tmp_path / f"turn-{name}", fingerprint=name) for name in ("x", "y")]
+    text = " ".join(shown(read_runs([*sentences, *words, *turns])).split())
+    for told in ("sts: ", "find: ", "upos: ", "From decoder to encoder: not measured on the same data"):
+        assert f"warning: {told}" in text
+    assert text.count("neither averaged nor ranked together") == 4
+    assert "warning" not in shown(read_runs([sentences[0], words[0], turns[0]]))
 
 
 def test_scores_of_machamp_stand_in_the_same_table(tmp_path, capsys):
@@ -244,8 +275,9 @@ def test_tasks_on_sentences_have_their_main_score_and_what_stands_beside_it(tmp_
     assert [row["model"] for row in runs[0]["rows"]] == ["sts (cosine_spearman)", "find (ndcg_at_10)"]
     text = shown(runs)
     assert all(part in text for part in ("score", "BM25", "TF-IDF", "static", "0.700", "0.310"))
+    assert "warning" not in text
     assert "second minus first, paired bootstrap over items:" in text
-    for task, told in (("sts", "spearman"), ("find", "ndcg_at_10")):
+    for task, told in (("sts", "cosine_spearman"), ("find", "ndcg_at_10")):
         items = [json.loads((tmp_path / name / "items" / f"{task}.json").read_text()) for name in ("a", "b")]
         parts = [one["parts"]["test/default"] for one in items]
         scores = [part["cosine" if "gold" in part else "score"] for part in parts]

@@ -87,6 +87,44 @@ def test_runs_of_other_data_are_said_and_have_tables_of_their_own(tmp_path):
     assert again.count("| model | MRR@10 | STS |") == 1 and "| c minus a | + SimCSE: MRR@10 |" in again
 
 
+def test_every_stage_on_tasks_has_a_picture_of_its_scores(tmp_path):
+    """Of all of them, but for those of another size; and baselines stand in it."""
+    glue = {"cola": {"matthews": 0.25}, "mrpc": {"accuracy": 0.75, "f1": 0.5}}
+    language = {"lambada": {"perplexity": 20.0, "acc": 0.25}, "arc": {"acc": 0.5}, "wikitext": {"bits_per_byte": 0.9}}
+    folders = []
+    for stage, scores in (("glue", glue), ("language", language)):
+        for name, more in (("a", 0.0), ("b", 0.0625)):
+            folder = tmp_path / f"{stage}-{name}"
+            folder.mkdir()
+            tasks = {}
+            for task, told in scores.items():
+                mean = {metric: score + more for metric, score in told.items()}
+                std = dict.fromkeys(told, 0.01)
+                tasks[task] = {"metrics": list(told), "mean": mean, "std": std, "seeds": {"1": {}, "2": {}}}
+                if stage == "language":
+                    tasks[task] = {"metrics": mean, "stderr": std}
+                tasks[task]["test_file"] = "test.csv"
+            (folder / "results.json").write_text(json.dumps({"tasks": tasks, "train_mode": "probe"}))
+            (folder / "run.json").write_text(json.dumps({"stage": stage, "status": "done", "config": {}}))
+            folders.append(folder)
+    folders += [make_sentences_run(tmp_path / name, better=better) for name, better in (("s", 0.0), ("t", 0.5))]
+    page = check_page(report(*folders, output=tmp_path / "a.html"))
+    labels = [attrs["aria-label"] for tag, attrs in page.tags if attrs.get("role") == "img"]
+    assert labels[:4] == [
+        "score (%) by task: glue-a 25 to 75, glue-b 31.2 to 81.2",
+        "score by task: language-a 0.25 to 0.5, language-b 0.312 to 0.562",
+        "perplexity by task: language-a 20 to 20, language-b 20.1 to 20.1",
+        "bits_per_byte by task: language-a 0.9 to 0.9, language-b 0.963 to 0.963",
+    ]
+    told = {run: json.loads((tmp_path / run / "results.json").read_text())["tasks"].values() for run in "st"}
+    low, high = ([pick(one["main_score"] for one in told[run]) for run in "st"] for pick in (min, max))
+    runs = ", ".join(f"{run} {low[at]:.3g} to {high[at]:.3g}" for at, run in enumerate("st"))
+    static = "s: static 0.31 to 0.31, t: static 0.315 to 0.315"
+    assert labels[4] == f"score by task: {runs}, BM25 0.7 to 0.7, TF-IDF 0.71 to 0.71, {static}"
+    for told in ("mrpc (accuracy)", "lambada", "find", "hollow: baselines", "bars: standard error"):
+        assert told in page.text, told
+
+
 def test_the_best_is_bold_where_items_and_seeds_tell_it_from_every_other(tmp_path):
     other = make_words_run(tmp_path / "other", sentences=100)
     runs = [make_words_run(tmp_path / name, error=error) for name, error in (("poor", 0.4), ("good", 0.05))]
@@ -101,7 +139,7 @@ def test_the_best_is_bold_where_items_and_seeds_tell_it_from_every_other(tmp_pat
     text = report(*tasks, output=tmp_path / "c.md")
     rows = {line.split("|")[1].strip(): line for line in text.split("\n") if line.startswith("| ")}
     assert "**" not in rows["sts (cosine\\_spearman)"]  # BM25 is ahead, and has no items
-    assert "| scored-0.5 minus scored-0.0 | sts: spearman |" in text
+    assert "| scored-0.5 minus scored-0.0 | sts: cosine\\_spearman |" in text
 
 
 def test_a_run_that_is_not_done_and_one_of_nothing_are_marked(tmp_path):

@@ -273,6 +273,7 @@ def _score(config: SentencesConfig, folder: Path, model: EncoderModel, task: Abs
         write_atomically(folder / place, json.dumps({"task": name, **items}) + "\n")
     return {
         "type": task.metadata.type,
+        "data": {"revision": task.metadata.revision, "splits": task.eval_splits, "subsets": task.hf_subsets},
         "main_metric": task.metadata.main_score,
         **_take(result),
         "baselines": baselines,
@@ -348,11 +349,11 @@ def show(folder: Path, console: Console) -> None:
     table = Table(pad_edge=False, collapse_padding=True)
     results = read_json(folder / "results.json")["tasks"]
     columns = [name for name in BASELINES if any(name in told["baselines"] for told in results.values())]
-    for title in ("task", "metric", "score", *columns, "texts"):
-        named = title in ("task", "metric")
+    for title in ("task", "score", *columns, "texts"):
+        named = title == "task"
         table.add_column(title, justify="left" if named else "right", overflow="fold", no_wrap=not named)
     for task, told in results.items():
         scores = [told["main_score"], *(told["baselines"].get(name) for name in columns)]
         cells = ["" if score is None else f"{score:.4f}" for score in scores]
-        table.add_row(task, told["main_metric"], *cells, f"{told['texts']:,}")
+        table.add_row(f"{task} ({told['main_metric']})", *cells, f"{told['texts']:,}")
     console.print(table)

@@ -1,6 +1,6 @@
 """How sure a difference between two runs on the same sentences is.
 
-Shapes: S sentences, K classes (1 where all are pooled), N items, B resampled test files.
+Shapes: S sentences, K classes (1 where all are pooled), N items, V scores that differ, B resampled test files.
 """
 
 import math
@@ -12,10 +12,11 @@ import numpy as np
 from turncoder.errors import UserError
 from turncoder.evaluate.words import tally
 
-__all__ = ["bootstrap", "bootstrap_items", "compare_seeds"]
+__all__ = ["Follows", "bootstrap", "bootstrap_items", "compare_seeds"]
 
 BLOCK = 100  # resampled test files at a time
 Metric = Literal["token_accuracy", "span_f1", "macro_f1"]
+Follows = Literal["spearman", "average_precision"]
 
 
 def bootstrap(
@@ -89,6 +90,8 @@ def bootstrap_items(
     second: Sequence[float],
     *,
     gold: Sequence[float] | None = None,
+    follows: Follows = "spearman",
+    parts: Sequence[str] | None = None,
     samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -99,7 +102,11 @@ def bootstrap_items(
     first, second
         A score for each item, whose means are compared.
     gold
-        What the scores ought to follow; Spearman's correlations with it are compared then.
+        What the scores ought to follow; how well they do is compared then.
+    follows
+        By which measure: Spearman's correlation, or the average precision, of which ``gold`` is 1 or 0.
+    parts
+        The part of the data that each item is of: items are drawn within each, and the mean over parts is compared.
     samples, seed
         As for `bootstrap`.
 
@@ -115,28 +122,47 @@ def bootstrap_items(
     """
     score_2N = [np.asarray(one, dtype=np.float64) for one in (first, second)]
     count = len(score_2N[0])
-    if not count or {len(one) for one in (*score_2N, score_2N[0] if gold is None else gold)} != {count}:
+    others = [one for one in (gold, parts) if one is not None]
+    if not count or {len(one) for one in (*score_2N, *others)} != {count}:
         raise UserError(f"{count} and {len(score_2N[1])} scores are not of the same items; evaluate both again")
     rng = np.random.default_rng(seed)
     gold_N = None if gold is None else np.asarray(gold, dtype=np.float64)
-    observed = [float(_follow(one[None], gold_N)[0]) for one in score_2N]
+    follow = _average_precision if follows == "average_precision" else _correlate
+    part_N = np.unique(np.zeros(count) if parts is None else np.asarray(parts), return_inverse=True)[1]
+    places = [np.flatnonzero(part_N == part) for part in range(part_N.max() + 1)]
+
+    def score(item_BN: np.ndarray) -> list[np.ndarray]:
+        return [one[item_BN].mean(axis=1) if gold_N is None else follow(one, gold_N, item_BN) for one in score_2N]
+
+    observed = np.mean([score(place_N[None]) for place_N in places], axis=0)[:, 0]
     drawn = []
     for start in range(0, samples, BLOCK):
-        item_BN = rng.integers(count, size=(min(BLOCK, samples - start), count))
-        chosen_BN = None if gold_N is None else gold_N[item_BN]
-        drawn.append(_follow(score_2N[1][item_BN], chosen_BN) - _follow(score_2N[0][item_BN], chosen_BN))
-    return _judge(observed, np.concatenate(drawn))
+        rows = min(BLOCK, samples - start)
+        found = [score(place_N[rng.integers(len(place_N), size=(rows, len(place_N)))]) for place_N in places]
+        drawn.append(np.subtract(*np.mean(found, axis=0)[::-1]))
+    return _judge([float(one) for one in observed], np.concatenate(drawn))
 
 
-def _follow(score_BN: np.ndarray, gold_BN: np.ndarray | None) -> np.ndarray:
-    """Give the means (B,), or Spearman's correlations with ``gold_BN``; 0 where one side is constant."""
-    if gold_BN is None:
-        return score_BN.mean(axis=1)
+def _correlate(score_N: np.ndarray, gold_N: np.ndarray, item_BN: np.ndarray) -> np.ndarray:
+    """Give Spearman's correlations (B,); 0 where one side is constant."""
     from scipy.stats import rankdata
 
-    rank_BN, other_BN = (rankdata(one, axis=-1) - (one.shape[-1] + 1) / 2 for one in (score_BN, gold_BN))
+    rank_BN, other_BN = (rankdata(one[item_BN], axis=-1) - (item_BN.shape[-1] + 1) / 2 for one in (score_N, gold_N))
     norm_B = np.sqrt((rank_BN**2).sum(axis=-1) * (other_BN**2).sum(axis=-1))
     return np.divide((rank_BN * other_BN).sum(axis=-1), norm_B, out=np.zeros(norm_B.shape), where=norm_B > 0)
+
+
+def _average_precision(score_N: np.ndarray, gold_N: np.ndarray, item_BN: np.ndarray) -> np.ndarray:
+    """Give the average precisions (B,); 0 where nothing is to be found. Items are counted by score (V), not sorted."""
+    levels_V, level_N = np.unique(-score_N, return_inverse=True)
+    shape = len(item_BN), len(levels_V)
+    place_BN = level_N[item_BN] + shape[1] * np.arange(shape[0])[:, None]
+    right_BV, count_BV = (
+        np.bincount(place_BN.ravel(), weights, shape[0] * shape[1]).reshape(shape)
+        for weights in (gold_N[item_BN].ravel(), None)
+    )
+    precision_BV = right_BV.cumsum(axis=1) / np.maximum(1, count_BV.cumsum(axis=1))
+    return (precision_BV * right_BV).sum(axis=1) / np.maximum(1, right_BV.sum(axis=1))
 
 
 def compare_seeds(first: tuple[float, float, int], second: tuple[float, float, int]) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+from turncoder.report.comparison import Difference
 from turncoder.report.page import Cell, Table
 from turncoder.report.runrows import HEADINGS, OVER_SEEDS, RunFiles, list_rows, tell_score
 
@@ -113,9 +114,13 @@ class Board:
         """The models, in order."""
         return list(dict.fromkeys(model for model, _ in self.values))
 
-    def judge(self, measure: str, first: str, second: str, sure: bool) -> None:
-        """Note whether two models can be told apart."""
-        self.sure[measure, first, second] = self.sure[measure, second, first] = sure
+    def judge(self, measure: str, one: Difference) -> None:
+        """Note whether two models can be told apart: by the score that the board shows, in the direction it shows."""
+        first, second = (self.values.get((model, measure)) for model in (one.first, one.second))
+        if one.found is None or not one.judges or first is None or second is None:
+            return
+        sure = one.found["p"] < SURE and one.found["difference"] * (second.mean - first.mean) > 0
+        self.sure[measure, one.first, one.second] = self.sure[measure, one.second, one.first] = sure
 
     def find_best(self, measure: str) -> str | None:
         """Find the model that is ahead of every other by more than the error; None where there is none."""

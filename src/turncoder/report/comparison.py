@@ -12,6 +12,10 @@ from turncoder.report.runrows import SCORES, RunFiles
 
 __all__ = ["Difference", "compare_rungs", "compare_runs", "find_predictions"]
 
+FOLLOWED = {"spearman": "cosine_spearman", "average_precision": "cosine_ap"}
+"""Measures of pairs, as mteb calls them."""
+NEAR = 0.001  # items are rounded, and folds need not be of one size
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -31,6 +35,8 @@ class Difference:
         What the numbers are shown times: 100 for percent.
     why
         Why not.
+    judges
+        Whether what is compared is the score of the table.
     """
 
     task: str
@@ -41,6 +47,7 @@ class Difference:
     found: dict[str, float] | None = None
     scale: int = 1
     why: str = ""
+    judges: bool = True
 
     def tell(self) -> str:
         """Say it in one line."""
@@ -115,28 +122,40 @@ def find_predictions(run: RunFiles, task: str) -> Path | None:
 
 
 def _compare_items(first: RunFiles, second: RunFiles, names: tuple[str, str], only: str | None) -> Iterator[Difference]:
-    from turncoder.evaluate.significance import bootstrap_items
+    from turncoder.evaluate.significance import Follows, bootstrap_items
 
     for task, told in first.results.get("tasks", {}).items():
         one, other = _read_items(first, task), _read_items(second, task)
         if only not in (None, task) or one is None or other is None:
             continue
-        common: dict[str, Any] = {"task": task, "metric": told["main_metric"], "told": one.metric}
-        common |= {"first": names[0], "second": names[1]}
-        if (one.names, one.gold) != (other.names, other.gold):
-            yield Difference(**common, why="the items differ")
+        main = str(told["main_metric"])
+        common: dict[str, Any] = {"task": task, "metric": main, "first": names[0], "second": names[1]}
+        if (one.names, one.parts, one.gold) != (other.names, other.parts, other.gold):
+            yield Difference(**common, told=main, why="the items differ")
             continue
-        yield Difference(**common, found=bootstrap_items(one.scores, other.scores, gold=one.gold))
+        if any(map(math.isnan, one.scores + other.scores)):
+            yield Difference(**common, told=main, why="an item has no score")
+            continue
+        kind: Follows = "average_precision" if told.get("type") == "PairClassification" else "spearman"
+        name = one.metric if one.gold is None else FOLLOWED[kind]
+        found = bootstrap_items(one.scores, other.scores, gold=one.gold, follows=kind, parts=one.parts)
+        shown = {side: run.results["tasks"][task]["main_score"] for side, run in (("first", first), ("second", second))}
+        near = all(score is not None and abs(score - found[side]) < NEAR for side, score in shown.items())
+        # max_ap is that of the best of several similarities, which often is not the cosine
+        judges = near and main in (name, name.replace("cosine_ap", "max_ap"))
+        note = main if judges else f"{name} of the items, not the {main} of the table"
+        yield Difference(**common, told=note, found=found, judges=judges)
 
 
 @dataclass(frozen=True)
 class _Items:
-    """Scores of single queries, pairs or texts, in the order of their names; ``gold`` is people's, of pairs.
+    """Scores of single queries, pairs or texts, in the order of their parts and names; ``gold`` is people's, of pairs.
 
-    ``metric`` is what is compared: the mean of the items' own, or the rank correlation of pairs with ``gold``.
+    ``metric`` is whose mean over the parts is compared, where there is no ``gold``.
     """
 
     metric: str
+    parts: list[str]
     names: list[str]
     scores: list[float]
     gold: list[float] | None
@@ -155,17 +174,17 @@ def _read_items(run: RunFiles, task: str) -> _Items | None:
         raise UserError(f"{path} is broken ({type(error).__name__}: {error}); evaluate again") from None
     if not rows:
         return None
-    names, scores, gold = (list(column) for column in zip(*rows, strict=True))
-    return _Items(metric, names, scores, None) if math.isnan(gold[0]) else _Items("spearman", names, scores, gold)
+    parts, names, scores, gold = (list(column) for column in zip(*rows, strict=True))
+    return _Items(metric, parts, names, scores, None if math.isnan(gold[0]) else gold)
 
 
-def _list_items(name: str, part: dict[str, list[Any]]) -> Iterator[tuple[str, float, float]]:
-    """List the items of a part: name, score, and what people say, or not a number."""
+def _list_items(name: str, part: dict[str, list[Any]]) -> Iterator[tuple[str, str, float, float]]:
+    """List the items of a part: part, name, score, and what people say, or not a number."""
     scores = part["cosine"] if "gold" in part else part["score"]
     gold = part.get("gold", [math.nan] * len(scores))
     ids = part.get("id", [f"{number:09d}" for number in range(len(scores))])
     for one, score, right in zip(ids, scores, gold, strict=True):
-        yield f"{name}/{one}", float(score), float(right)
+        yield name, str(one), math.nan if score is None else float(score), float(right)
 
 
 def compare_rungs(run: RunFiles, first: str, second: str) -> Difference | None:

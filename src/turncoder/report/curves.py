@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from turncoder.report.plots import MARKERS
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["LINES", "Line", "draw_lines", "draw_map", "draw_scores", "name_one"]
+__all__ = ["LINES", "Line", "draw_dots", "draw_lines", "draw_map", "draw_scores", "name_one"]
 
 LINES = 12
 """Lines that are told apart in one drawing."""
@@ -48,6 +48,9 @@ SETTINGS: dict[Any, Any] = {
 }
 WIDTH = 4.7  # inches: small letters are still letters on a telephone
 LONGEST = 28
+SCREEN = 20  # rows: of more the axis is above as well
+SPREAD = 0.5  # of a row
+Place = Literal["outside lower center", "outside upper center"]
 
 
 @dataclass(frozen=True)
@@ -106,19 +109,45 @@ def draw_scores(name: str, rows: Sequence[tuple[str, float, float | None]], acro
     across
         What is drawn.
     """
+    errors = [error or 0 for _, _, error in rows]
+    line = Line("", [score for _, score, _ in rows], range(len(rows)), errors if any(errors) else None)
+    return draw_dots(name, [model for model, _, _ in rows], [line], across)
+
+
+def draw_dots(name: str, rows: Sequence[str], lines: Sequence[Line], across: str, baselines: int = 0) -> str:
+    """Draw points in rows, the first at the top, each line in its own colour and marker; see `draw_lines`.
+
+    Parameters
+    ----------
+    name
+        As for `draw_lines`.
+    rows
+        What they are.
+    lines
+        Scores, and the numbers of their rows.
+    across
+        What is drawn.
+    baselines
+        The last so many lines are hollow.
+    """
     from matplotlib.ticker import MaxNLocator
 
-    with _settle(0.75 + 0.24 * len(rows)) as figure:
+    long = len(rows) > SCREEN
+    with _settle(0.75 + 0.24 * len(rows) + 0.1 * len(lines)) as figure:
         axes = figure.add_subplot()
-        bars = [[error or 0 for _, _, error in rows]]
-        places = list(range(len(rows)))
-        look = {**_look(0, True), "linestyle": "none"}
-        axes.errorbar([score for _, score, _ in rows], places, xerr=bars if any(bars[0]) else None, **look)
-        axes.set_yticks(places, [_shorten(model) for model, _, _ in rows])
+        for number, line in enumerate(lines):
+            look = {**_look(number, True), "linestyle": "none"}
+            if number >= len(lines) - baselines:
+                look["markerfacecolor"] = "none"
+            shift = SPREAD * ((number + 0.5) / len(lines) - 0.5)  # or equal scores would hide each other
+            axes.errorbar(line.x, [row + shift for row in line.y], xerr=line.error, label=_shorten(line.name), **look)
+        axes.set_yticks(range(len(rows)), [_shorten(row) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="x", top=long, labeltop=long)
         axes.set_xlabel(across)
         axes.xaxis.set_major_locator(MaxNLocator(6))
+        _explain(figure, axes, "outside upper center")
         return _write(figure, name)
 
 
@@ -168,12 +197,12 @@ def _look(number: int, marked: bool) -> dict[str, Any]:
     }
 
 
-def _explain(figure: "Figure", axes: "Axes") -> None:
-    """Put a legend below, where there is something to tell apart."""
+def _explain(figure: "Figure", axes: "Axes", place: Place = "outside lower center") -> None:
+    """Put a legend below or above, where there is something to tell apart."""
     handles, names = axes.get_legend_handles_labels()
     if len(names) > 1:
         columns = 3 if max(map(len, names)) < 14 else 2
-        figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), columns))
+        figure.legend(handles, names, loc=place, ncols=min(len(names), columns))
 
 
 def name_one(lines: Sequence[Line]) -> str:

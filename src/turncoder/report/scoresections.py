@@ -2,15 +2,16 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
-from turncoder.report.boards import SURE, Board, Named, build_models, gather_seeds, group_runs
+from turncoder.report.boards import LOWER, Board, Named, build_models, gather_seeds, group_runs
 from turncoder.report.comparison import Difference, compare_rungs, compare_runs
-from turncoder.report.curves import draw_scores
+from turncoder.report.curves import LINES, Line, draw_dots, draw_scores
 from turncoder.report.page import Code, Fold, Lines, Part, Picture, Section, Table
+from turncoder.report.runrows import OVER_SEEDS
 from turncoder.report.taskboards import SEPARATE, build_tasks, build_words
 
-__all__ = ["build_scores"]
+__all__ = ["build_scores", "find_differing"]
 
 MOST = 10
 """Runs that are compared with the first, and with the best."""
@@ -27,6 +28,8 @@ TITLES = {
     "language": "Language model",
     "sentences": "Sentences",
 }
+SCORED = ("glue", "language", "sentences")
+"""Stages whose tasks are the rows of one board."""
 MARKED = (
     "The best value of a column is bold and underlined, but only where it is ahead of every other by more than the "
     "error of the difference: Welch's t-test over seeds (p < 0.05), a paired bootstrap where the same items were "
@@ -35,38 +38,48 @@ MARKED = (
 )
 
 
-def build_scores(runs: Sequence[Named]) -> tuple[list[Section], list[str]]:
-    """Build a section for each stage, and warnings where data differ.
+def build_scores(runs: Sequence[Named]) -> list[Section]:
+    """Build a section for each stage.
 
     Parameters
     ----------
     runs
         Of any stages.
     """
-    sections: list[Section] = []
-    warnings: list[str] = []
+    sections = []
+    for stage, own in _group_stages(runs).items():
+        if stage in SCORED:
+            parts = _show_tasks(stage, own)
+        else:
+            parts = _show_words(own) if stage == "words" else _show_models(stage, own)
+        sections.append(Section(TITLES.get(stage, stage or "Run"), parts))
+    return sections
+
+
+def find_differing(runs: Sequence[Named]) -> list[str]:
+    """Say which runs were not measured on the same data, a warning for each stage or task of which that is so."""
+    warnings = []
+    for stage, own in _group_stages(runs).items():
+        if stage in SCORED:
+            warnings += build_tasks(stage, own)[1]
+        elif stage == "words":
+            warnings += build_words(own)[1]
+        elif len(groups := group_runs(own)) > 1:
+            told = "; ".join(", ".join(run.name for run in group) for group in groups)
+            warnings.append(f"{TITLES.get(stage, stage)}: not measured on the same data ({told}): {SEPARATE}.")
+    return warnings
+
+
+def _group_stages(runs: Iterable[Named]) -> dict[str, list[Named]]:
     stages: dict[str, list[Named]] = {}
     for run in runs:
         stages.setdefault(run.files.stage, []).append(run)
-    for stage, own in stages.items():
-        if stage in ("glue", "language", "sentences"):
-            parts, said = _show_tasks(stage, own)
-        elif stage == "words":
-            parts, said = _show_words(own)
-        else:
-            parts, said = _show_models(stage, own)
-        sections.append(Section(TITLES.get(stage, stage or "Run"), parts))
-        warnings += said
-    return sections, warnings
+    return stages
 
 
-def _show_models(stage: str, runs: Sequence[Named]) -> tuple[list[Part], list[str]]:
+def _show_models(stage: str, runs: Sequence[Named]) -> list[Part]:
     groups = group_runs(runs)
     parts: list[Part] = []
-    warnings = []
-    if len(groups) > 1:
-        told = "; ".join(", ".join(run.name for run in group) for group in groups)
-        warnings.append(f"{TITLES.get(stage, stage)}: not measured on the same data ({told}): {SEPARATE}.")
     for number, group in enumerate(groups):
         title = "held-out scores" if len(groups) == 1 else f"held-out scores on data {number + 1}: {_list(group)}"
         named = gather_seeds(group)
@@ -81,11 +94,11 @@ def _show_models(stage: str, runs: Sequence[Named]) -> tuple[list[Part], list[st
         for run in group if stage == "turn" else ():
             parts += _explain_turn(run, alone=len(runs) == 1)
         parts += _tabulate(differences)
-    return parts, warnings
+    return parts
 
 
-def _show_words(runs: Sequence[Named]) -> tuple[list[Part], list[str]]:
-    boards, warnings = build_words(runs)
+def _show_words(runs: Sequence[Named]) -> list[Part]:
+    boards, _ = build_words(runs)
     parts = _tell_missing(runs)
     for number, board in enumerate(boards):
         own = [run for run in runs if run.title in board.models]
@@ -93,30 +106,29 @@ def _show_words(runs: Sequence[Named]) -> tuple[list[Part], list[str]]:
         if found:
             found += _compare(own, _find_highest(board, found[0].metric), board.task)
         for one in found:
-            if one.found is not None:
-                board.judge(one.metric, one.first, one.second, one.found["p"] < SURE)
+            board.judge(one.metric, one)
         parts.append(board.lay_out())
         parts += _tell_marks(board, parts)
         parts += _draw_board(board, DRAWN_WORDS, f"words-{number}") if len(board.models) > 1 else []
         parts += _tabulate(_distinct(found))
-    return parts, warnings
+    return parts
 
 
-def _show_tasks(stage: str, runs: Sequence[Named]) -> tuple[list[Part], list[str]]:
-    board, warnings = build_tasks(stage, runs)
+def _show_tasks(stage: str, runs: Sequence[Named]) -> list[Part]:
+    board, _ = build_tasks(stage, runs)
     parts = _tell_missing(runs)
     if not board.values:
-        return parts, warnings
+        return parts
     found: list[Difference] = []
     for measure in [one for one in board.headings if one != "mean"]:
         task, best = json.loads(measure)[0], _find_highest(board, measure)
         own = [run for run in runs if (run.title, measure) in board.values]
-        found += _compare(own, task=task) + (_compare(own, best, task) if best in [run.title for run in own] else [])
-        for one in found:
-            if one.found is not None and one.task == task:
-                board.judge(measure, one.first, one.second, one.found["p"] < SURE)
+        compared = _compare(own, task=task) + (_compare(own, best, task) if best in [run.title for run in own] else [])
+        for one in compared:
+            board.judge(measure, one)
+        found += compared
     parts += [board.lay_out(), *[Lines([MARKED.replace("column", "row")])] * board.marks]
-    parts += _tabulate(_distinct(found))
+    parts += [*_draw_tasks(board, stage, {run.title for run in runs}), *_tabulate(_distinct(found))]
     examples = [
         (f"{run.name}, {task}" + ("" if side == "text" else f", {side}"), str(text))
         for run in runs[:MOST]
@@ -127,7 +139,7 @@ def _show_tasks(stage: str, runs: Sequence[Named]) -> tuple[list[Part], list[str
     if examples:
         inner: list[Part] = [part for told, text in examples for part in (Lines([told]), Code(text))]
         parts.append(Fold("One text of each task, as the model reads it", inner))
-    return parts, warnings
+    return parts
 
 
 def _tell_marks(board: Board, before: Sequence[Part]) -> list[Part]:
@@ -164,8 +176,8 @@ def _judge_rungs(board: Board, run: Named) -> list[Difference]:
     best = _find_highest(board, "mrr@10")
     for other in board.models if best is not None else ():
         one = compare_rungs(run.files, other, str(best)) if other != best else None
-        if one is not None and one.found is not None:
-            board.judge("mrr@10", other, str(best), one.found["p"] < SURE)
+        if one is not None:
+            board.judge("mrr@10", one)
     places = {
         name.removeprefix("words/"): inner for name, inner in run.files.inner.items() if name.startswith("words/")
     }
@@ -223,6 +235,45 @@ def _draw_board(board: Board, measures: Sequence[str], name: str) -> list[Part]:
         alt = f"{heading}: " + ", ".join(f"{model} {score:.3g}" for model, score, _ in rows)
         drawn.append(Picture(draw_scores(f"{name}-{number}", rows, heading), alt, caption))
     return drawn
+
+
+def _draw_tasks(board: Board, stage: str, runs: Collection[str]) -> list[Part]:
+    """Draw the scores of all tasks in one picture, and measures of another size in their own."""
+    groups: dict[str, list[str]] = {"score": []}
+    names = {measure: json.loads(measure)[:2] if measure != "mean" else ["mean", "mean"] for measure in board.headings}
+    for measure, (_, metric) in names.items():
+        sizes = [abs(value.mean) for (_, name), value in board.values.items() if name == measure]
+        apart = board.forms[measure] in LOWER or any(size > 1 for size in sizes)
+        groups.setdefault(metric if apart else "score", []).append(measure)
+    drawn: list[Part] = []
+    for number, (told, measures) in enumerate(groups.items()):
+        percent = all(board.forms[measure] in OVER_SEEDS for measure in measures)
+        lines = [line for model in board.models if (line := _line_up(board, model, measures, percent)).x]
+        shown, left = lines[:LINES], [line.name for line in lines[LINES:]]
+        if sum(len(line.x) for line in shown) < 2:
+            continue
+        heading = told + (" (%)" if percent else "")
+        hollow = sum(line.name not in runs for line in shown)
+        notes = [f"{heading} by task"] + ["hollow: baselines"] * (hollow > 0)
+        if any(line.error for line in shown):
+            notes.append(f"bars: standard {'error' if stage == 'language' else 'deviation over seeds'}")
+        notes += [f"left out: {', '.join(left)}"] * (left != [])
+        ranges = ", ".join(f"{one.name} {min(one.x):.3g} to {max(one.x):.3g}" for one in shown)
+        tasks = [names[measure][0] for measure in measures]
+        rows = tasks if len({*tasks}) == len(tasks) else [board.headings[measure] for measure in measures]
+        svg = draw_dots(f"{stage}-{number}", rows, shown, heading, hollow)
+        drawn.append(Picture(svg, f"{heading} by task: {ranges}", "; ".join(notes)))
+    return drawn
+
+
+def _line_up(board: Board, model: str, measures: Sequence[str], percent: bool) -> Line:
+    """Give what a model has of some measures, and their places among them."""
+    scale = 100 if percent else 1
+    values = [(row, board.values.get((model, measure))) for row, measure in enumerate(measures)]
+    found = [(row, one) for row, one in values if one is not None and math.isfinite(one.mean)]
+    errors = [scale * (one.spread or 0) for _, one in found]
+    scores = [scale * one.mean for _, one in found]
+    return Line(model, scores, [row for row, _ in found], errors if any(errors) else None)
 
 
 def _explain_turn(run: Named, *, alone: bool) -> list[Part]:

@@ -26,13 +26,10 @@ SIDE_BY_SIDE = 12  # configurations in a table
 FOLDED = 16  # letters of a run's name, before it takes another line
 
 
-def table(runs: list[dict[str, Any]]) -> Table:
-    """Put the rows of runs into one table, under the name of each run; names are folded where it is narrow."""
+def table(runs: list[dict[str, Any]], columns: Sequence[str] | None = None) -> Table:
+    """Put rows of runs into one table, under the name of each run, with some columns or all; long names are folded."""
     grid = Table(show_edge=False, pad_edge=False, collapse_padding=True)
-    filled = {name for run in runs for row in run["rows"] for name, value in row.items() if value is not None}
-    columns = [name for name in HEADINGS if name == "model" or name in filled]
-    rows = [row for run in runs if run["stage"] == "language" for row in run["rows"]]
-    columns += dict.fromkeys(name for row in rows for name in row["std"] if name not in HEADINGS)  # lm-eval has many
+    columns = ["model", *(_list_columns(runs) if columns is None else columns)]
     for name in columns:
         if name == "model":
             grid.add_column(HEADINGS[name], overflow="fold")
@@ -47,19 +44,34 @@ def table(runs: list[dict[str, Any]]) -> Table:
     return grid
 
 
-def show(runs: list[dict[str, Any]], console: Console, *, as_json: bool = False) -> None:
-    """Print the table; of two runs, also the keys in which their configs differ, and how sure differing labels are.
+def _list_columns(runs: list[dict[str, Any]]) -> list[str]:
+    """List the scores that some row has."""
+    filled = {name for run in runs for row in run["rows"] for name, value in row.items() if value is not None}
+    rows = [row for run in runs if run["stage"] == "language" for row in run["rows"]]
+    more = dict.fromkeys(name for row in rows for name in row["std"] if name not in HEADINGS)  # lm-eval has many
+    return [name for name in HEADINGS if name != "model" and name in filled] + list(more)
 
-    Where the console is too narrow for one table, runs on words have their own, and then each run.
+
+def show(runs: list[dict[str, Any]], console: Console, *, as_json: bool = False) -> None:
+    """Print the table, and what was not measured on the same data.
+
+    Of two runs, also the keys in which their configs differ, and how sure differing scores are. Where the console is
+    too narrow for one table, runs on words have their own, and then each run, and then some of its columns.
     """
     if as_json:
         console.print_json(data=runs)
         return
+    from turncoder.report.scoresections import find_differing
+
     labelled = [run for run in runs if any("task" in row for row in run["rows"])]
     others = [run for run in runs if run not in labelled]
     for group in [runs] if _fits(runs, console) else [group for group in (others, labelled) if group]:
         for part in [group] if _fits(group, console) else [[run] for run in group]:
-            console.print(table(part))
+            for columns in _split_columns(part, console):
+                console.print(table(part, columns))
+    named = [Named(run["name"], open_files(Path(run["name"]))) for run in runs if run["stage"] != "machamp"]
+    for warning in find_differing(named):
+        console.print(f"warning: {warning}", highlight=False, markup=False)
     if len(runs) == 2 and all(run["config"] for run in runs):
         lines = differences(runs[0]["config"], runs[1]["config"], ignore=frozenset({"output_dir"}))
         console.print("configs: " + ("the same" if not lines else ""), highlight=False)
@@ -83,10 +95,25 @@ def _compare_tasks(first: dict[str, Any], second: dict[str, Any]) -> Iterator[st
         yield found.tell()
 
 
-def _fits(runs: list[dict[str, Any]], console: Console) -> bool:
+def _split_columns(runs: list[dict[str, Any]], console: Console) -> Iterator[list[str]]:
+    """Split the columns so that names are broken at spaces alone."""
+    if not _fits(runs, console):
+        runs = [
+            {**run, "rows": [{**row, "model": max(str(row["model"]).split(), key=len)} for row in run["rows"]]}
+            for run in runs
+        ]
+    columns = _list_columns(runs)
+    while True:
+        count = next((count for count in range(len(columns), 1, -1) if _fits(runs, console, columns[:count])), 1)
+        yield columns[:count]
+        if not (columns := columns[count:]):
+            return
+
+
+def _fits(runs: list[dict[str, Any]], console: Console, columns: Sequence[str] | None = None) -> bool:
     endless = console.options.update(max_width=sys.maxsize)
     folded = [{**run, "name": run["name"][:FOLDED]} for run in runs]
-    return console.measure(table(folded), options=endless).maximum <= console.width
+    return console.measure(table(folded, columns), options=endless).maximum <= console.width
 
 
 def check_output(output: str | None) -> Path | None:
@@ -137,7 +164,7 @@ def build_page(folders: Sequence[Path]) -> Page:
     from turncoder import __version__
     from turncoder.report.insidesections import build_inside
     from turncoder.report.runsections import build_course, build_records
-    from turncoder.report.scoresections import build_scores
+    from turncoder.report.scoresections import build_scores, find_differing
 
     distinct: dict[Path, Path] = {}
     for folder in folders:
@@ -152,8 +179,7 @@ def build_page(folders: Sequence[Path]) -> Page:
         for run in runs
         if run.files.status != "done"
     ]
-    scores, said = build_scores(runs)
-    warnings += said
+    warnings += find_differing(runs)
     versions = {str((run.files.record.get("versions") or {}).get("turncoder", "unknown")) for run in runs}
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     made = f"Written by turncoder {__version__} on {now}; runs made by turncoder {', '.join(sorted(versions))}."
@@ -163,7 +189,7 @@ def build_page(folders: Sequence[Path]) -> Page:
         if len(runs) == 1
         else f"Report: {len(runs)} runs: {', '.join(run.name for run in runs[:4])}"
     )
-    sections = [*scores, build_course(runs), *build_inside(runs), *_differ(runs), build_records(runs)]
+    sections = [*build_scores(runs), build_course(runs), *build_inside(runs), *_differ(runs), build_records(runs)]
     return Page(title + (", ..." if len(runs) > 4 else ""), parts, sections)
 
 
