@@ -105,9 +105,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # loopback speaks Git LFS
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    places = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
     monkeypatch.setenv("HF_ENDPOINT", server.url)  # for processes of their own; this one has read it
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    places = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants._HF_DEFAULT_ENDPOINT, server.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", places)
     monkeypatch.setenv("HF_TOKEN", WRITE)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")

@@ -272,7 +272,9 @@ def test_the_last_step_is_logged_however_few_there_are(stories: Path, stories_te
     flags = {"max_steps": 3, "logging_steps": 500, "do_eval": False, "save_strategy": "no"}
     launch(command(stories, stories_text, tmp_path / "run", **flags))
     launch(command(stories, stories_text, tmp_path / "never", **flags, logging_strategy="no"))
+    launch(command(stories, stories_text, tmp_path / "stopped", **{**flags, "max_steps": 9, "stop_after_n_steps": 2}))
     assert [row["step"] for row in metrics(tmp_path / "run") if "loss" in row] == [3]
+    assert [row["step"] for row in metrics(tmp_path / "stopped") if "loss" in row] == [2]
     assert not (tmp_path / "never/metrics.jsonl").exists()
 
 

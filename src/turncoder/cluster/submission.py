@@ -99,7 +99,7 @@ def _tell_missing(config: Any) -> None:
     for key in keys:
         value = getattr(config, key)
         for name in [value] if isinstance(value, str) else value or ():
-            path = name.partition("=")[2] or name  # of a task: KIND=FILE
+            path = name.partition("=")[2] if key == "task_file" else name  # KIND=FILE
             if names_file(path) and not Path(path).expanduser().exists():
                 logger.warning("%s: %s is not there now; the job needs it when it starts", key, path)
 

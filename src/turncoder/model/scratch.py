@@ -115,9 +115,11 @@ def check_direction(config: PretrainConfig, model: PreTrainedModel) -> None:
 
 def _advise(config: PretrainConfig, model_config: PretrainedConfig) -> str:
     """Name the other kind, if transformers has a class for it."""
-    other, auto_class = ("mlm", AutoModelForMaskedLM) if config.kind == "clm" else ("clm", AutoModelForCausalLM)
-    has_class = type(model_config) in auto_class._model_mapping
-    return f"use kind = {other!r}" if has_class else "choose another architecture, such as llama (clm) or bert (mlm)"
+    if config.kind == "clm" and type(model_config) in AutoModelForMaskedLM._model_mapping:
+        return "use kind = 'mlm'"
+    if config.kind == "mlm" and type(model_config) in AutoModelForCausalLM._model_mapping:
+        return "use kind = 'clm' and then turncoder turn"
+    return "choose another architecture, such as llama (clm) or bert (mlm)"
 
 
 def _compare_tokenizers(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -235,11 +237,9 @@ def choose_class(config: PretrainConfig, model_config: PretrainedConfig) -> Any:
     """
     auto_class = AutoModelForCausalLM if config.kind == "clm" else AutoModelForMaskedLM
     if type(model_config) not in auto_class._model_mapping:
-        advice = _advise(config, model_config)
-        turns = " and then turncoder turn" if "'clm'" in advice else ""
         raise UserError(
             f"kind = {config.kind!r}: transformers has no such language model of {model_config.model_type}; "
-            f"{advice}{turns}"
+            f"{_advise(config, model_config)}"
         )
     return auto_class
 
@@ -253,7 +253,9 @@ def _build(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
             config.attn_implementation,
             lambda choice: auto_class.from_config(model_config, attn_implementation=choice, dtype=torch.float32),
         )
-    except AssertionError as error:  # of an embedding that has fewer rows
+    except AssertionError as error:
+        if "padding_idx" not in str(error).lower():
+            raise
         raise UserError(
             f"config_name: {config.config_name} counts its positions from the id of the padding token, which the "
             f"tokenizer has at {tokenizer.pad_token_id}; give it one of the first ids"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shlex
 import tomllib
@@ -132,7 +131,7 @@ def read_header(name: str, *, revision: str = "main", repo_type: str = "model", 
         return metadata_load(cached) or {}
     if not online:
         return {}
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    api = HfApi()
     try:
         info: Any = api.repo_info(name, repo_type=repo_type, revision=revision)
     except GatedRepoError:

@@ -50,9 +50,8 @@ def lay_course(config: FitKeys, run: Run, rows: int) -> Course:
     record = RunCallback(
         run, samples_per_epoch=rows, samples_per_step=per_step, save_total_limit=config.save_total_limit
     )
-    callbacks: list[TrainerCallback] = [record]
-    if scheduled > steps:
-        callbacks.append(StopAfter(steps))
+    # the record comes after what may end the training, whose last step it logs
+    callbacks: list[TrainerCallback] = [*([StopAfter(steps)] if scheduled > steps else []), record]
     if config.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
     return Course(steps, scheduled, per_step, math.ceil(rows / per_step), record, callbacks)

@@ -149,7 +149,7 @@ def _refuse_early(config: PretrainConfig, run: Run) -> None:
         model_config = build_config(config, None)
     else:
         model_config = load_model_config(str(config.model_name_or_path), **locate_model(config))
-        if config.objective != "cross_entropy":
+        if config.objective != "cross_entropy":  # tied already, or its own head would be said to be dropped twice
             model_config.get_text_config(decoder=True).tie_word_embeddings = model_config.tie_word_embeddings = True
     sketch_model(config, model_config)
 

@@ -97,7 +97,7 @@ class RunCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log the last step, however few there are; save, where a pause is asked for: processes agree on the step."""
-        if state.global_step >= state.max_steps and args.logging_strategy != "no":
+        if control.should_training_stop and args.logging_strategy != "no":
             control.should_log = True
         pauses = pausing.is_asked()
         if pausing.FILE in os.environ:  # the signal does not reach all of them between the same two steps
@@ -158,7 +158,6 @@ class StopAfter(TrainerCallback):
         """Ask for the stop, and for the checkpoint that goes with it."""
         if state.global_step >= self.steps:
             control.should_training_stop = True
-            control.should_log = args.logging_strategy != "no"
             control.should_save = args.save_strategy != "no"
 
 
