@@ -156,8 +156,11 @@ def test_a_swap_hands_on_no_zeros_and_freezes_no_token(name, own_pad, ends_as_pa
         torch.testing.assert_close(states[0].last_hidden_state, states[1].last_hidden_state)
 
 
-def test_positions_that_hang_on_a_far_padding_token_are_refused(shared):
+def test_positions_that_hang_on_a_padding_token_far_off_or_missing_are_refused(shared):
     tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / "gpt2", pad_token="<|endoftext|>")
     config = configure(config_name="roberta", kind="mlm", mask_token_type="eos")
     with pytest.raises(UserError, match=r"counts its positions from the id of the padding token.*50256"):
         start_model(config, tokenizer)
+    bare = AutoTokenizer.from_pretrained(shared / "tokenizers" / "gpt2")
+    with pytest.raises(UserError, match="does not have; use one with a padding token"):
+        start_model(config, bare)

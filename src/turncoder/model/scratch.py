@@ -247,8 +247,11 @@ def choose_class(config: PretrainConfig, model_config: PretrainedConfig) -> Any:
 def _build(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     model_config = build_config(config, tokenizer)
     auto_class = choose_class(config, model_config)
+    placed = (
+        f"config_name: {config.config_name} counts its positions from the id of the padding token, which the tokenizer"
+    )
     try:
-        return try_implementations(
+        model = try_implementations(
             str(config.config_name),
             config.attn_implementation,
             lambda choice: auto_class.from_config(model_config, attn_implementation=choice, dtype=torch.float32),
@@ -256,10 +259,11 @@ def _build(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
     except AssertionError as error:
         if "padding_idx" not in str(error).lower():
             raise
-        raise UserError(
-            f"config_name: {config.config_name} counts its positions from the id of the padding token, which the "
-            f"tokenizer has at {tokenizer.pad_token_id}; give it one of the first ids"
-        ) from error
+        raise UserError(f"{placed} has at {tokenizer.pad_token_id}; give it one of the first ids") from error
+    counts = (one for one in model.modules() if hasattr(one, "create_position_ids_from_input_ids"))
+    if any(one.padding_idx is None for one in counts):
+        raise UserError(f"{placed} does not have; use one with a padding token, or --train_tokenizer")
+    return model
 
 
 def tie_embeddings(model: PreTrainedModel) -> None:
