@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 from turncoder.config import settings
-from turncoder.config.keys import Pooling, TrainKeys, check_ranges
+from turncoder.config.keys import Pooling, TrainKeys, check_distinct, check_ranges
 from turncoder.errors import UserError
 from turncoder.evaluate.gluetasks import GLUE, TASKS, name_task
 
@@ -167,10 +167,7 @@ class GlueConfig(TrainKeys):
             raise UserError(
                 "evaluate glue needs MODEL: a folder, a run, or a hub id, or model_name_or_path in a config"
             )
-        for name in ("tasks", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise UserError(f"{name} = {list(values)} must name at least one, and each once")
+        check_distinct(self, "tasks", "seeds", some=True)
         self._check_languages()
         self._check_choice()
 
@@ -184,8 +181,7 @@ class GlueConfig(TrainKeys):
         if (self.languages or self.translate_train) and not many:
             key = f"languages = {list(self.languages)}" if self.languages else "translate_train"
             raise UserError(f"{key} is for xnli and pawsx; tasks = {list(self.tasks)}")
-        if len(set(self.languages)) < len(self.languages):
-            raise UserError(f"languages = {list(self.languages)} must name each once")
+        check_distinct(self, "languages")
         for task in many:
             for one in self.languages:
                 if one not in TASKS[task].languages and not self.data:

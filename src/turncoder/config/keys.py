@@ -18,6 +18,7 @@ __all__ = [
     "FitKeys",
     "OpenKeys",
     "TrainKeys",
+    "check_distinct",
     "check_ranges",
     "locate_model",
 ]
@@ -56,6 +57,14 @@ def check_ranges(
             ]
             if wants:
                 raise UserError(f"{name} = {value} must be {' and '.join(wants)}")
+
+
+def check_distinct(config: Any, *names: str, some: bool = False) -> None:
+    """Refuse, with a UserError, lists that name something twice, or, where there have to be ``some``, nothing."""
+    for name in names:
+        values = getattr(config, name)
+        if len(set(values)) < len(values) or (some and not values):
+            raise UserError(f"{name} = {list(values)} must name {'at least one, and ' * some}each once")
 
 
 def locate_model(config: Any) -> dict[str, Any]:

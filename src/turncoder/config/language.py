@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from turncoder.config import settings
-from turncoder.config.keys import check_ranges
+from turncoder.config.keys import check_distinct, check_ranges
 from turncoder.errors import UserError
 
 __all__ = ["LanguageConfig"]
@@ -78,10 +78,7 @@ class LanguageConfig:
             raise UserError(
                 "nothing to score: --tasks NAME (of lm-eval, such as lambada_openai) or --task_file KIND=FILE"
             )
-        for name in ("tasks", "task_file"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise UserError(f"{name} = {list(values)} must name each once")
+        check_distinct(self, "tasks", "task_file")
         check_ranges(self, "batch_size", "max_seq_length", least=1)
         check_ranges(self, "num_fewshot", "seed", least=0)
         check_ranges(self, "limit", above=0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from turncoder.config import settings
-from turncoder.config.keys import OpenKeys, check_ranges
+from turncoder.config.keys import OpenKeys, check_distinct, check_ranges
 from turncoder.errors import UserError
 
 __all__ = ["SentencesConfig"]
@@ -67,9 +67,6 @@ class SentencesConfig(OpenKeys):
                 "nothing to score: --tasks NAME (of mteb, such as STSBenchmark), --languages CODE, or "
                 "--task_file KIND=FILE"
             )
-        for name in ("tasks", "task_file", "languages"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise UserError(f"{name} = {list(values)} must name each once")
+        check_distinct(self, "tasks", "task_file", "languages")
         check_ranges(self, "batch_tokens", "max_seq_length", least=1)
         check_ranges(self, "seed", least=0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from turncoder.config import settings
-from turncoder.config.keys import MOST_SEED, TrainKeys, check_ranges
+from turncoder.config.keys import MOST_SEED, TrainKeys, check_distinct, check_ranges
 from turncoder.errors import UserError
 
 __all__ = ["PROBE_SCHEDULES", "Alignment", "WordsConfig"]
@@ -179,10 +179,7 @@ class WordsConfig(TrainKeys):
             raise UserError(f"dataset_config_name = {self.dataset_config_name!r} needs dataset_name")
 
     def _check_choices(self) -> None:
-        for name in ("task", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise UserError(f"{name} = {list(values)} must name at least one, and each once")
+        check_distinct(self, "task", "seeds", some=True)
         if not (self.do_train or self.evaluate):
             raise UserError("do_train = False: give what was trained, --evaluate RUN")
         if self.layer not in ("all", "mix") and not self.layer.removeprefix("-").isdigit():
