@@ -233,6 +233,32 @@ def test_a_model_with_an_adapter():
     assert backbone.config.is_causal is False
 
 
+def sharpen(model):
+    """Make a softmax as sharp as a rate of 0.1 leaves it: every position attends to one other."""
+    with torch.no_grad():
+        for name, weights in backbone_of(model).named_parameters():
+            if "q_proj.weight" in name:
+                weights.mul_(1e3)
+            elif "c_attn.weight" in name:  # queries, keys and values in one
+                weights[:, : weights.shape[1] // 3].mul_(1e3)
+    return model
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mistral"])
+def test_a_softmax_too_sharp_for_one_text_is_looked_at_with_more(name, monkeypatch):
+    model = sharpen(tiny_model(name))
+    assert inspect_attention(model).verdict == "causal"
+    assert make_bidirectional(model).verdict == "bidirectional"
+    monkeypatch.setattr(attention, "LOOKS", 1)
+    assert {view.direction for view in attention_map(model)} != {"both ways"}  # or nothing was tested
+
+
+@pytest.mark.parametrize("name", ["lfm2", "qwen3_next", "zaya"])
+def test_a_sharp_softmax_hides_no_causal_part(name):
+    with pytest.raises(ConversionError, match=REFUSED[name][1]):
+        make_bidirectional(sharpen(tiny_model(name)))
+
+
 def test_a_report_is_json_and_a_table():
     report = make_bidirectional(tiny_model("mistral"))
     row = report.to_dict()["layers"][0]
