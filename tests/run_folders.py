@@ -124,10 +124,14 @@ def make_turn(folder, *, seed=1, gain=0.1, fingerprint="abc", documents=60, stat
         told["map"] = {"queries": points, "documents": points[::-1], "shares": [0.3, 0.2]}
         told["neighbours"] = [["another <b>sentence</b>", 0.5 + number / 10]]
         told["rendered"] = {"retrieval": "[<s> A text.]"}
+        told["anisotropy"] = [0.1, 0.2 + number / 10]
         rows.append({"name": name, **told})
     whole = {"title": "What each step gave", "rows": rows, "lines": ["One line."], "sentences": ["A sentence."]}
     (folder / "results.json").write_text(json.dumps(whole))
-    kept = [{key: value for key, value in row.items() if key not in ("ranks", "map", "neighbours")} for row in rows]
+    kept = [
+        {key: value for key, value in row.items() if key not in ("ranks", "map", "neighbours", "anisotropy")}
+        for row in rows
+    ]
     common = {"status": status, "started": "2026-01-02T03:04:05+00:00", "versions": {"turncoder": "0.1.0"}}
     record = {"stage": "turn", "config": {"seed": seed, "text": "t.txt", **config}, "results": {"rows": kept}, **common}
     (folder / "run.json").write_text(json.dumps(record))

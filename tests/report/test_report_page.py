@@ -50,6 +50,7 @@ def test_a_page_holds_everything_and_asks_nothing_of_the_network(tmp_path, capsy
     labels = [attrs["aria-label"] for tag, attrs in page.tags if attrs.get("role") == "img"]
     assert any(label.startswith("upos: token acc. % by layer: words best 60.0 at layer 1") for label in labels)
     assert any(label.startswith("mean cosine by layer: pretrained 0.10 to 0.50") for label in labels)
+    assert any(label.startswith("mean cosine by layer: causal 0.10 to 0.20; bidirectional") for label in labels)
     assert any("first sentences and the rests of their documents; 50 % of the variance" in label for label in labels)
     assert "training loss by step: pretrained from 3 at step 10 to 2 at step 20" in labels
     assert any(label.startswith("held-out loss by step: pretrained from 5 at step 0 to 2.5 at") for label in labels)

@@ -93,12 +93,22 @@ def test_every_rung_is_a_run_and_is_measured(turned: Path) -> None:
         assert ("words/xpos" in row) == ("(words)" not in name)
         assert 0 <= row["mrr@10"] <= 1 and -1 <= row["sts"] <= 1
         assert 0 <= row["triplets"] <= 1
+    cosines = {name: row["anisotropy"] for name, row in rows.items() if "(words)" not in name}
+    assert {len(layers) for layers in cosines.values()} == {len(cosines["causal"])}
+    assert cosines["causal"][0] == cosines["bidirectional"][0]  # no attention before the embeddings
+    assert len({layers[-1] for layers in cosines.values()}) == len(cosines)
     assert set(rows["+ pairs"]["rendered"]) == {"retrieval", "sts", "pairs"}
     write_report([turned], turned.parent / "page.md")
     page = (turned.parent / "page.md").read_text()
     assert all(f"| {name} |" in page for name in rows) and "Nearest neighbours" in page
     report = check_page((turned / "report.html").read_text(encoding="utf8"))
-    for told in (*rows, "Map of sentence vectors", "Nearest neighbours among the first sentences", "/supervised"):
+    for told in (
+        *rows,
+        "Map of sentence vectors",
+        "anisotropy: mean cosine",
+        "Nearest neighbours among the first sentences",
+        "/supervised",
+    ):
         assert told in report.text, told
     assert all((turned / name / "report.html").exists() for name in ("control", "mntp", "simcse", "words/mntp"))
     config = json.loads((turned / "mntp/run.json").read_text())["config"]

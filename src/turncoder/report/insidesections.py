@@ -1,8 +1,9 @@
 """What is inside of models, as sections of a page: scores by layer, anisotropy, confusions, maps of vectors."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from turncoder.errors import UserError
 from turncoder.report.boards import Named
@@ -22,19 +23,7 @@ TURNS = 3
 
 def build_inside(runs: Sequence[Named]) -> list[Section]:
     """Build the sections on layers, confusions and vectors."""
-    layers = _draw_layers(runs)
-    anisotropy = [
-        Line(run.title, list(range(len(found))), found)
-        for run in runs
-        if (found := run.files.record.get("anisotropy")) and all(map(is_finite, found))
-    ]
-    if anisotropy:
-        alt = "mean cosine by layer: " + "; ".join(
-            f"{one.name} {one.y[0]:.2f} to {one.y[-1]:.2f}" for one in anisotropy
-        )
-        caption = "anisotropy: mean cosine between tokens of held-out text at every layer, 0 the embeddings"
-        caption += name_one(anisotropy)
-        layers.append(Picture(draw_lines("anisotropy", anisotropy, "layer", "mean cosine"), alt, caption))
+    layers = [*_draw_layers(runs), *_draw_anisotropy(runs)]
     return [
         Section("By layer", layers),
         Section("Confusions", _show_confusions(runs)),
@@ -68,6 +57,28 @@ def _draw_layers(runs: Sequence[Named]) -> list[Part]:
         svg = draw_lines(f"layers-{number}", lines, "layer", label)
         drawn.append(Picture(svg, alt, f"{label} by layer, 0 the embeddings{name_one(lines)}{bars}"))
     return drawn
+
+
+def _draw_anisotropy(runs: Sequence[Named]) -> list[Part]:
+    """Draw the anisotropy of models by layer: of all that were trained from nothing, and of each turn's rungs."""
+    found: list[tuple[str, list[Line]]] = [("", _list_cosines((run.title, run.files.record) for run in runs))]
+    for run in runs:
+        rungs = _list_cosines((str(row.get("name")), row) for row in run.files.results.get("rows", []))
+        if rungs and len(found) <= TURNS:
+            found.append(("" if len(runs) == 1 else f"{run.name}: ", rungs))
+    drawn: list[Part] = []
+    for number, (whose, lines) in enumerate(found):
+        if lines:
+            svg = draw_lines(f"anisotropy-{number}", lines, "layer", "mean cosine")
+            alt = "mean cosine by layer: " + "; ".join(f"{one.name} {one.y[0]:.2f} to {one.y[-1]:.2f}" for one in lines)
+            caption = f"{whose}anisotropy: mean cosine between tokens of held-out text at every layer, 0 the embeddings"
+            drawn.append(Picture(svg, alt, caption + name_one(lines)))
+    return drawn
+
+
+def _list_cosines(told: Iterable[tuple[str, dict[str, Any]]]) -> list[Line]:
+    measured = ((name, one.get("anisotropy")) for name, one in told)
+    return [Line(name, list(range(len(y))), y) for name, y in measured if y and all(map(is_finite, y))]
 
 
 def _show_confusions(runs: Sequence[Named]) -> list[Part]:

@@ -380,7 +380,7 @@ def tell_opening(folder: Path) -> str:
 
 
 def _drop(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in ("ranks", "map", "neighbours")}
+    return {name: value for name, value in row.items() if name not in ("ranks", "map", "neighbours", "anisotropy")}
 
 
 def _report(

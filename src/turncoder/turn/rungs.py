@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from turncoder.errors import UserError
+from turncoder.evaluate.anisotropy import measure_anisotropy
 from turncoder.evaluate.projection import map_pairs
 from turncoder.evaluate.retrieval import (
     Pairs,
@@ -38,6 +39,7 @@ from turncoder.evaluate.sentences import (
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from sentence_transformers import SentenceTransformer
 
     from turncoder.data.pairs import Rows
 
@@ -76,6 +78,8 @@ MACRO = " F1"
 """What the key of macro F1 ends in, which stands beside the share of right labels."""
 PROBE_SCORES = {"token_accuracy": "the share of right labels", "span_f1": "F1 over chunks (conlleval's)"}
 SHOWN_LABELS = 7
+LOOKED_AT = 16, 128
+"""Texts that anisotropy is measured on, and the tokens of each."""
 USUAL_TAG = "usual tag (words)"
 
 
@@ -172,7 +176,7 @@ def score_words(trial: Trial) -> list[dict[str, Any]]:
 
 
 def score_rung(rung: Rung, trial: Trial, sentences: int = 4) -> dict[str, Any]:
-    """Score one rung; ``ranks``, a ``map``, ``neighbours`` of some sentences and a ``rendered`` text go along."""
+    """Score one rung; ``ranks``, a ``map``, ``neighbours``, a ``rendered`` text and ``anisotropy`` go along."""
     from turncoder.encode.encoder import load_encoder
     from turncoder.samples import show_text
 
@@ -198,7 +202,17 @@ def score_rung(rung: Rung, trial: Trial, sentences: int = 4) -> dict[str, Any]:
         found.append(score_columns(encode_columns(encoder, rows.data[:], prompts)))
         shown = show_text(encoder, rows.data["anchor"][0], prompts["anchor"])
         row.setdefault("rendered", {})[rows.name] = shown
-    return row | _average(found)
+    texts = documents.documents or (list(trial.sts.first) if trial.sts is not None else [])
+    return row | _average(found) | ({"anisotropy": _look(encoder, texts)} if texts else {})
+
+
+def _look(encoder: "SentenceTransformer", texts: Sequence[str]) -> list[float]:
+    """Measure the anisotropy of every layer on some texts, without prompts."""
+    assert encoder.transformers_model is not None
+    count, length = LOOKED_AT
+    features = encoder.preprocess(list(texts[:count]))
+    inputs = (features[name][:, :length].to(encoder.device) for name in ("input_ids", "attention_mask"))
+    return measure_anisotropy(encoder.transformers_model, *inputs)
 
 
 def _average(found: Sequence[dict[str, float]]) -> dict[str, float]:
