@@ -104,10 +104,10 @@ def test_killed_and_resumed_gives_identical_weights(
 ) -> None:
     changes = {"max_steps": 24, "save_steps": 4, "lora_dropout": 0.1, "save_total_limit": 2, **ways}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    launch_process([*PROCESS, *simcse(stories, stories_text, whole, **changes)])
+    launch(simcse(stories, stories_text, whole, **changes))
     words = simcse(stories, stories_text, cut, **changes)
     kill_after_checkpoint([*PROCESS, *words], cut, 8)
-    launch_process([*PROCESS, *words])
+    launch(words)
     assert (whole / "model/model.safetensors").read_bytes() == (cut / "model/model.safetensors").read_bytes()
     assert losses(whole) == losses(cut)
     tokens = [json.loads((folder / "run.json").read_text())["tokens"] for folder in (whole, cut)]

@@ -224,11 +224,11 @@ def test_wrong_input_leaves_nothing(
 @pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_exactly(write: Callable[..., list[str]], tmp_path: Path) -> None:
     long = {"num_train_epochs": 8, "train_mode": "lora", "choose": "best_epoch", "learning_rate": 1e-2}
-    launch_process([*PROCESS, *write("whole", **long)])
+    launch(write("whole", **long))
     inner = Path("qnli") / "seed-1"
     kill_after_checkpoint([*PROCESS, *write("cut", **long)], tmp_path / "cut" / inner, 12)
     assert not (tmp_path / "cut" / inner / "results.json").exists(), "it ended before it could be killed"
-    launch_process([*PROCESS, *write("cut", **long)])
+    launch(write("cut", **long))
     whole, cut = ((tmp_path / name / inner / "predictions.tsv").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
     assert read_results(tmp_path / "whole") == read_results(tmp_path / "cut")
@@ -237,7 +237,7 @@ def test_a_run_that_is_killed_goes_on_exactly(write: Callable[..., list[str]], t
 @pytest.mark.slow
 def test_two_processes_equal_one(write: Callable[..., list[str]], tmp_path: Path) -> None:
     plain = {"classifier_dropout": 0.0, "class_balanced": True, "logging_steps": 1, "num_train_epochs": 2}
-    launch_process([*PROCESS, *write("one", per_device_train_batch_size=8, **plain)])
+    launch(write("one", per_device_train_batch_size=8, **plain))
     launch_process([*BOTH, *write("two", per_device_train_batch_size=4, **plain)])
     one, two = (losses(tmp_path / name / "qnli" / "seed-1") for name in ("one", "two"))
     assert one == pytest.approx(two, rel=1e-3) and len(one) == 12

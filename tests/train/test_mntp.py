@@ -69,7 +69,7 @@ def trained(stories: Path, stories_text: Path, cache: Path, tmp_path_factory: py
     """A run of 150 steps with everything on."""
     os.environ["TURNCODER_CACHE"] = str(cache)
     folder = tmp_path_factory.mktemp("runs") / "learns"
-    launch_process([*PROCESS, *command(stories, stories_text, folder, **LEARNS)])
+    launch(command(stories, stories_text, folder, **LEARNS))
     return folder
 
 
@@ -162,10 +162,10 @@ def test_same_command_again_does_nothing_and_a_changed_one_is_refused(
 def test_killed_and_resumed_gives_identical_weights(stories: Path, stories_text: Path, tmp_path: Path) -> None:
     changes = {"max_steps": 40, "save_steps": 5, "lora_dropout": 0.1, "save_total_limit": 2}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    launch_process([*PROCESS, *command(stories, stories_text, whole, **changes)])
+    launch(command(stories, stories_text, whole, **changes))
     words = command(stories, stories_text, cut, **changes)
     kill_after_checkpoint([*PROCESS, *words], cut, 10)
-    launch_process([*PROCESS, *words])
+    launch(words)
     assert (whole / "adapter/adapter_model.safetensors").read_bytes() == (
         cut / "adapter/adapter_model.safetensors"
     ).read_bytes()
@@ -296,7 +296,7 @@ def test_the_last_step_is_logged_however_few_there_are(stories: Path, stories_te
 )
 def test_variants_run_and_learn(stories: Path, stories_text: Path, tmp_path: Path, changes: dict) -> None:
     longer = {"per_device_train_batch_size": 16, "max_steps": 12, "evaluate_step_zero": True, **changes}
-    launch_process([*PROCESS, *command(stories, stories_text, tmp_path / "run", **longer)])  # precision is per process
+    launch(command(stories, stories_text, tmp_path / "run", **longer))
     rows = metrics(tmp_path / "run")
     scores = [row["eval_loss"] for row in rows if "eval_loss" in row]
     if "bidirectional" in changes:  # causal training on clean text: the loss of the language model itself

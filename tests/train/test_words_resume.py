@@ -122,11 +122,11 @@ def test_two_processes_equal_one(
 def test_two_processes_probe_and_train_several_seeds(write: Callable[..., list[str]], tmp_path: Path) -> None:
     for way in ({"train_mode": "probe"}, {"train_mode": "lora", "max_steps": 2}):
         mode = {**way, "seeds": [1, 2], "learning_rate": 1e-2}
-        for name, words in (("one", []), ("two", BOTH)):
+        for name, rows in (("one", 8), ("two", 4)):
             folder = tmp_path / f"{name}-{way['train_mode']}"
-            size = {"per_device_train_batch_size": 4 if words else 8}
-            said = write(folder, **mode, **(size if way["train_mode"] == "lora" else {}))
-            launch_process([*(words or PROCESS), *said])
+            size = {"per_device_train_batch_size": rows} if way["train_mode"] == "lora" else {}
+            words = write(folder, **mode, **size)
+            launch(words) if name == "one" else launch_process([*BOTH, *words])
     one, two = (read_results(tmp_path / f"{name}-probe")["tasks"] for name in ("one", "two"))
     assert one == two
     one, two = (read_results(tmp_path / f"{name}-lora")["tasks"]["upos"]["mean"] for name in ("one", "two"))
@@ -167,9 +167,9 @@ def test_of_two_processes_one_computes_features(
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_a_run_that_is_killed_resumes_exactly(mode: str, write: Callable[..., list[str]], tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    launch_process([*PROCESS, *write(whole, train_mode=mode, **LONG)])
+    launch(write(whole, train_mode=mode, **LONG))
     kill_after_checkpoint([*PROCESS, *write(cut, train_mode=mode, **LONG)], cut, 10)
-    launch_process([*PROCESS, *write(cut, train_mode=mode, **LONG)])
+    launch(write(cut, train_mode=mode, **LONG))
     check_same_run(whole, cut)
 
 
@@ -182,7 +182,7 @@ def test_the_best_step_is_kept_also_after_a_kill(mode: str, write: Callable[...,
     (tmp_path / "dev").write_text(f"# global.columns = FORM UPOS\n{rows}\n")
     flags = {**LONG, "early_stopping_patience": 99, "eval_steps": 5, "task": "upos", "num_train_epochs": 8}
     flags |= {"validation_file": tmp_path / "dev", "learning_rate": 1e-2 if mode == "full" else 1e-1}
-    launch_process([*PROCESS, *write(whole, train_mode=mode, **flags)])
+    launch(write(whole, train_mode=mode, **flags))
     scores = {row["step"]: row["eval_score"] for row in metrics(whole) if "eval_score" in row}
     best = max(scores, key=lambda step: scores[step])
     assert 0 < scores[max(scores)] <= scores[best]
@@ -190,7 +190,7 @@ def test_the_best_step_is_kept_also_after_a_kill(mode: str, write: Callable[...,
     kept = read_results(whole)["tasks"]["upos"]["seeds"]["42"]["dev"]["token_accuracy"]
     assert kept == scores[best]
     kill_after_checkpoint([*PROCESS, *write(cut, train_mode=mode, **flags)], cut, best + 5)
-    launch_process([*PROCESS, *write(cut, train_mode=mode, **flags)])
+    launch(write(cut, train_mode=mode, **flags))
     check_same_run(whole, cut)
 
 

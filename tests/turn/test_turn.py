@@ -35,6 +35,7 @@ from turncoder.turn.ladder import tell_opening
 from turncoder.turn.sizes import Sizes, configure_stages, derive_sizes
 
 STEPS = ["--steps_mntp", "3", "--steps_simcse", "2", "--steps_supervised", "2", "--eval_documents", "60"]
+STEPS += ["--simcse.max_eval_samples", "32"]
 
 
 @pytest.fixture(scope="module")
