@@ -41,7 +41,7 @@ def make_run(folder, *, lora_r=8, results=True, status="done", **config):
 def make_words_run(folder, tasks=("upos",), *, seeds=(42, 43), error=0.2, sentences=200, drawn=False, **config):
     """A folder as a run on words leaves it, with labels that are wrong as often as ``error`` says."""
     folder.mkdir()
-    rng = random.Random(str(folder))
+    rng = random.Random(folder.name)
     found = {}
     for task in tasks:
         names = ["O", "B-PER", "I-PER", "B-LOC"] if task == "ner" else ["NOUN", "VERB", "DET"]

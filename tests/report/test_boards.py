@@ -1,5 +1,6 @@
 import json
 import math
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -8,9 +9,10 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_ind_from_stats
 
 from run_folders import make_run, make_sentences_run, make_turn, make_words_run
-from turncoder.report.boards import Board, Named, Value, build_models, gather_seeds, group_runs
-from turncoder.report.comparison import Difference
+from turncoder.report.boards import Board, Named, Value, build_models, group_runs
+from turncoder.report.comparison import Difference, compare_rungs
 from turncoder.report.runrows import open_files
+from turncoder.report.seeds import gather_seeds
 from turncoder.report.taskboards import build_tasks, build_words
 
 scores = st.lists(st.tuples(st.floats(0, 1), st.floats(0.001, 0.2), st.integers(2, 6)), min_size=2, max_size=5)
@@ -93,6 +95,57 @@ def test_runs_that_differ_in_their_seed_alone_are_one_with_a_deviation(tmp_path)
     value = board.values["+ SimCSE", "mrr@10"]
     assert value.count == 3 and value.mean == pytest.approx(sum(values) / 3)
     assert value.spread == pytest.approx(math.sqrt(sum((one - value.mean) ** 2 for one in values) / 2))
+
+
+def test_what_no_seed_moves_is_not_told_apart_by_seeds():
+    """Two rankings of ten documents, neither of them trained: three seeds know no more of them than one."""
+    values = {(name, "mrr@10"): Value(mean, 0.0, 3) for name, mean in (("causal", 0.612), ("bidirectional", 0.606))}
+    board = Board("", values, {"mrr@10": "MRR@10"})
+    assert Value(0.612, 0.0, 3).beyond(Value(0.606, 0.0, 3)) is None and board.find_best("mrr@10") is None
+    board.judge("mrr@10", compared("bidirectional", "causal", 0.006, p=0.3))
+    assert board.find_best("mrr@10") is None
+    board.judge("mrr@10", compared("bidirectional", "causal", 0.006, p=0.01))
+    assert board.find_best("mrr@10") == "causal"
+
+
+def test_documents_count_with_their_mean_over_seeds(tmp_path):
+    turns = [open_files(make_turn(tmp_path / f"turn-{seed}", seed=seed)) for seed in (1, 2, 3)]
+    found = compare_rungs(turns, "causal", "+ SimCSE")
+    ranks = [{row["name"]: row["ranks"] for row in turn.results["rows"]} for turn in turns]
+    gains = {
+        name: statistics.fmean(1 / rank if rank <= 10 else 0 for one in ranks for rank in one[name])
+        for name in ("causal", "+ SimCSE")
+    }
+    expected = gains["+ SimCSE"] - gains["causal"]
+    assert found.found["difference"] == pytest.approx(expected) and "mean of 3 seeds" in found.told
+    fewer = open_files(make_turn(tmp_path / "fewer", documents=10))
+    assert compare_rungs([*turns, fewer], "causal", "+ SimCSE") is None
+    assert compare_rungs(turns, "BM25 (words)", "gone") is None
+
+
+def test_encoders_that_differ_in_a_seed_of_their_training_are_one_on_tasks(tmp_path):
+    """Runs of one recipe, each on a run of its own: evaluations of their models have one column."""
+    folders = []
+    for seed in (1, 2, 3):
+        parent, child = make_run(tmp_path / f"mntp-{seed}", seed=seed), make_run(tmp_path / f"simcse-{seed}", seed=seed)
+        change(child, stage="simcse", config={"seed": seed, "model_name_or_path": str(parent)})
+        folders.append(make_sentences_run(tmp_path / f"scored-{seed}", better=seed / 10))
+        change(folders[-1], config={"model_name_or_path": str(child / "model"), "output_dir": "x"})
+    alone = make_sentences_run(tmp_path / "alone", better=0.9)
+    board, _ = build_tasks("sentences", name(*folders, alone))
+    assert board.runs == ["scored-1 and 2 other seeds", "alone"] and "deviation" in board.title
+    (sts,) = [measure for measure, told in board.headings.items() if told.startswith("sts")]
+    scores = [json.loads((folder / "results.json").read_text())["tasks"]["sts"]["main_score"] for folder in folders]
+    value = board.values[board.runs[0], sts]
+    assert (value.mean, value.spread, value.count) == pytest.approx(
+        (statistics.fmean(scores), statistics.stdev(scores), 3)
+    )
+    assert board.values["scored-1 and 2 other seeds: static", sts].count == 3
+    assert board.models[:2] == board.runs and not any(model.startswith("scored-2") for model in board.models)
+
+    change(tmp_path / "mntp-3", config={"seed": 3, "mlm_probability": 0.5})  # another recipe, two runs back
+    board, _ = build_tasks("sentences", name(*folders))
+    assert board.runs == ["scored-1 and 1 other seed", "scored-3"]
 
 
 def test_runs_of_another_configuration_or_status_or_the_same_seed_stand_apart(tmp_path):

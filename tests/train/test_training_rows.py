@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from turncoder.config.stages import SimcseConfig, SupervisedConfig
+from turncoder.config.stages import MntpConfig, SimcseConfig, SupervisedConfig
+from turncoder.data.masking import MaskedBlocks
 from turncoder.data.pairs import Rows
 from turncoder.encode.encoder import load_encoder
 from turncoder.errors import UserError
 from turncoder.train.rows import open_rows
+from turncoder.train.text import open_text
 
 SYMMETRIC = {
     "Retrieve semantically similar text",
@@ -198,3 +200,21 @@ def test_held_out_rows_are_a_share_or_a_file(encoder: SentenceTransformer, tmp_p
             encoder.max_seq_length,
         )
         assert (len(rows), len(others)) == (5, total)
+
+
+def test_what_is_measured_does_not_depend_on_the_seed(
+    encoder: SentenceTransformer, stories: Path, stories_text: Path, tmp_path: Path
+) -> None:
+    rows = {"model_name_or_path": "m", "train_file": str(write(tmp_path / "set.jsonl", 400))}
+    rows |= {"validation_split_percentage": 20, "max_train_samples": 30, "max_eval_samples": 9}
+    pairs = [open_rows(SupervisedConfig(**rows, seed=seed), encoder.tokenizer)[0] for seed in (0, 1)]
+    assert pairs[0][1].data[:] == pairs[1][1].data[:] and pairs[0][0].data[:] != pairs[1][0].data[:]
+
+    keys = {"model_name_or_path": str(stories), "train_file": str(stories_text), "max_seq_length": 64}
+    keys |= {"max_train_samples": 30, "max_eval_samples": 5}
+    texts = [open_text(MntpConfig(**keys, seed=seed), encoder.transformers_model, encoder.tokenizer) for seed in (0, 1)]
+    scored = [MaskedBlocks(text.validation, text.eval_masking, evaluation=True) for text in texts]
+    trained = [MaskedBlocks(text.train, text.masking) for text in texts]
+    for name in ("input_ids", "labels"):
+        assert [row[name].tolist() for row in scored[0]] == [row[name].tolist() for row in scored[1]]
+        assert [row[name].tolist() for row in trained[0]] != [row[name].tolist() for row in trained[1]]

@@ -19,11 +19,13 @@ from turncoder.data.batching import EpochOrder
 if TYPE_CHECKING:
     from turncoder.data.blocks import Blocks
 
-__all__ = ["EVALUATION_EPOCH", "IGNORED", "MaskedBlocks", "Masking", "MaskingStyle", "collate"]
+__all__ = ["EVALUATION_EPOCH", "EVALUATION_SEED", "IGNORED", "MaskedBlocks", "Masking", "MaskingStyle", "collate"]
 
 MaskingStyle = Literal["default", "all_mask", "unmasked"]
 IGNORED = -100
 EVALUATION_EPOCH = 2**63  # no training epoch comes here, so evaluation has masks of its own, the same every time
+EVALUATION_SEED = 42
+"""Of the rows and masks that are measured on, whatever the run's seed: its seed is that of training alone."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 
 from turncoder.config.glue import GlueConfig
 from turncoder.data.batching import permute
+from turncoder.data.masking import EVALUATION_SEED
 from turncoder.data.pairs import number_rows
 from turncoder.data.records import RECORD_ENDINGS, name_set, read_records, split_tabs
 from turncoder.data.saved import is_saved, open_dataset
@@ -116,7 +117,7 @@ def open_splits(config: GlueConfig, job: Job) -> Splits:
     train = opened[job.train].draw(config.max_train_samples, config.seed)
     if not isinstance(train.gold[0], float):
         _check_classes(train, [opened[part] for part in job.parts[1:]], TASKS[job.task])
-    dev = {part.name: opened[part].draw(config.max_eval_samples, config.seed) for part in job.dev}
+    dev = {part.name: opened[part].draw(config.max_eval_samples, EVALUATION_SEED) for part in job.dev}
     scored = {part.name: dev[part.name] if part in job.dev else opened[part] for part in job.scored}
     return Splits(train, dev, scored)
 

@@ -15,18 +15,13 @@ from turncoder.report.comparison import Difference
 from turncoder.report.page import Cell, Table
 from turncoder.report.runrows import HEADINGS, OVER_SEEDS, RunFiles, list_rows, tell_score
 
-__all__ = ["Board", "Named", "Value", "build_models", "gather_seeds", "group_runs"]
+__all__ = ["Board", "Named", "Value", "build_models", "group_runs"]
 
 SURE = 0.05
 TWO_SIGMA = 1.96
 LOWER = {"loss", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"}
 UNRANKED = {"step", "seeds", "tokens", "seconds", "alignment", "uniformity", "other"}
 """Measures of which neither more nor less is better by itself: vectors that are all one are perfectly aligned."""
-HOUSEKEEPING = {
-    "output_dir", "seed", "seeds", "cache_dir", "logging_steps", "save_steps", "save_strategy", "save_total_limit",
-    "report_to", "dataloader_num_workers", "save_merged",
-}  # fmt: skip
-"""Keys in which two runs may differ and still be the same but for their seeds."""
 MEASURED_ON = (
     "text", "validation_text", "train_file", "validation_file", "dataset_name", "dataset_config_name", "text_column",
     "sts", "sts_file", "pairs", "words", "words_task", "validation_split_percentage", "max_eval_samples",
@@ -71,6 +66,8 @@ class Value:
         if self.spread is None or other.spread is None:
             return None
         if self.count > 1 and other.count > 1:
+            if not self.spread and not other.spread:  # no seed moves them: what is measured may still be few items
+                return None
             from turncoder.evaluate.significance import compare_seeds
 
             first, second = ((one.mean, float(one.spread or 0), one.count) for one in (self, other))
@@ -99,6 +96,8 @@ class Board:
         What its measures are of, where that is one task.
     forms
         How the numbers of a measure are written, and ranked, where that is not by its own name.
+    runs
+        Those of its models that are no baselines, where that is told.
     """
 
     title: str
@@ -108,6 +107,7 @@ class Board:
     sure: dict[tuple[str, str, str], bool] = field(default_factory=dict)
     forms: dict[str, str] = field(default_factory=dict)
     task: str = ""
+    runs: list[str] = field(default_factory=list)
 
     @property
     def models(self) -> list[str]:
@@ -193,24 +193,6 @@ def tell_data(files: RunFiles) -> str | None:
         keys["data_collator_type"] = "default"  # causal training is scored at the masks of bidirectional training
     counts = (trained.record.get("data") or {}).get("validation")
     return json.dumps([fingerprint, keys, counts], sort_keys=True, default=str)
-
-
-def gather_seeds(runs: Sequence[Named]) -> dict[str, list[Named]]:
-    """Put runs together that are the same but for their seeds, under a name of all of them."""
-    found: dict[str, list[Named]] = {}
-    for run in runs:
-        keys = {key: value for key, value in run.files.config.items() if key not in HOUSEKEEPING}
-        parents = [one.get("name") for one in run.files.record.get("parents") or [] if isinstance(one, dict)]
-        alone = run.name if run.files.status != "done" else ""
-        found.setdefault(json.dumps([keys, parents, alone], sort_keys=True, default=str), []).append(run)
-    named: dict[str, list[Named]] = {}
-    for same in found.values():
-        seeds = [run.files.config.get("seed") for run in same]
-        parts = [same] if len(same) > 1 and len({*seeds}) == len(same) else [[run] for run in same]
-        for part in parts:
-            title = part[0].title + (f" and {len(part) - 1} other seeds" if len(part) > 1 else "")
-            named[title] = part
-    return named
 
 
 def build_models(title: str, named: Mapping[str, Sequence[Named]], stage: str) -> Board:

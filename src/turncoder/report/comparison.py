@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def compare_runs(
         yield from _compare_items(first, second, names, task)
     elif first.stage == "turn":
         for rung, (one, other) in _match_rungs(first, second).items():
-            yield _compare_ranks(one, other, names[0], names[1], rung)
+            yield _compare_ranks([one["ranks"]], [other["ranks"]], names[0], names[1], rung)
 
 
 def _compare_words(first: RunFiles, second: RunFiles, names: tuple[str, str], only: str | None) -> Iterator[Difference]:
@@ -187,12 +188,17 @@ def _list_items(name: str, part: dict[str, list[Any]]) -> Iterator[tuple[str, st
         yield name, str(one), math.nan if score is None else float(score), float(right)
 
 
-def compare_rungs(run: RunFiles, first: str, second: str) -> Difference | None:
-    """Compare what two rungs of a turn found of the documents; None where one of them was not measured on them."""
-    rows = {row["name"]: row for row in run.results.get("rows", [])}
-    if not (rows.get(first, {}).get("ranks") and rows.get(second, {}).get("ranks")):
+def compare_rungs(runs: Sequence[RunFiles], first: str, second: str) -> Difference | None:
+    """Compare what two rungs of a turn found of the documents; None where one of them was not measured on them.
+
+    Of several turns, which differ in their seeds alone, each document counts with its mean over seeds.
+    """
+    rows = [{row["name"]: row for row in run.results.get("rows", [])} for run in runs]
+    ranks = [[one.get(name, {}).get("ranks") or [] for one in rows] for name in (first, second)]
+    if len({len(one) for side in ranks for one in side}) > 1 or not ranks[0][0]:
         return None
-    return _compare_ranks(rows[first], rows[second], first, second)
+    found = _compare_ranks(ranks[0], ranks[1], first, second)
+    return replace(found, told=f"{found.told} (mean of {len(runs)} seeds)") if len(runs) > 1 else found
 
 
 def _match_rungs(first: RunFiles, second: RunFiles) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
@@ -204,8 +210,14 @@ def _match_rungs(first: RunFiles, second: RunFiles) -> dict[str, tuple[dict[str,
     return {name: (row, rows[1][name]) for name, row in rows[0].items() if "model" in row and name in rows[1]}
 
 
-def _compare_ranks(one: dict[str, Any], other: dict[str, Any], first: str, second: str, task: str = "") -> Difference:
+def _compare_ranks(
+    one: Sequence[Sequence[int]], other: Sequence[Sequence[int]], first: str, second: str, task: str = ""
+) -> Difference:
+    """Compare two rungs by the ranks of their documents, one list for each seed."""
     from turncoder.evaluate.significance import bootstrap_items
 
-    found = bootstrap_items(*([1 / rank if rank <= 10 else 0.0 for rank in row["ranks"]] for row in (one, other)))
-    return Difference(task, "mrr@10", SCORES["mrr@10"], first, second, found=found)
+    gains = [
+        [statistics.fmean(1 / rank if rank <= 10 else 0.0 for rank in ranks) for ranks in zip(*side, strict=True)]
+        for side in (one, other)
+    ]
+    return Difference(task, "mrr@10", SCORES["mrr@10"], first, second, found=bootstrap_items(*gains))

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from turncoder.report.boards import LOWER, Board
 from turncoder.report.curves import LINES, Line, draw_dots, draw_scores
@@ -44,7 +44,7 @@ def draw_board(board: Board, name: str) -> list[Part]:
     return drawn
 
 
-def draw_tasks(board: Board, stage: str, runs: Collection[str]) -> list[Part]:
+def draw_tasks(board: Board, stage: str) -> list[Part]:
     """Draw the scores of all tasks in one picture, and measures of another size in their own."""
     groups: dict[str, list[str]] = {"score": []}
     names = {measure: json.loads(measure)[:2] if measure != "mean" else ["mean", "mean"] for measure in board.headings}
@@ -60,10 +60,11 @@ def draw_tasks(board: Board, stage: str, runs: Collection[str]) -> list[Part]:
         if sum(len(line.x) for line in shown) < 2:
             continue
         heading = told + (" (%)" if percent else "")
-        hollow = sum(line.name not in runs for line in shown)
+        hollow = sum(line.name not in board.runs for line in shown)
         notes = [f"{heading} by task"] + ["hollow: baselines"] * (hollow > 0)
         if any(line.error for line in shown):
-            notes.append(f"bars: standard {'error' if stage == 'language' else 'deviation over seeds'}")
+            single = stage == "language" and all(value.count == 1 for value in board.values.values())
+            notes.append(f"bars: standard {'error' if single else 'deviation over seeds'}")
         notes += [f"left out: {', '.join(left)}"] * (left != [])
         ranges = ", ".join(f"{one.name} {min(one.x):.3g} to {max(one.x):.3g}" for one in shown)
         tasks = [names[measure][0] for measure in measures]

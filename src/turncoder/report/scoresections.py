@@ -3,10 +3,11 @@
 import json
 from collections.abc import Iterable, Sequence
 
-from turncoder.report.boards import Board, Named, build_models, gather_seeds, group_runs
+from turncoder.report.boards import Board, Named, build_models, group_runs
 from turncoder.report.comparison import Difference, compare_rungs, compare_runs
 from turncoder.report.page import Code, Fold, Lines, Part, Section, Table
 from turncoder.report.scorepictures import draw_board, draw_tasks
+from turncoder.report.seeds import gather_seeds
 from turncoder.report.taskboards import SEPARATE, build_tasks, build_words
 
 __all__ = ["build_scores", "find_differing"]
@@ -82,9 +83,9 @@ def _show_models(stage: str, runs: Sequence[Named]) -> list[Part]:
         if any(len(same) > 1 for same in named.values()):
             title += " (mean ± standard deviation over runs that differ in their seed alone)"
         board = build_models(title, named, stage)
-        differences = _judge_rungs(board, group[0]) if stage == "turn" and len(group) == 1 else []
-        if stage == "turn" and len(group) > 1:
-            differences = _compare(group)
+        differences: list[Difference] = []
+        if stage == "turn":
+            differences = _judge_rungs(board, group) if len(named) == 1 else _compare(group)
         parts.append(board.lay_out())
         parts += _tell_marks(board, parts) + draw_board(board, f"{stage}-{number}")
         for run in group if stage == "turn" else ():
@@ -124,7 +125,7 @@ def _show_tasks(stage: str, runs: Sequence[Named]) -> list[Part]:
             board.judge(measure, one)
         found += compared
     parts += [board.lay_out(), *[Lines([MARKED.replace("column", "row")])] * board.marks]
-    parts += [*draw_tasks(board, stage, {run.title for run in runs}), *_tabulate(_distinct(found))]
+    parts += [*draw_tasks(board, stage), *_tabulate(_distinct(found))]
     examples = [
         (f"{run.name}, {task}" + ("" if side == "text" else f", {side}"), str(text))
         for run in runs[:MOST]
@@ -165,17 +166,20 @@ def _compare(runs: Sequence[Named], base: str | None = None, task: str | None = 
     return found
 
 
-def _judge_rungs(board: Board, run: Named) -> list[Difference]:
-    """Compare each rung of a turn with the decoder as it was, and the best of them with the others."""
+def _judge_rungs(board: Board, runs: Sequence[Named]) -> list[Difference]:
+    """Compare each rung of a turn, of one or more seeds, with the decoder as it was, and the best with all."""
+    run, turns = runs[0], [one.files for one in runs]
     rungs = [row["name"] for row in run.files.results.get("rows", []) if "model" in row]
-    found = [compare_rungs(run.files, rungs[0], rung) for rung in rungs[1:]]
+    found = [compare_rungs(turns, rungs[0], rung) for rung in rungs[1:]]
     best = _find_highest(board, "mrr@10")
     for other in board.models if best is not None else ():
-        one = compare_rungs(run.files, other, str(best)) if other != best else None
+        one = compare_rungs(turns, other, str(best)) if other != best else None
         if one is not None:
             board.judge("mrr@10", one)
     places = {
-        name.removeprefix("words/"): inner for name, inner in run.files.inner.items() if name.startswith("words/")
+        name.removeprefix("words/"): inner
+        for name, inner in (run.files.inner.items() if len(runs) == 1 else ())
+        if name.startswith("words/")
     }
     for place, inner in places.items():
         if place != "causal" and "causal" in places:

@@ -9,6 +9,7 @@ from typing import Any
 
 from turncoder.report.boards import Board, Named, Value
 from turncoder.report.runrows import HEADINGS, RunFiles
+from turncoder.report.seeds import join_seeds
 from turncoder.report.taskrows import BASELINES, GLUE_SCORES, WORD_SCORES
 
 __all__ = ["build_tasks", "build_words"]
@@ -67,8 +68,12 @@ def build_tasks(stage: str, runs: Sequence[Named]) -> tuple[Board, list[str]]:
             board.forms[measure] = form
             for name, score in _list_baselines(run, task, stage, len(runs)).items():
                 board.values[name, measure] = Value(score)
-    order = [run.title for run in runs]
-    board.values = dict(sorted(board.values.items(), key=lambda one: one[0][0] not in order))
+    joined = join_seeds(board, runs) if stage != "glue" else {}  # whose runs have seeds of their own
+    if joined:
+        board.title += ", mean ± standard deviation over runs that differ in their seeds alone"
+    board.runs = list(dict.fromkeys(joined.get(run.title, run.title) for run in runs))
+    order = {name: place for place, name in enumerate(board.runs)}
+    board.values = dict(sorted(board.values.items(), key=lambda one: order.get(one[0][0], len(order))))
     warnings = _warn(names, "data or settings")
     if stage == "sentences" and len(board.headings) > 1 and not warnings:
         _average(board)

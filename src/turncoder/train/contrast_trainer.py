@@ -38,7 +38,7 @@ from turncoder.train.teacher import Lessons
 __all__ = ["Collator", "ContrastTrainer", "HeldOut", "SetRows"]
 
 WEIGHTS_FILE = "model.safetensors"
-EVALUATION_SEED = 20240409  # of the views that held-out texts are measured on
+VIEW_SEED = 20240409  # of the views that held-out texts are measured on
 
 
 class SetRows(Dataset[dict[str, Any]]):
@@ -238,7 +238,7 @@ class HeldOut(SentenceEvaluator):
         views: list[list[np.ndarray]] = [[], []]
         model.train()
         with torch.random.fork_rng():
-            torch.manual_seed(EVALUATION_SEED)
+            torch.manual_seed(VIEW_SEED)
             for start in range(0, len(rows), self.batch_size):
                 texts = rows.data[start : start + self.batch_size]["text"]
                 features = batch_to_device(model.preprocess(texts, prompt=rows.prompts.get("text")), model.device)

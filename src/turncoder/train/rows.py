@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from turncoder.config.stages import SimcseConfig, SupervisedConfig
 from turncoder.data.corpus import open_corpora
+from turncoder.data.masking import EVALUATION_SEED
 from turncoder.data.pairs import Rows, open_pairs, open_texts
 from turncoder.errors import UserError
 from turncoder.prompts import check_prompt
@@ -68,7 +69,10 @@ def open_rows(
         pairs = _prompt_sets(config, pairs)
     seed = None if config.as_llm2vec else config.seed
     most = config.max_eval_samples or max(2, MOST_HELD_OUT // len(pairs))
-    chosen = [(rows.select(config.max_train_samples, seed), held_out.select(most, seed)) for rows, held_out in pairs]
+    measured = None if config.as_llm2vec else EVALUATION_SEED
+    chosen = [
+        (rows.select(config.max_train_samples, seed), held_out.select(most, measured)) for rows, held_out in pairs
+    ]
     if config.chat_template and any(rows.prompts for rows, _ in chosen):
         raise UserError(
             "chat_template: a template cannot leave a prompt out of the pooling; keep one of the two, or write the "

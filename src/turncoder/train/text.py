@@ -17,7 +17,7 @@ from turncoder.config.keys import CorpusKeys, locate_model
 from turncoder.config.pretraining import PretrainConfig, VocabularyKeys
 from turncoder.config.stages import MntpConfig
 from turncoder.data.corpus import open_corpora
-from turncoder.data.masking import IGNORED, Masking, MaskingStyle, collate
+from turncoder.data.masking import EVALUATION_SEED, IGNORED, Masking, MaskingStyle, collate
 from turncoder.data.packing import Blocks, default_cache, prepare_blocks
 from turncoder.data.tokenizer import find_padding, load_tokenizer, mask_token_id, pad_token_id, special_ids
 from turncoder.data.vocabulary import open_trained
@@ -125,12 +125,12 @@ def open_text(
     if config.max_train_samples:
         train = train.select(config.max_train_samples, seed=seed)
     if config.max_eval_samples:
-        held_out = held_out.select(config.max_eval_samples, seed=seed)
+        held_out = held_out.select(config.max_eval_samples, seed=None if config.as_llm2vec else EVALUATION_SEED)
     return Text(
         train=train,
         validation=held_out,
         masking=masking,
-        eval_masking=dataclasses.replace(masking, style=scored_as),
+        eval_masking=dataclasses.replace(masking, style=scored_as, seed=EVALUATION_SEED),
         isolate=isolate,
         block_size=block_size,
         pad_token_id=pad_token_id(tokenizer),

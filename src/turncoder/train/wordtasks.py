@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from turncoder.config.words import WordsConfig
 from turncoder.data.batching import permute
 from turncoder.data.labels import LabelSet
+from turncoder.data.masking import EVALUATION_SEED
 from turncoder.data.saved import has_split
 from turncoder.data.store import is_held_out
 from turncoder.data.words import WordSet, find_column, open_words
@@ -139,7 +140,7 @@ def open_splits(config: WordsConfig) -> Splits:
             f"train_file: {train.where} leaves no words to train on, none to choose on, or none to score; give more"
         )
     train = _draw(train, config.max_train_samples, config.seed)
-    return Splits(train, _draw(held_out, config.max_eval_samples, config.seed), test)
+    return Splits(train, _draw(held_out, config.max_eval_samples, EVALUATION_SEED), test)
 
 
 def export_splits(config: WordsConfig) -> str:
