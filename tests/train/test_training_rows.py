@@ -207,7 +207,7 @@ def test_what_is_measured_does_not_depend_on_the_seed(
 ) -> None:
     rows = {"model_name_or_path": "m", "train_file": str(write(tmp_path / "set.jsonl", 400))}
     rows |= {"validation_split_percentage": 20, "max_train_samples": 30, "max_eval_samples": 9}
-    pairs = [open_rows(SupervisedConfig(**rows, seed=seed), encoder.tokenizer)[0] for seed in (0, 1)]
+    pairs = [open_rows(SupervisedConfig(**rows, seed=seed), encoder.tokenizer, 512)[0] for seed in (0, 1)]
     assert pairs[0][1].data[:] == pairs[1][1].data[:] and pairs[0][0].data[:] != pairs[1][0].data[:]
 
     keys = {"model_name_or_path": str(stories), "train_file": str(stories_text), "max_seq_length": 64}
