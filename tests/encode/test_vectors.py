@@ -348,24 +348,20 @@ def test_out_of_memory_names_what_to_lower(model: Path, source: Path, monkeypatc
 
 
 @pytest.mark.slow
-def test_killed_twice_the_bytes_are_those_of_one_go(model: Path, tmp_path: Path) -> None:
+def test_killed_twice_the_bytes_are_those_of_one_go(model: Path, tmp_path: Path, command: Command) -> None:
     source = tmp_path / "many.txt"
-    source.write_text("".join(f"Story {number}: a dog and {number % 97} cats.\n" for number in range(60_000)))
-    words = [sys.executable, "-m", "turncoder.cli", "encode", str(model), str(source), "--shard_texts", "2000"]
-
-    def start(out: Path) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen([*words, "--output", str(out)], env=environment, stderr=subprocess.DEVNULL)
-
-    assert start(tmp_path / "whole").wait() == 0
-    for shards in (5, 15):
-        process = start(tmp_path / "killed")
+    source.write_text("".join(f"Story {number}: a dog and {number % 97} cats.\n" for number in range(30_000)))
+    words = ["encode", model, source, "--shard_texts", "1000", "--output"]
+    assert command(*words, tmp_path / "whole")[0] == 0
+    for shards in (3, 12):
+        start = [sys.executable, "-m", "turncoder.cli", *map(str, words), str(tmp_path / "killed")]
+        process = subprocess.Popen(start, stderr=subprocess.DEVNULL)
         while len(list((tmp_path / "killed").glob("vectors-*.npy"))) < shards and process.poll() is None:
             time.sleep(0.005)
         assert process.poll() is None, "it was done before it could be killed"
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert start(tmp_path / "killed").wait() == 0
+    assert command(*words, tmp_path / "killed")[0] == 0
     assert read_folder(tmp_path / "killed") == read_folder(tmp_path / "whole")
 
 

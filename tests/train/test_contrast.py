@@ -98,7 +98,7 @@ numpy.save(sys.argv[3], encoder.encode(json.loads(sys.argv[2])))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ways", [{}, {"mini_batch_num_tokens": 200}, {"train_mode": "full"}])
+@pytest.mark.parametrize("ways", [{"mini_batch_num_tokens": 200}, {"train_mode": "full"}])
 def test_killed_and_resumed_gives_identical_weights(
     stories: Path, stories_text: Path, tmp_path: Path, ways: dict[str, object]
 ) -> None:

@@ -200,7 +200,7 @@ def test_a_probe_that_is_killed_starts_over_from_what_it_has_computed(
 ) -> None:
     monkeypatch.setenv("TURNCODER_CACHE", str(tmp_path / "cache"))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    flags = {"train_mode": "probe", "num_train_epochs": 150, "early_stopping_patience": "none", "max_grad_norm": 1}
+    flags = {"train_mode": "probe", "num_train_epochs": 80, "early_stopping_patience": "none", "max_grad_norm": 1}
     process = subprocess.Popen(
         [*PROCESS, *write(cut, **flags)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )  # fmt: skip
