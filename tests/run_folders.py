@@ -67,7 +67,7 @@ def make_words_run(folder, tasks=("upos",), *, seeds=(42, 43), error=0.2, senten
     return folder
 
 
-def make_sentences_run(folder, *, better=0.0, texts=40, tasks=("sts", "find"), revision="r1"):
+def make_sentences_run(folder, *, better=0.0, texts=40, tasks=("sts", "find"), revision="r1", **config):
     """A folder as ``evaluate sentences`` leaves it; ``better`` is how far scores are moved towards what is right."""
     (folder / "items").mkdir(parents=True)
     rng = random.Random(7)
@@ -105,7 +105,8 @@ def make_sentences_run(folder, *, better=0.0, texts=40, tasks=("sts", "find"), r
         }
     model = {"name": "mine", "fingerprint": "f", "parameters": 1000}
     (folder / "results.json").write_text(json.dumps({"model": model, "mteb": "2.26.0", "tasks": found}))
-    record = {"stage": "sentences", "status": "done", "config": {"output_dir": str(folder)}, "wall_time_s": 3.0}
+    config = {"output_dir": str(folder), **config}
+    record = {"stage": "sentences", "status": "done", "config": config, "wall_time_s": 3.0}
     (folder / "run.json").write_text(json.dumps(record))
     return folder
 

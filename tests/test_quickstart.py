@@ -102,6 +102,12 @@ def test_other_settings_and_other_folders_are_refused(tmp_path: Path):
     (tmp_path / "old" / "quickstart.json").write_text(json.dumps({"model": "other"}))
     with pytest.raises(UserError, match="other settings"):
         run(output=tmp_path / "old")
+    (tmp_path / "old" / "quickstart.json").write_text('{"model": ')
+    with pytest.raises(UserError, match=r"old: quickstart.json cannot be read .*: name another folder"):
+        run(output=tmp_path / "old")
+    (tmp_path / "one.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"one.txt is a file; name a folder"):
+        run(output=tmp_path / "one.txt")
     with pytest.raises(UserError, match="no such file"):
         run(text=tmp_path / "absent.txt", output=tmp_path / "new")
     with pytest.raises(UserError, match="model"):

@@ -71,6 +71,9 @@ def test_files_that_are_not_there_yet_are_named(submit: Callable[..., Said], tmp
     assert code == 0 and "train_file: text.txt is not there now" in said
     task = "evaluate sentences --model_name_or_path org/model --task_file sts=pairs.tsv --output run --print"
     assert "task_file: pairs.tsv is not there now" in submit(*task.split(), "--slurm.partition", "gpu")[2]
+    task = task.replace("sts=pairs.tsv", "bitext=old.txt,new.txt")
+    said = submit(*task.split(), "--slurm.partition", "gpu")[2]
+    assert "task_file: new.txt is not there now" in said and "old.txt" not in said
     (tmp_path / "old.txt").rename(tmp_path / "text.txt")
     assert "not there" not in submit(*MNTP.split(), "--print", "--slurm.partition", "gpu")[2]
 
@@ -97,6 +100,7 @@ def test_a_config_file_and_flags_anywhere(submit: Callable[..., Said]) -> None:
         (f"{MNTP} --cluster gone.toml", "gone.toml cannot be read"),
         (f"{MNTP} --slurm.gpus 3 --slurm.nodes 2", "give a multiple"),
         (f"{MNTP} --print=maybe", "--print = 'maybe' is not true or false"),
+        (f"{MNTP} --local --jobs text.txt", "--jobs text.txt: text.txt is a file; name a folder"),
         (f"{MNTP} --print --local", "--print and --local are both set"),
         (f"{MNTP} --local --slurm.nodes 2", "this machine is one node"),
         ("encode m t --output o --slurm.nodes 2", "encode is started once, on one node"),

@@ -16,6 +16,7 @@ from turncoder.model.heads import take_backbone
 from turncoder.model.twin import tiny_model
 from turncoder.model.views import AttentionReport
 from turncoder.publish.card import write_card
+from turncoder.publish.cardparts import count_held_out
 
 GIVEN = {
     "name": "mine",
@@ -76,6 +77,19 @@ def test_training_and_results_are_tables(report: AttentionReport) -> None:
         "512 tokens; trained on texts of 128 at most" in card(report, record={"training": {"max_seq_length": 128}}).text
     )
     assert "| text_tokens | 1,234,567 |" in text and "| sts spearman | 0.7123 |" in text and "a.tsv" not in text
+
+
+def test_results_say_what_was_measured_and_on_how_much(report: AttentionReport) -> None:
+    results = {"loss": 4.8, "predicted_tokens": 1234}
+    text = card(report, record={"stage": "mntp", "results": results, "held_out": 80}).text
+    assert "## Results\n\nMasked token prediction on held-out text: 1,234 tokens in 80 rows; loss in nats:\n\n|" in text
+    assert "1,234 tokens; loss" in card(report, record={"stage": "mntp", "results": results}).text  # an older folder
+    pairs = {"stage": "supervised", "results": {"loss": 1.0, "sts_spearman": 0.5}, "held_out": 7}
+    assert "Contrastive loss on 7 held-out pairs" in (text := card(report, record=pairs).text)
+    assert "pairs with people's scores" in text
+    data = {"validation": {"one": {"rows": 3, "empty": 1}, "other": {"rows": 4}}}
+    assert count_held_out({"data": data}) == 7 and count_held_out({"data": {"validation": {"blocks": 5}}}) == 5
+    assert count_held_out({}) is None
 
 
 def test_what_does_not_look_ahead_or_opens_otherwise_is_said(report: AttentionReport) -> None:

@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from run_folders import make_sentences_run
-from turncoder.publish.cardscores import _index
+from run_folders import make_run, make_sentences_run, make_turn, make_words_run
+from turncoder.errors import UserError
+from turncoder.publish.bundle import Bundle
+from turncoder.publish.cardscores import _index, find_scores
 from turncoder.report.summary import read_run, write_report
 
 
@@ -28,3 +30,36 @@ def test_a_score_that_is_no_number_is_left_out_and_shown_as_nothing(tmp_path: Pa
     assert [one.dataset_name for one in _index(read_run(run))] == ["find"]
     write_report([run], tmp_path / "report.md")
     assert "find (ndcg" in (tmp_path / "report.md").read_text()
+
+
+def test_a_table_says_what_was_measured_on_how_much_and_with_which_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turncoder.publish.cardscores.check_scores", lambda folder, place: None)
+    (tmp_path / "mine").mkdir()
+    bundle, model = Bundle("encoder", tmp_path / "mine"), {"model_name_or_path": str(tmp_path / "mine")}
+    scored = make_sentences_run(tmp_path / "scored", dtype="bfloat16", **model)
+    results = json.loads((scored / "results.json").read_text())
+    results["tasks"]["sts"]["prompts"] = {"text": "A|B:\n", "document": None}
+    (scored / "results.json").write_text(json.dumps(results))
+    words = [make_words_run(tmp_path / name, **model) for name in ("probe", "other")]
+    tables, index = find_scores(bundle, (str(scored), str(words[0])), "me/mine")
+    assert [title for title, _ in tables] == ["`scored`: tasks of mteb 2.26.0, in bfloat16", "`probe`: labels of words"]
+    head, _, first, second = tables[0][1].splitlines()
+    assert head.endswith("| texts | prompts |")
+    assert first.endswith('| 80 | text: `"A\\|B:\\n"` |') and second.endswith("| 80 | none |")
+    assert tables[1][1].splitlines()[0].endswith("| words |") and tables[1][1].endswith("| 1,600 |")
+    assert [(one.dataset_split, one.dataset_revision) for one in index[:2]] == [("test", "r1")] * 2
+    with pytest.raises(UserError, match=r"probe and .*other both have .* of probe upos on test.conllu; leave one"):
+        find_scores(bundle, tuple(map(str, words)), "me/mine")
+    again = make_sentences_run(tmp_path / "again", tasks=("sts",), **model)
+    with pytest.raises(UserError, match=r"scored and .*again both have cosine_spearman of sts on sts; leave one"):
+        find_scores(bundle, (str(scored), str(again)), "me/mine")
+    with pytest.raises(UserError, match=r"trained is a run of mntp; name what evaluate or words wrote"):
+        find_scores(bundle, (str(make_run(tmp_path / "trained", **model)),), "me/mine")
+
+
+def test_the_table_of_a_turn_is_explained(tmp_path: Path) -> None:
+    turn = make_turn(tmp_path / "turned")
+    ((title, table),) = find_scores(Bundle("encoder", turn / "mntp/model", turn / "mntp"), (), "me/mine")[0]
+    assert title == "What each step of the turn gave" and table.endswith("\n\nWhat each step gave\n\nOne line.")

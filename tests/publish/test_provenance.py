@@ -97,9 +97,11 @@ def test_paths_and_tokens_are_not_told(tmp_path: Path) -> None:
     told = tomllib.loads(step.config)
     assert told["model_name_or_path"] == "them/base" and told["adapters"] == ["one", "them/two"]
     assert "/home" not in step.config and "abcdef" not in step.config
-    assert hide_parents([{"name": "/home/me/base", "stage": "mntp"}, {"name": "them/base"}]) == [
-        {"name": "base", "stage": "mntp"}, {"name": "them/base"}
-    ]  # fmt: skip
+    chain = [{"name": "/home/me/one", "stage": "mntp"}, {"name": "/home/me/base"}]
+    assert hide_parents(chain, None) == [{"name": "one", "stage": "mntp"}, {"name": "base"}]
+    assert hide_parents(chain, "them/base") == [{"name": "one", "stage": "mntp"}, {"name": "them/base"}]
+    merged = [{"name": "/home/me/base"}, {"name": "/home/me/adapter"}]
+    assert hide_parents(merged, "them/base") == [{"name": "them/base"}, {"name": "adapter"}]
 
 
 def test_all_trainings_that_are_here_are_told_the_oldest_first(runs: Path) -> None:

@@ -62,6 +62,7 @@ def test_a_dry_run_tells_all_that_is_sent_and_sends_nothing(
     (runs / "simcse/model/notes.txt").unlink()
     assert not hub.repositories
     said = capsys.readouterr().out
+    assert "SimCSE's contrastive loss on 8 held-out texts" in said  # as many as the run was told to take
     assert said.startswith("me/mine, private, branch main: 10 files") and "notes.txt" in said.split("stays here")[1]
     shown = {name: int(size.replace(",", "")) for size, name in re.findall(r"^ +([\d,]+)  (\S+)$", said, re.MULTILINE)}
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -145,6 +146,10 @@ def test_an_adapter_is_one_for_the_whole_chain(hub: FakeHub, runs: Path, tmp_pat
     assert config["r"] == 16 and {w.shape[0] for name, w in weights.items() if "lora_A" in name} == {16}
     card = ModelCard.load(joined / "README.md")
     assert (card.data.base_model, card.data.base_model_relation) == ("me/stories", "adapter")
+    assert (
+        "`me/stories` \u2192 mntp \u2192 simcse" in card.text
+        and "me/stories" in (joined / "turncoder.json").read_text()
+    )
     for stage, folder, exact in (("mntp", single, True), ("simcse", joined, False)):
         config = json.loads((folder / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == "me/stories"

@@ -176,6 +176,8 @@ def test_what_cannot_be_reported_or_written(tmp_path, capsys):
     mine.write_text("# mine\n")
     broken = make_words_run(tmp_path / "broken", drawn=True)
     (broken / "confusion.csv").write_text("gold,NOUN\nNOUN,many\n")
+    empty = make_words_run(tmp_path / "empty", drawn=True)
+    (empty / "confusion.csv").write_text("")
     task = make_words_run(tmp_path / "task")
     (task / "results.json").write_text('{"tasks": {"upos": {"seeds": 3}}}')
     rung = make_turn(tmp_path / "rung")
@@ -188,7 +190,9 @@ def test_what_cannot_be_reported_or_written(tmp_path, capsys):
         ([run, "--output", tmp_path / "a.pdf"], "give REPORT.html or REPORT.md"),
         ([run, "--output", mine], "is no report of turncoder; name another file"),
         ([run, "--output", tmp_path / "a.html", "--json"], "drop one"),
+        ([run, "--output", mine / "a.html"], f"{mine} is a file; name a folder"),
         ([broken, "--output", tmp_path / "a.html"], "confusion.csv is broken"),
+        ([empty, "--output", tmp_path / "a.html"], "confusion.csv is broken"),
         (["--output", tmp_path / "a.html"], "at least one RUN"),
     ):
         assert main(["report", *map(str, words)]) == 2

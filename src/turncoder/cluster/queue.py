@@ -22,6 +22,7 @@ from rich.console import Console
 from turncoder.cluster.submission import Submission, read_submission
 from turncoder.config import settings
 from turncoder.config.cluster import SlurmConfig, SubmitConfig, load_slurm, split_words
+from turncoder.data.files import refuse_file
 from turncoder.errors import UserError
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def submit(words: list[str], console: Console) -> int:
         logger.warning("all runs of the grid are done; turncoder %s makes the table", shlex.join(submission.words))
         return 0
     folder = Path(config.jobs, submission.name).absolute()
+    refuse_file(Path(config.jobs), "--jobs")
     with _said_missing():
         if config.local:
             _run_here(submission, config.slurm, folder, console)

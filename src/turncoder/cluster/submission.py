@@ -14,7 +14,7 @@ from turncoder.config.cluster import SlurmConfig
 from turncoder.config.keys import FitKeys
 from turncoder.config.stages import TurnConfig
 from turncoder.config.words import WordsConfig
-from turncoder.data.files import names_file
+from turncoder.data.files import names_file, split_places
 from turncoder.errors import UserError
 
 __all__ = ["Submission", "read_submission"]
@@ -99,9 +99,11 @@ def _tell_missing(config: Any) -> None:
     for key in keys:
         value = getattr(config, key)
         for name in [value] if isinstance(value, str) else value or ():
-            path = name.partition("=")[2] if key == "task_file" else name  # KIND=FILE
-            if names_file(path) and not Path(path).expanduser().exists():
-                logger.warning("%s: %s is not there now; the job needs it when it starts", key, path)
+            for path in (
+                split_places(name.partition("=")[2] or name) if key == "task_file" else [Path(name).expanduser()]
+            ):
+                if names_file(str(path)) and not path.exists():
+                    logger.warning("%s: %s is not there now; the job needs it when it starts", key, path)
 
 
 def _count_nodes(words: list[str], slurm: SlurmConfig) -> int:

@@ -26,7 +26,17 @@ from turncoder.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["ENDINGS", "TOKEN_COLUMNS", "choose_column", "find_ending", "names_file", "read_arrow", "read_file"]
+__all__ = [
+    "ENDINGS",
+    "TOKEN_COLUMNS",
+    "choose_column",
+    "find_ending",
+    "names_file",
+    "read_arrow",
+    "read_file",
+    "refuse_file",
+    "split_places",
+]
 
 logger = logging.getLogger("turncoder")
 
@@ -47,6 +57,18 @@ def names_file(name: str) -> bool:
     path = Path(name).expanduser()
     known = path.name.lower().removesuffix(".gz").endswith((*ENDINGS, *RECORD_ENDINGS))
     return known or path.exists() or name.startswith((".", "/", "~"))
+
+
+def split_places(place: str) -> list[Path]:
+    """Split ``A,B`` into the files that it names; what is there under that very name is one."""
+    return [Path(part).expanduser() for part in ([place] if Path(place).exists() else place.split(","))]
+
+
+def refuse_file(folder: Path, key: str = "--output") -> None:
+    """Refuse to write into what is a file, or lies in one; raises UserError."""
+    place = next(one for one in (folder, *folder.parents) if one.exists())
+    if not place.is_dir():
+        raise UserError(f"{key} {folder}: {place} is a file; name a folder")
 
 
 def read_file(path: Path, text_column: str | None = None, *, numbers: bool = False) -> Iterator[Row]:

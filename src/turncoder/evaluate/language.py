@@ -209,10 +209,14 @@ def _is_missing(name: str, asked: Asked, done: dict[str, Any]) -> bool:
 
 def _open_results(config: LanguageConfig, run: Run, opened: CausalModel) -> dict[str, Any]:
     """Open what the folder has of this model."""
-    model, prior = opened.model, opened.prior
-    fingerprint = digest_module(model, [*describe_model(model), prior and prior.describe()])
-    name, parameters = str(config.model_name_or_path), model.num_parameters()
-    return open_scores(run, name, fingerprint=fingerprint, parameters=parameters, library="lm_eval")
+    name, parameters = str(config.model_name_or_path), opened.model.num_parameters()
+    return open_scores(run, name, fingerprint=digest_language(opened), parameters=parameters, library="lm_eval")
+
+
+def digest_language(opened: CausalModel) -> str:
+    """Hash all that a language model computes depends on: settings, weights, and what completes a headless one."""
+    prior = opened.prior
+    return digest_module(opened.model, [*describe_model(opened.model), prior and prior.describe()])
 
 
 def _score(config: LanguageConfig, model: CausalModel, name: str, tasks: dict[str, Any]) -> dict[str, Any]:

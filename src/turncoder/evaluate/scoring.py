@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from turncoder.config.words import WordsConfig
+from turncoder.data.files import refuse_file
 from turncoder.data.labels import LabelSet
 from turncoder.data.words import WordSet, find_column, open_words
 from turncoder.errors import UserError
@@ -24,7 +25,7 @@ from turncoder.evaluate.wordfiles import write_confusion, write_predictions
 from turncoder.evaluate.words import summarise, tally
 from turncoder.hub import find_run
 from turncoder.model.source import read_json
-from turncoder.train.running import MARKER, Run, complete_checkpoints, refuse_file, write_atomically
+from turncoder.train.running import MARKER, Run, complete_checkpoints, write_atomically
 from turncoder.train.wordtasks import Task
 
 __all__ = [

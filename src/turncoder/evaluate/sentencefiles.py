@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from turncoder.data.columns import find_shape
+from turncoder.data.files import split_places
 from turncoder.data.records import RECORD_ENDINGS, decode, name_set, read_records, split_lines, split_tabs
 from turncoder.errors import UserError
 from turncoder.evaluate.sentences import read_sts
@@ -98,7 +99,7 @@ def open_sentence_file(spec: str) -> SentenceFile:
     if not equals or kind not in KINDS:
         said = f"{kind!r} is no kind of task" if equals else "what is to be done with it is not said"
         raise UserError(f"task_file = {spec!r}: {said}; choose {', '.join(KINDS.values())}")
-    paths = [Path(part).expanduser() for part in ([place] if Path(place).exists() else place.split(","))]
+    paths = split_places(place)
     if kind == "classification" and len(paths) == 1 and paths[0].is_dir():
         paths = [_find_part(paths[0], split, spec) for split in ("train", "test")]
     most = {"classification": 2, "bitext": 2}.get(kind, 1)

@@ -58,7 +58,7 @@ def write_card(
         What the folder says as well; ``dimensions`` None where it does not.
     record
         ``stage``, ``parents`` (the nearest first), ``matryoshka_dims``, ``training`` and ``results`` (names and
-        values, which may be nested), as far as they are known.
+        values, which may be nested), ``held_out`` (rows that these were measured on), as far as they are known.
     published
         What is said on the hub besides.
     """

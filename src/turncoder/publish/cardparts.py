@@ -13,7 +13,16 @@ from huggingface_hub import EvalResult, ModelCardData
 from turncoder.hub import is_hub_id
 from turncoder.publish.usage import EXAMPLES
 
-__all__ = ["Published", "Step", "name_chain", "show_header", "show_making", "show_prompts", "tell_name"]
+__all__ = [
+    "Published",
+    "Step",
+    "count_held_out",
+    "name_chain",
+    "show_header",
+    "show_making",
+    "show_prompts",
+    "tell_name",
+]
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,7 @@ def show_making(record: dict[str, Any], published: Published | None) -> Iterator
                     f"<details><summary>{step.stage}: resolved config</summary>\n\n```toml\n{step.config.strip()}\n```"
                     "\n\n</details>\n"
                 )
-    yield _table("Results", record.get("results"))
+    yield _table("Results", record.get("results"), _say_measured(record))
     if published:
         if published.scores and not record.get("results"):
             yield "## Results\n"
@@ -146,9 +155,38 @@ def show_making(record: dict[str, Any], published: Published | None) -> Iterator
         yield f"## Licence\n\n{published.license}{named}{link}: {published.source}.\n"
 
 
-def _table(title: str, values: dict[str, Any] | None) -> str:
+def count_held_out(run: dict[str, Any]) -> int | None:
+    """Count the held-out rows of a training, of all its sets of pairs together; None where its record does not say."""
+    counts: dict[str, Any] = run.get("data", {}).get("validation", {})
+    sets: list[dict[str, int]] = [one for one in counts.values() if isinstance(one, dict)] or [counts]
+    return sum(one.get("rows", one.get("blocks", 0)) for one in sets) or None
+
+
+def _say_measured(record: dict[str, Any]) -> str:
+    """Say what the results of a training measure, and on how much; nothing of a stage that is not known."""
+    results, rows = record.get("results") or {}, record.get("held_out")
+    many, among = (f"{rows:,} ", f" in {rows:,} rows") if rows else ("", "")
+    kind = "Next" if record.get("kind") == "clm" else "Masked"
+    tokens = (
+        f"{kind} token prediction on held-out text: {results.get('predicted_tokens', 0):,} tokens{among}; loss in nats"
+    )
+    told = {
+        "mntp": tokens,
+        "pretrain": tokens,
+        "simcse": f"SimCSE's contrastive loss on {many}held-out texts, each seen twice under dropout; alignment and "
+        "uniformity of their vectors",
+        "supervised": f"Contrastive loss on {many}held-out pairs, and how their anchors find the positives",
+        "words": "Labels of words, means over seeds",
+    }.get(record.get("stage") or "")
+    if told and "sts_spearman" in results:
+        told += "; `sts_spearman`: pairs with people's scores"
+    return f"{told}:\n" if told else ""
+
+
+def _table(title: str, values: dict[str, Any] | None, measured: str = "") -> str:
     rows = [f"| {key} | {value:,} |" for key, value in _flatten(values or {})]
-    return "\n".join([f"## {title}\n", "| | |", "|---|---|", *rows]) + "\n" if rows else ""
+    heads = [f"## {title}\n", *([measured] if measured else []), "| | |", "|---|---|"]
+    return "\n".join([*heads, *rows]) + "\n" if rows else ""
 
 
 def _flatten(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, int | float]]:

@@ -179,9 +179,14 @@ def tell_steps(steps: list[tuple[Path, dict[str, Any]]]) -> tuple[Step, ...]:
     return tuple(told)
 
 
-def hide_parents(parents: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Name what a model was made from without the folders of this machine."""
-    return [{**parent, "name": tell_name(parent["name"])} for parent in parents]
+def hide_parents(parents: list[dict[str, Any]], base: str | None) -> list[dict[str, Any]]:
+    """Name what a model was made from without the folders of this machine; ``base`` is the hub's id of the base model.
+
+    The base model is the first that is no run: a merge names its adapters after it.
+    """
+    first = next((number for number, parent in enumerate(parents) if "stage" not in parent), None)
+    names = [base if base and number == first else tell_name(one["name"]) for number, one in enumerate(parents)]
+    return [{**parent, "name": name} for parent, name in zip(parents, names, strict=True)]
 
 
 def _hide_word(word: str, cwd: Path) -> str:

@@ -21,7 +21,7 @@ from turncoder.model.views import AttentionFacts
 from turncoder.plan import tell_bytes
 from turncoder.publish.bundle import Bundle, open_bundle
 from turncoder.publish.card import digest_card, write_card, write_heads_card, write_language_card
-from turncoder.publish.cardparts import Published
+from turncoder.publish.cardparts import Published, count_held_out
 from turncoder.publish.cardscores import find_scores
 from turncoder.publish.provenance import find_data, find_licence, hide_parents, list_steps, tell_steps
 
@@ -70,7 +70,8 @@ def prepare(config: PublishConfig) -> Publication:
     card = _read_edited(config, bundle)
     if card is None:
         card = _write(config, bundle, online=online)
-    record = {**bundle.record, "parents": hide_parents(bundle.record.get("parents", [])), "card": digest_card(card)}
+    parents = hide_parents(bundle.record.get("parents", []), config.base_model)
+    record = {**bundle.record, "parents": parents, "card": digest_card(card)}
     files = {
         **bundle.files,
         "turncoder.json": (json.dumps(record, indent=2) + "\n").encode(),
@@ -124,7 +125,10 @@ def _write(config: PublishConfig, bundle: Bundle, *, online: bool) -> str:
         onnx="onnx/model.onnx" in bundle.files,
     )
     results = bundle.record.get("results") or bundle.run.get("results", {})
-    record = {**bundle.record, "results": results, "parents": hide_parents(bundle.record.get("parents", []))}
+    parents = hide_parents(bundle.record.get("parents", []), config.base_model)
+    record = {**bundle.record, "results": results, "parents": parents}
+    if bundle.run.get("stage") == record.get("stage"):
+        record.setdefault("held_out", count_held_out(bundle.run))
     if bundle.kind == "language":
         model = bundle.read("config.json")
         architecture = (model.get("architectures") or [model.get("model_type")])[0]

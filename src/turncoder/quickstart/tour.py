@@ -187,9 +187,17 @@ def _open_text(text: str | Path) -> "Corpus":
 
 def _open(output: Path, asked: dict[str, Any]) -> None:
     """Create the output folder, or make sure that it is the same tour that is continued."""
+    from turncoder.data.files import refuse_file
+
+    refuse_file(output)
     record = output / "quickstart.json"
     if record.exists():
-        before = json.loads(record.read_text(encoding="utf8"))
+        try:
+            before = dict(json.loads(record.read_text(encoding="utf8")))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"--output {output}: quickstart.json cannot be read ({error}): name another folder, or empty it"
+            ) from None
         changed = [f"{key} {before.get(key)} -> {value}" for key, value in asked.items() if before.get(key) != value]
         if changed:
             raise UserError(

@@ -100,9 +100,9 @@ def _show_confusions(runs: Sequence[Named]) -> list[Part]:
 
 
 def _tabulate_confusion(title: str, path: Path) -> Table:
-    with path.open(encoding="utf8", newline="") as file:
-        head, *body = csv.reader(file)
     try:
+        with path.open(encoding="utf8", newline="") as file:
+            head, *body = csv.reader(file)
         names, counts = head[1:], [[int(cell) for cell in row[1:]] for row in body]
         picked = range(min(LABELS, len(names)))
         rows: list[list[Cell | str]] = []
@@ -111,7 +111,7 @@ def _tabulate_confusion(title: str, path: Path) -> Table:
             cells = [Cell(f"{counts[row][column]:,}", share=counts[row][column] / whole) for column in picked]
             rest = whole - sum(counts[row][column] for column in picked) if sum(counts[row]) else 0
             rows.append([names[row], *cells, *([Cell(f"{rest:,}", share=rest / whole)] if len(names) > LABELS else [])])
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, csv.Error) as error:
         raise UserError(f"{path} is broken ({type(error).__name__}: {error}); run it again") from None
     more = ["others"] if len(names) > LABELS else []
     shown = f"the {LABELS} most frequent of {len(names)} labels; " if more else ""

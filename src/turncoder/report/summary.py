@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from turncoder.config.stages import differences
+from turncoder.data.files import refuse_file
 from turncoder.errors import UserError, first_line
 from turncoder.report.boards import Named
 from turncoder.report.page import GENERATOR, Lines, Page, Part, Section, write_html, write_markdown
@@ -123,6 +124,8 @@ def check_output(output: str | None) -> Path | None:
     path = Path(output)
     if path.suffix not in WRITERS:
         raise UserError(f"--output {output}: give REPORT.html or REPORT.md; without --output the tables are printed")
+    if not path.exists():
+        refuse_file(path)
     if path.is_dir() or (path.exists() and GENERATOR.encode() not in path.read_bytes()[:1000]):
         raise UserError(f"--output {output} exists and is no report of turncoder; name another file")
     return path

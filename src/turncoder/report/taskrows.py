@@ -37,6 +37,7 @@ def _take_glue(results: dict[str, Any]) -> list[dict[str, Any]]:
             **{name: found["mean"].get(metric) for metric, name in GLUE_SCORES.items()},
             "std": {name: found["std"].get(metric) for metric, name in GLUE_SCORES.items()},
             "test_file": found["test_file"],
+            "rows": found.get("rows"),
         }
         for task, found in results["tasks"].items()
     ]
@@ -60,6 +61,7 @@ def _take_language(results: dict[str, Any]) -> list[dict[str, Any]]:
             "model": task,
             **{names[name]: value for name, value in told["metrics"].items()},
             "std": {names[name]: told["stderr"].get(name) for name in told["metrics"]},
+            "texts": told.get("texts"),
         }
         for task, told in found.items()
     ]
@@ -69,8 +71,14 @@ def _take_sentences(results: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "model": f"{task} ({told['main_metric']})",
-            "scored": {"task": task, "type": told.get("type"), "metric": told["main_metric"]},
+            "scored": {
+                "task": task,
+                "type": told.get("type"),
+                "metric": told["main_metric"],
+                **(told.get("data") or {}),
+            },
             "main_score": told["main_score"],
+            **{name: told.get(name) for name in ("texts", "prompts")},
             **{name: (told.get("baselines") or {}).get(name) for name in BASELINES},
         }
         for task, told in results["tasks"].items()

@@ -102,7 +102,11 @@ def _train(config: Config, run: Run) -> None:
     fingerprint = " ".join(rows.fingerprint for rows in sets)
     check_data(run, fingerprint)
     run.update(
-        data={"train": {rows.name: rows.counts for rows in sets}, "fingerprint": fingerprint},
+        data={
+            "train": {rows.name: rows.counts for rows in sets},
+            "validation": {rows.name: rows.counts for rows in held_out},
+            "fingerprint": fingerprint,
+        },
         prompts={rows.name: rows.prompts for rows in sets if rows.prompts},
         parents=tell_parents(config.model_name_or_path),
         attention=inspect_attention(backbone).to_dict(),

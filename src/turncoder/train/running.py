@@ -27,6 +27,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 from turncoder.config.keys import HUB_KEYS, FitKeys
 from turncoder.config.stages import to_dict, to_toml
+from turncoder.data.files import refuse_file
 from turncoder.errors import UserError, first_line
 from turncoder.info import describe_machine
 from turncoder.train.resuming import check_rows, check_same, failed_early, wants_more
@@ -37,7 +38,6 @@ __all__ = [
     "checkpoint_step",
     "complete_checkpoints",
     "open_run",
-    "refuse_file",
     "training_arguments",
     "write_atomically",
 ]
@@ -231,13 +231,6 @@ def open_run(config: FitKeys, stage: str) -> Run:
     run.update(status="running")
     state.wait_for_everyone()
     return run
-
-
-def refuse_file(folder: Path) -> None:
-    """Refuse to write into what is a file, or lies in one; raises UserError."""
-    place = next(one for one in (folder, *folder.parents) if one.exists())
-    if not place.is_dir():
-        raise UserError(f"--output {folder}: {place} is a file; name a folder")
 
 
 def _set_aside(run: Run) -> None:

@@ -22,6 +22,7 @@ from turncoder.info import measure_memory
 from turncoder.model.adapters import attach_lora, merge_adapter
 from turncoder.model.conversion import is_converted
 from turncoder.model.heads import Head
+from turncoder.publish.cardparts import count_held_out
 from turncoder.train.course import Course
 from turncoder.train.recording import RunCallback, take_scores
 from turncoder.train.running import Run, checkpoint_step, open_run, write_atomically
@@ -256,7 +257,11 @@ def save_result(
     if not state.is_main_process:
         return
     model = model.cpu()
-    told = {"training": _tell_training(config, run), "results": run.record.get("results", {})}
+    told = {
+        "training": _tell_training(config, run),
+        "results": run.record.get("results", {}),
+        "held_out": count_held_out(run.record),
+    }
     artifact["record"] = {**artifact["record"], **told}
     if isinstance(model, PeftModel):
         partial = run.folder / ".adapter.partial"

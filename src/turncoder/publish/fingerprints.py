@@ -1,0 +1,114 @@
+"""Whether scores are those of the model that is published: of its weights, and as its folder opens."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from turncoder.config.keys import OpenKeys
+from turncoder.config.language import LanguageConfig
+from turncoder.errors import UserError
+from turncoder.model.source import read_json
+
+__all__ = ["check_scores"]
+
+SAME = ("allow_partial", "dtype", "attn_implementation", "cache_dir", "trust_remote_code")
+"""Keys under which a model is the same one; a card tells the dtype."""
+SETTINGS = tuple(
+    field.name for field in fields(OpenKeys) if not field.name.startswith("model_") and field.name not in SAME
+)
+"""Keys under which an encoder is another one than its folder says."""
+
+
+def check_scores(folder: Path, place: Path) -> None:
+    """Check that a run scored the model that is here now, by the fingerprint that the run left of it.
+
+    Parameters
+    ----------
+    folder
+        A run of `evaluate` or `words`.
+    place
+        The model, or its run; what trained heads on it has no fingerprint, and is asked when the model was trained.
+
+    Raises
+    ------
+    UserError
+        The weights are others, or the run opened them otherwise than they are opened by those who get them.
+    """
+    record, results = read_json(folder / "run.json"), folder / "results.json"
+    config = record["config"]
+    fingerprint = (read_json(results).get("model") or {}).get("fingerprint") if results.exists() else None
+    if adapters := config.get("adapters"):
+        raise UserError(
+            f"results: {folder} scored {place.name} with adapters = {', '.join(adapters)}; merge those and publish "
+            "that folder, or leave it away"
+        )
+    if fingerprint is None:
+        _check_heads(folder, place, record)
+        return
+    digest = _digest_language if record["stage"] == "language" else _digest_sentences
+    now = digest(place, config)
+    if now == fingerprint:
+        return
+    given = {
+        name: config[name] for name in SETTINGS if config.get(name, getattr(OpenKeys, name)) not in _defaults(name)
+    }
+    if given and digest(place, config, **given) == fingerprint:
+        said = ", ".join(f"{name} = {value!r}" for name, value in given.items())
+        raise UserError(
+            f"results: {folder} was scored with {said}, and {place.name} is opened otherwise: score it without, or "
+            "leave it away"
+        )
+    raise UserError(
+        f"results: {folder} scored other weights of {place.name} (fingerprint {fingerprint[:12]}, now {now[:12]}): "
+        "score it again with --overwrite, or leave it away"
+    )
+
+
+def _defaults(name: str) -> tuple[Any, ...]:
+    """Give the default of a key, as a config and as a record has it."""
+    default = getattr(OpenKeys, name)
+    return default, list(default) if isinstance(default, tuple) else default
+
+
+def _check_heads(folder: Path, place: Path, record: dict[str, Any]) -> None:
+    """Refuse scores of heads on a model that was trained anew since, or whose masks were others; raises UserError."""
+    before = next(iter(record.get("parents") or [{}])).get("started")
+    now = read_json(place / "run.json").get("started") if (place / "run.json").exists() else None
+    if before and now and before != now:
+        raise UserError(
+            f"results: {folder} scored {place.name} as it was trained at {before}, and it was trained anew at {now}: "
+            "score it again with --overwrite, or leave it away"
+        )
+    files = (one / "turncoder.json" for one in (place, place / "model"))
+    looks = next((read_json(file).get("bidirectional") for file in files if file.exists()), None)
+    asked = record["config"].get("bidirectional")
+    if None not in (looks, asked) and looks != asked:
+        raise UserError(
+            f"results: {folder} was scored with bidirectional = {asked}, and {place.name} is opened otherwise: score "
+            "it without, or leave it away"
+        )
+
+
+def _digest_sentences(place: Path, config: dict[str, Any], **settings: Any) -> str:
+    """Hash an encoder as `evaluate sentences` does."""
+    from turncoder.encode.encoder import open_encoder
+    from turncoder.encode.texts import BatchEncoder
+    from turncoder.encode.workers import digest_encoder
+
+    kept = {name: config[name] for name in SAME if name in config}
+    encoder = open_encoder(OpenKeys(model_name_or_path=str(place), **kept, **settings))
+    return digest_encoder(BatchEncoder(encoder, prompt=""))
+
+
+def _digest_language(place: Path, config: dict[str, Any], **_: Any) -> str:
+    """Hash a language model as `evaluate language` does."""
+    from turncoder.evaluate.language import digest_language
+
+    try:
+        from turncoder.evaluate.harness import open_model
+    except ImportError as error:
+        raise UserError(f"results: evaluate language needs {error.name}: pip install 'turncoder[language]'") from error
+    kept = {name: config[name] for name in SAME if name in config}
+    return digest_language(open_model(LanguageConfig(model_name_or_path=str(place), tasks=("headless",), **kept)))
