@@ -84,7 +84,8 @@ def _check_scored(bundle: Bundle, folder: Path, repository: str) -> None:
     if scored != repository and place not in own:
         raise UserError(f"results: {folder} scored {scored}, not {bundle.home or bundle.folder}; leave it away")
     if record.get("status") != "done":
-        raise UserError(f"results: {folder} is {record.get('status')}; the same command as before finishes it")
+        said = f" ({record['error']})" if record.get("error") else "; the same command as before finishes it"
+        raise UserError(f"results: {folder} is {record.get('status')}{said}")
 
 
 def _write(run: dict[str, Any]) -> str:
