@@ -27,7 +27,7 @@ from turncoder.config.stages import (
     TurnConfig,
 )
 from turncoder.config.words import WordsConfig
-from turncoder.errors import UserError
+from turncoder.errors import UnfinishedError, UserError
 from turncoder.hub import find_run, list_parents, look_for_hub
 
 __all__ = ["COMMANDS", "Command"]
@@ -110,7 +110,12 @@ def _plan_or_do(
 
         show(plan(config), console)
         return 0
-    made = work(config)
+    try:
+        made = work(config)
+    except UnfinishedError:
+        if tell is not None:
+            tell(Path(config.output_dir), console)
+        raise
     if tell is not None:
         tell(made, console)
     console.print(f"{made}", highlight=False)
@@ -274,7 +279,8 @@ def _evaluate_language(config: LanguageConfig, words: list[str], console: Consol
 
 def _evaluate_sentences(config: SentencesConfig, words: list[str], console: Console) -> int:
     look_for_hub(config.model_name_or_path, *config.adapters, *config.tasks, *config.languages)
-    from turncoder.evaluate.mtebruns import evaluate_sentences, plan_sentences, show
+    from turncoder.evaluate.mtebplan import plan_sentences
+    from turncoder.evaluate.mtebruns import evaluate_sentences, show
 
     return _plan_or_do(config, console, plan_sentences, evaluate_sentences, show)
 

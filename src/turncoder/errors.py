@@ -1,6 +1,6 @@
 """What went wrong, said to the person who can mend it."""
 
-__all__ = ["ConversionError", "UserError", "first_line"]
+__all__ = ["ConversionError", "UnfinishedError", "UserError", "first_line"]
 
 
 class UserError(ValueError):
@@ -8,6 +8,10 @@ class UserError(ValueError):
 
     The command line prints it as ``error: ...`` without a traceback and exits with code 2.
     """
+
+
+class UnfinishedError(UserError):
+    """A part of what was asked for could not be done; the rest is done and kept."""
 
 
 class ConversionError(UserError):

@@ -31,6 +31,7 @@ from turncoder.report.summary import read_run
 mteb = pytest.importorskip("mteb", reason="mteb is not installed (pip install 'turncoder[sentences]')")
 mtebtasks = pytest.importorskip("turncoder.evaluate.mtebtasks")
 mtebmodel = pytest.importorskip("turncoder.evaluate.mtebmodel")
+make_task = pytest.importorskip("turncoder.evaluate.sentencetasks").make_task
 
 ROWS = 40
 LABELS = ("order_physical_card", "passcode_forgotten", "pending_card_payment", "pending_cash_withdrawal")
@@ -134,7 +135,7 @@ def borders(specs: dict[str, str], stories: Path) -> dict[str, float]:
     """The share of a classifier's predictions that rounding may change."""
     shares = {}
     for kind in CLASSES:
-        task: Any = mtebtasks.make_task(open_sentence_file(specs[kind]), 42)
+        task: Any = make_task(open_sentence_file(specs[kind]), 42)
         task.evaluator_model, Border.near = Border(max_iter=100), []
         model = mtebmodel.EncoderModel(load_encoder(str(stories), device="cpu"))
         mteb.evaluate(model, task, cache=None, show_progress_bar=False)
@@ -157,7 +158,7 @@ def test_scores_are_those_of_mteb_with_plain_sentence_transformers(
     kind: str, specs: dict[str, str], stories: Path, scored: Path, borders: dict[str, float]
 ) -> None:
     name, told = find(scored, specs[kind])
-    task = mtebtasks.make_task(open_sentence_file(specs[kind]), 42)
+    task = make_task(open_sentence_file(specs[kind]), 42)
     plain = load_encoder(str(stories), device="cpu")
     found = mteb.evaluate(plain, task, cache=None, encode_kwargs={"batch_size": 3}, show_progress_bar=False)
     (row,) = next(iter(found.task_results[0].scores.values()))
@@ -282,6 +283,7 @@ def test_every_kind_has_its_baselines(specs: dict[str, str], scored: Path) -> No
 def test_what_was_scored_is_said(specs: dict[str, str], scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, told = find(scored, specs["sts"])
     revision = open_sentence_file(specs["sts"]).fingerprint[:12]
+    assert told["mteb"] == mteb.__version__
     assert told["data"] == {"revision": revision, "splits": ["test"], "subsets": ["default"]}
     mtebruns.show(scored, Console(width=80))
     shown = capsys.readouterr().out
@@ -396,11 +398,13 @@ def test_only_what_is_missing_is_scored(
     file = tmp_path / "mine.tsv"
     file.write_text(text, encoding="utf8")
     first = run(f"sts={file}")
-    both = run(f"sts={file}", specs["bitext"])
+    both = run(specs["bitext"])
     assert both["sts_mine"] == first["sts_mine"] and len(both) == 2  # seconds too
+    assert f'task_file = ["{specs["bitext"]}", "sts={file}"]' in (tmp_path / "run" / "config.toml").read_text()
     assert run(f"sts={file}") == both and "has all these scores already" in caplog.text
     file.write_text("".join(text.splitlines(keepends=True)[:-3]), encoding="utf8")
     again = run(f"sts={file}")
+    assert f"sts_mine is scored again: {file} has changed" in caplog.text
     assert again["sts_mine"]["main_score"] != first["sts_mine"]["main_score"]
     with pytest.raises(UserError, match=r"another configuration .*seed"):
         run(f"sts={file}", seed=1)
@@ -442,13 +446,19 @@ def test_scores_of_another_model_are_not_put_beside(
     words = ["evaluate", "sentences", str(tmp_path / "model"), "--task_file", specs["bitext"], "--no-baselines"]
     words += ["--device", "cpu", "--output", str(tmp_path / "run")]
     assert main(words) == 0
+    assert main([*words[:5], specs["sts"], *words[5:], "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"tasks scored already +│ 1 ", shown) and re.search(rf"texts +│ {2 * ROWS} ", shown)
+    assert "items/sts_sts.json" in shown and "items/bitext" not in shown
     (weights,) = (tmp_path / "model").glob("*.safetensors")
     save_file({name: tensor * 1.01 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
-    before = (tmp_path / "run" / "results.json").read_bytes()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     capsys.readouterr()
-    assert main(words) == 2
-    assert "its weights have changed; use --overwrite" in capsys.readouterr().err
-    assert (tmp_path / "run" / "results.json").read_bytes() == before
+    words[words.index("--task_file") + 1] = specs["sts"]
+    for more in ([], ["--dry-run"]):
+        assert main([*words, *more]) == 2
+        assert "its weights have changed; use --overwrite" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
 BAD: dict[str, tuple[list[str], str]] = {
@@ -512,12 +522,19 @@ def test_without_a_network_what_is_here_is_scored_and_the_rest_named(
 ) -> None:
     words = ["evaluate", "sentences", str(stories), "--tasks", "STSBenchmark", "SciFact", "--device", "cpu"]
     assert main([*words, "--output", str(tmp_path / "run")]) == 2
-    said = capsys.readouterr().err
+    printed, said = capsys.readouterr()
+    assert "STSBenchmark (cosine_spearman)" in printed and (tmp_path / "run" / "report.html").exists()
     assert "no network: STSBenchmark can run, SciFact cannot" in said
-    assert "error: tasks: SciFact could not be scored" in said
+    assert "error: tasks: SciFact could not be scored" in said and "leave SciFact out of --tasks" in said
     told = read(tmp_path / "run")
     assert list(told) == ["STSBenchmark"] and told["STSBenchmark"]["main_metric"] == "cosine_spearman"
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+    assert main([*words, "--output", str(tmp_path / "run")]) == 2
+    assert "none of SciFact is on this machine; the others are scored: leave SciFact out" in capsys.readouterr().err
+    words.remove("SciFact")
+    assert main([*words, "--output", str(tmp_path / "run")]) == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["status"], record["config"]["tasks"]) == ("done", ["STSBenchmark"])
 
 
 @pytest.mark.slow
@@ -559,7 +576,8 @@ def test_sets_are_tasks_of_mteb_in_one_language_and_split() -> None:
         for task in mtebtasks.find_tasks((name,), ()):
             assert len(task.hf_subsets) == 1 and task.languages == ["eng"], task.metadata.name
             assert task.eval_splits == (["dev"] if task.metadata.name == "MSMARCO" else ["test"])
-    assert len(mtebtasks.find_tasks((), ("kor",))) > 9
+    german = mtebtasks.find_tasks((), ("deu",))
+    assert len(german) > 9 and all(task.metadata.modalities == ["text"] for task in german)
 
 
 @pytest.mark.slow

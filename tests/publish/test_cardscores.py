@@ -6,7 +6,7 @@ import pytest
 from run_folders import make_run, make_sentences_run, make_turn, make_words_run
 from turncoder.errors import UserError
 from turncoder.publish.bundle import Bundle
-from turncoder.publish.cardscores import _index, find_scores
+from turncoder.publish.cardscores import _find_scored, _index, find_scores
 from turncoder.report.summary import read_run, write_report
 
 
@@ -63,3 +63,16 @@ def test_the_table_of_a_turn_is_explained(tmp_path: Path) -> None:
     turn = make_turn(tmp_path / "turned")
     ((title, table),) = find_scores(Bundle("encoder", turn / "mntp/model", turn / "mntp"), (), "me/mine")[0]
     assert title == "What each step of the turn gave" and table.endswith("\n\nWhat each step gave\n\nOne line.")
+
+
+def test_results_of_an_evaluation_that_failed_say_what_it_said(tmp_path: Path) -> None:
+    run = make_sentences_run(tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["model_name_or_path"] = "me/model"
+    for error, said in (
+        ("leave SciFact out", r"is failed \(leave SciFact out\)"),
+        (None, "the same command as before"),
+    ):
+        (run / "run.json").write_text(json.dumps({**record, "status": "failed", "error": error}))
+        with pytest.raises(UserError, match=said):
+            _find_scored(Bundle("encoder", tmp_path), run, "me/model")

@@ -211,6 +211,8 @@ def test_tasks_have_a_mean_where_all_runs_were_scored_on_the_same(tmp_path):
         ({"fingerprint": "f", "baselines": {}, "texts": 7}, {"fingerprint": "f", "baselines": {"bm25": 0.5}}, True),
         ({"fingerprint": "f"}, {"fingerprint": "g"}, False),
         ({"baselines": {}, "items": None}, {}, True),
+        ({"mteb": "2.26.0"}, {}, True),
+        ({"mteb": "2.25.0"}, {}, False),
         ({"data": {"revision": "r1", "splits": ["test"], "subsets": ["de"]}}, {}, False),
         ({"data": {"revision": "r1", "splits": ["dev"], "subsets": ["default"]}}, {}, False),
     ],

@@ -24,6 +24,7 @@ def make_all(folder):
     record = json.loads((pretrained / "run.json").read_text())
     record |= {"stage": "pretrain", "anisotropy": [0.1, 0.4, 0.5], "memory": {"process": 2_500_000_000}}
     record |= {"parents": [{"name": "old/base"}], "command": ["/bin/turncoder", "pretrain", "a b.toml"], "cwd": "/home"}
+    record["added"] = [{"command": ["/bin/turncoder", "pretrain", "c.toml"], "cwd": "/other"}]
     (pretrained / "run.json").write_text(json.dumps(record))
     with (pretrained / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "loss": 2.0}\n')
@@ -45,7 +46,16 @@ def test_a_page_holds_everything_and_asks_nothing_of_the_network(tmp_path, capsy
     page = check_page(text)
     for told in ("From decoder to encoder", "Labels of words", "Sentences", "By layer", "Confusions", "Training"):
         assert ("h2", told) in [("h2", word) for word in page.words]
-    for told in ("MRR@10", "2.50 GB", "old/base", "cd /home", "turncoder pretrain 'a b.toml'", '"<llama>"', "BM25"):
+    for told in (
+        "MRR@10",
+        "2.50 GB",
+        "old/base",
+        "cd /home",
+        "turncoder pretrain 'a b.toml'",
+        "cd /other",
+        '"<llama>"',
+        "BM25",
+    ):
         assert told in page.text, told
     labels = [attrs["aria-label"] for tag, attrs in page.tags if attrs.get("role") == "img"]
     assert any(label.startswith("upos: token acc. % by layer: words best 60.0 at layer 1") for label in labels)

@@ -1,10 +1,12 @@
 """What stages share: a run that fails is undone only where nothing is lost, and prompts have their names."""
 
+import json
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
 
+from turncoder.config.sentences import SentencesConfig
 from turncoder.config.stages import SimcseConfig
 from turncoder.data.pairs import Rows
 from turncoder.errors import UserError
@@ -44,6 +46,16 @@ def test_what_is_replaced_goes_when_the_new_run_is_done(tmp_path: Path) -> None:
     again = SimcseConfig(model_name_or_path="m", train_file="t", output_dir=str(tmp_path / "run"), overwrite=True)
     perform(again, "turn", lambda config, run: None)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_commands_that_add_to_a_run_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for files in ("sts=a", "sts=b", "sts=a"):
+        monkeypatch.setattr("sys.argv", ["turncoder", files])
+        config = SentencesConfig(model_name_or_path="m", task_file=(files,), output_dir=str(tmp_path / "run"))
+        perform(config, "sentences", lambda config, run: None)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["command"] == ["turncoder", "sts=a"]
+    assert [one["command"] for one in record["added"]] == [["turncoder", "sts=b"]]
 
 
 def make_rows(name: str, **prompts: str) -> Rows:

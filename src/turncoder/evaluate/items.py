@@ -25,7 +25,7 @@ from mteb.abstasks import (
 
 from turncoder.evaluate.mtebtasks import split_parts
 
-__all__ = ["has_items", "read_items"]
+__all__ = ["has_items", "place_items", "read_items"]
 
 MEASURES = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "precision": "P", "hit_rate": "success"}
 """mteb's names of measures, and pytrec_eval's."""
@@ -38,6 +38,11 @@ def has_items(task: AbsTask) -> bool:
     if isinstance(task, AbsTaskMultilabelClassification | AbsTaskRegression):
         return False
     return isinstance(task, AbsTaskClassification | AbsTaskPairClassification | AbsTaskRetrieval | AbsTaskSTS)
+
+
+def place_items(name: str) -> str:
+    """Give the file, within a run folder, of the items of a task."""
+    return f"items/{name.replace('/', '_')}.json"
 
 
 def read_items(task: AbsTask, folder: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 import math
@@ -123,7 +124,7 @@ def _evaluate(config: LanguageConfig, run: Run, asked: Asked) -> None:
         (run.folder / "lm_eval").mkdir(exist_ok=True)
         text = json.dumps(found, indent=1, ensure_ascii=False, default=str)
         write_atomically(run.folder / "lm_eval" / f"{name.replace('/', '_')}.json", text + "\n")
-        told = _take(found, name)
+        told = {**_take(found, name), "lm_eval": importlib.metadata.version("lm_eval")}
         return told if file is None else told | {"file": str(file.path), "fingerprint": file.fingerprint}
 
     score_tasks(run, results, loaded, score, summarise=itemgetter("metrics"), failed=failed, started=started)
@@ -210,7 +211,7 @@ def _is_missing(name: str, asked: Asked, done: dict[str, Any]) -> bool:
 def _open_results(config: LanguageConfig, run: Run, opened: CausalModel) -> dict[str, Any]:
     """Open what the folder has of this model."""
     name, parameters = str(config.model_name_or_path), opened.model.num_parameters()
-    return open_scores(run, name, fingerprint=digest_language(opened), parameters=parameters, library="lm_eval")
+    return open_scores(run.folder, name, fingerprint=digest_language(opened), parameters=parameters, library="lm_eval")
 
 
 def digest_language(opened: CausalModel) -> str:

@@ -1,40 +1,32 @@
-"""Tasks of mteb: by name, by set, by language, and made of files; needs the extra ``sentences``."""
+"""Tasks of mteb: by name, by set, by language; needs the extra ``sentences``."""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import datasets
 import mteb
-from datasets import Dataset, DatasetDict
 from datasets.naming import camelcase_to_snakecase
 from huggingface_hub import constants
-from mteb.abstasks import (
-    AbsTask,
-    AbsTaskBitextMining,
-    AbsTaskClassification,
-    AbsTaskClustering,
-    AbsTaskPairClassification,
-    AbsTaskRetrieval,
-    AbsTaskSTS,
-)
+from mteb.abstasks import AbsTask
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
-from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.get_tasks import TASK_LIST
 
 from turncoder.config import settings
 from turncoder.errors import UserError
 from turncoder.evaluate.sentencefiles import SentenceFile
 from turncoder.prompts import read_instructions
 
-__all__ = ["SETS", "find_tasks", "hushed", "is_here", "make_task", "split_parts", "weigh_task"]
+__all__ = ["SETS", "check_prompts", "find_tasks", "hushed", "is_here", "name_tasks", "split_parts", "weigh_task"]
 
 SETS: dict[str, tuple[str, ...]] = {
     "smoke": ("STSBenchmark", "NFCorpus", "Banking77Classification"),
@@ -63,7 +55,6 @@ BY_LANGUAGE: tuple[Any, ...] = (
     "BitextMining",
 )
 """Types of task that a language alone stands for."""
-MOST_CLUSTERED = 16384  # mteb's own
 PROSE_TEXTS = 4  # that stand for those of a task
 COUNTED = ("text", "sentences", "sentence1", "sentence2", "anchor", "positive")
 
@@ -92,14 +83,8 @@ def find_tasks(names: tuple[str, ...], languages: tuple[str, ...]) -> list[AbsTa
             check_language_code(language)
         except ValueError:
             raise UserError(f"languages = {language!r} is no ISO 639-3 code, such as bul or bul-Cyrl") from None
-    if not names and languages:
-        sets = [LANGUAGE_SETS[one] for one in languages if one in LANGUAGE_SETS]
-        if len(sets) < len(languages):
-            found = mteb.get_tasks(languages=list(languages), task_types=list(BY_LANGUAGE), modalities=["text"])
-            return [task for task in found if not isinstance(task, AbsTaskAggregate)]
-        names = tuple(sets)
     tasks: dict[str, AbsTask] = {}
-    for name in names:
+    for name in names or name_tasks(languages):
         for task in _unfold(name):
             tasks.setdefault(task.metadata.name, task)
     for name, task in tasks.items():
@@ -110,6 +95,29 @@ def find_tasks(names: tuple[str, ...], languages: tuple[str, ...]) -> list[AbsTa
                 known = ", ".join(task.metadata.languages)
                 raise UserError(f"languages = {list(languages)}: {name} has none of them, but {known}") from None
     return list(tasks.values())
+
+
+def name_tasks(languages: tuple[str, ...]) -> tuple[str, ...]:
+    """Name what languages alone stand for: the sets that belong to them, or all tasks in one of them."""
+    sets = tuple(LANGUAGE_SETS[one] for one in languages if one in LANGUAGE_SETS)
+    if len(sets) == len(languages):
+        return sets
+    found = mteb.get_tasks(languages=list(languages), task_types=list(BY_LANGUAGE), modalities=["text"])
+    whole = [task for task in found if not isinstance(task, AbsTaskAggregate) and task.metadata.modalities == ["text"]]
+    return tuple(task.metadata.name for task in whole)
+
+
+def check_prompts(name: str, prompts: dict[str, Any], others: Iterable[str]) -> None:
+    """Refuse prompts for what is no task or type of task of mteb, nor one of the other tasks; raises UserError."""
+    types = {task.metadata.type for task in TASK_LIST}
+    known = [*_list_names(), *sorted(types), *others]
+    for key in prompts:
+        if key not in known:
+            near = difflib.get_close_matches(key, known)
+            told = f"did you mean {', '.join(near)}?" if near else f"types are {', '.join(BY_LANGUAGE)} and others"
+            raise UserError(
+                f"prompt_file = {name!r}: {key!r} is no task of mteb, no type of task and no file asked for; {told}"
+            )
 
 
 def _unfold(name: str) -> list[AbsTask]:
@@ -144,8 +152,6 @@ def _take_bulgarian(name: str) -> AbsTask:
 
 @cache
 def _list_names() -> tuple[str, ...]:
-    from mteb.get_tasks import TASK_LIST
-
     return tuple(task.metadata.name for task in TASK_LIST)
 
 
@@ -156,90 +162,6 @@ def is_here(task: AbsTask) -> bool:
     kept = Path(datasets.config.HF_DATASETS_CACHE) / "___".join([*owner, camelcase_to_snakecase(name)])
     fetched = Path(constants.HF_HUB_CACHE) / f"datasets--{path.replace('/', '--')}" / "snapshots"
     return Path(path).exists() or kept.exists() or fetched.exists()
-
-
-def make_task(file: SentenceFile, seed: int) -> AbsTask:
-    """Make a task of mteb of a file, which mteb scores as its own of that type."""
-    kinds: dict[str, tuple[type[AbsTask], Any, str]] = {
-        "sts": (AbsTaskSTS, "STS", "cosine_spearman"),
-        "retrieval": (AbsTaskRetrieval, "Retrieval", "ndcg_at_10"),
-        "classification": (AbsTaskClassification, "Classification", "accuracy"),
-        "clustering": (AbsTaskClustering, "Clustering", "v_measure"),
-        "pair_classification": (AbsTaskPairClassification, "PairClassification", "max_ap"),
-        "bitext": (AbsTaskBitextMining, "BitextMining", "f1"),
-        "triplets": (AbsTaskRetrieval, "Reranking", "accuracy"),
-    }
-    base, kind, score = kinds[file.kind]
-    split = "train" if set(file.splits) == {"train"} else "test"
-    described = TaskMetadata(
-        dataset={"path": file.place, "revision": file.fingerprint[:12]},
-        name=file.name,
-        description=f"{file.kind} of {file.place}",
-        type=kind,
-        category="t2t",
-        eval_splits=[split],
-        eval_langs=["und-Zyyy"],
-        main_score=score,
-    )
-
-    class Given(base):  # type: ignore[misc, valid-type]
-        """A task whose data are there already."""
-
-        metadata = described
-        data_loaded: bool = False
-        dataset: Any = None
-
-        def load_data(self, *_: Any, **__: Any) -> None:
-            self.dataset = self.dataset if self.data_loaded else _hold(file)
-            self.data_loaded = True
-
-    task: Any = Given(seed=seed)
-    if file.kind == "classification" and split == "train":
-        task.is_cross_validation = True
-    if file.kind == "clustering":
-        task.max_fraction_of_documents_to_embed = None
-        task.max_documents_per_cluster = min(MOST_CLUSTERED, len(file.splits["test"]["labels"]))
-    return task
-
-
-def _hold(file: SentenceFile) -> Any:
-    if file.kind == "retrieval":
-        corpus, queries, qrels = (file.splits[name] for name in ("corpus", "queries", "qrels"))
-        return _hold_search(corpus, queries, qrels)
-    if file.kind == "triplets":
-        return _hold_triplets(file.splits["test"])
-    columns = {name: dict(split) for name, split in file.splits.items()}
-    if file.kind == "classification":  # mteb wants numbers
-        names = sorted({label for split in columns.values() for label in split["label"]})
-        place = {name: number for number, name in enumerate(names)}
-        for split in columns.values():
-            split["label"] = [place[label] for label in split["label"]]
-    return DatasetDict({name: Dataset.from_dict(split) for name, split in columns.items()})
-
-
-def _hold_search(corpus: Any, queries: Any, qrels: Any, top_ranked: dict[str, list[str]] | None = None) -> Any:
-    relevant: dict[str, dict[str, int]] = {}
-    for query, document, score in zip(*qrels.values(), strict=True):
-        relevant.setdefault(query, {})[document] = score
-    held = {"corpus": Dataset.from_dict(corpus), "queries": Dataset.from_dict(queries)}
-    return {"default": {"test": {**held, "relevant_docs": relevant, "top_ranked": top_ranked}}}
-
-
-def _hold_triplets(columns: dict[str, list[Any]]) -> Any:
-    """Let mteb rank the positive among the negatives of its anchor: recall at 1 is the share of right triplets.
-
-    Ties go to a negative, as the evaluation ranks them by their names, the last first.
-    """
-    corpus: dict[str, list[str]] = {"id": [], "title": [], "text": []}
-    anchors = [f"{row}" for row in range(len(columns["anchor"]))]
-    ranked: dict[str, list[str]] = {}
-    for anchor, positive, negatives in zip(anchors, columns["positive"], columns["negatives"], strict=True):
-        ranked[anchor] = [f"a{anchor}", *(f"b{anchor}.{number}" for number in range(len(negatives)))]
-        for name, text in zip(ranked[anchor], (positive, *negatives), strict=True):
-            for column, value in zip(corpus, (name, "", text), strict=True):
-                corpus[column].append(value)
-    qrels = {"query": anchors, "document": [f"a{anchor}" for anchor in anchors], "score": [1] * len(anchors)}
-    return _hold_search(corpus, {"id": anchors, "text": columns["anchor"]}, qrels, ranked)
 
 
 def split_parts(task: AbsTask) -> Iterator[tuple[str, str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import time
@@ -10,16 +9,18 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from turncoder.errors import UserError, first_line
+from turncoder.errors import UnfinishedError, UserError, first_line
 from turncoder.model.source import read_json
 from turncoder.train.running import Run, write_atomically
 from turncoder.train.stage import tell_parents
 
-__all__ = ["list_names", "open_scores", "read_done", "score_tasks"]
+__all__ = ["NO_NETWORK", "list_names", "open_scores", "read_done", "score_tasks", "tell_remedy"]
 
 logger = logging.getLogger("turncoder")
 
 LISTED = 12  # names in a message
+NO_NETWORK = "there is no network"
+"""Why a task could not be scored."""
 
 
 def read_done(folder: Path) -> dict[str, Any]:
@@ -28,17 +29,28 @@ def read_done(folder: Path) -> dict[str, Any]:
     return read_json(path)["tasks"] if path.exists() else {}
 
 
-def open_scores(run: Run, name: str, *, fingerprint: str, parameters: int, library: str) -> dict[str, Any]:
-    """Give the results of a folder, to be added to; raises UserError where they are those of another model."""
-    path = run.folder / "results.json"
-    if path.exists() and read_json(path)["model"]["fingerprint"] != fingerprint:
+def open_scores(folder: Path | None, name: str, *, fingerprint: str, parameters: int, library: str) -> dict[str, Any]:
+    """Give the results of a folder, to be added to; raises UserError where they are those of another model.
+
+    Parameters
+    ----------
+    folder
+        A run folder; None for one that is to be.
+    name, fingerprint, parameters
+        Of the model.
+    library
+        What scores; its version stands in each task, as it was when that was scored.
+    """
+    path = (folder or Path()) / "results.json"
+    old: dict[str, Any] = read_json(path) if folder and path.exists() else {}
+    if old and old["model"]["fingerprint"] != fingerprint:
         raise UserError(
-            f"--output {run.folder} holds scores of another {name}: its weights have changed; use --overwrite to "
+            f"--output {folder} holds scores of another {name}: its weights have changed; use --overwrite to "
             "start anew, or another folder"
         )
-    run.update(parents=tell_parents(name))
+    version = {library: old[library]} if library in old else {}  # of older results, which had one for all tasks
     told = {"name": name, "fingerprint": fingerprint, "parameters": parameters}
-    return {"model": told, library: importlib.metadata.version(library), "tasks": read_done(run.folder)}
+    return {"model": told, "tasks": {task: version | scores for task, scores in old.get("tasks", {}).items()}}
 
 
 def score_tasks(
@@ -71,8 +83,11 @@ def score_tasks(
     Raises
     ------
     UserError
-        At the end, if a task failed.
+        At the end, if none could be scored.
+    UnfinishedError
+        At the end, if others failed.
     """
+    run.update(parents=tell_parents(results["model"]["name"]))
     before, done, wrong, waiting = run.record["wall_time_s"], results["tasks"], dict(failed), list(names)
     for number, name in enumerate(waiting, 1):
         logger.info("[%d/%d] %s", number, len(waiting), name)
@@ -92,10 +107,17 @@ def score_tasks(
             f"tasks: none of them can be scored: {'; '.join(f'{one} ({why})' for one, why in wrong.items())}"
         )
     if wrong:
-        raise UserError(
-            f"tasks: {list_names(list(wrong))} could not be scored (see above); the others are, and the same command "
-            "tries these again"
-        )
+        kind = UnfinishedError if set(waiting) - set(wrong) else UserError
+        raise kind(f"tasks: {list_names(list(wrong))} could not be scored (see above); {tell_remedy(wrong)}")
+
+
+def tell_remedy(failed: Mapping[str, str]) -> str:
+    """Say what can be done about tasks that failed, given why, where others have been scored."""
+    where = " where there is a network" if set(failed.values()) == {NO_NETWORK} else ""
+    return (
+        f"the others are scored: leave {list_names(list(failed))} out of --tasks or --task_file to finish without, or "
+        f"give the same command again{where}"
+    )
 
 
 def list_names(names: list[str]) -> str:

@@ -105,7 +105,8 @@ def _find_scored(bundle: Bundle, folder: Path, repository: str) -> Path:
     if scored != repository and place not in own:
         raise UserError(f"results: {folder} scored {scored}, not {bundle.home or bundle.folder}; leave it away")
     if record.get("status") != "done":
-        raise UserError(f"results: {folder} is {record.get('status')}; the same command as before finishes it")
+        said = f" ({record['error']})" if record.get("error") else "; the same command as before finishes it"
+        raise UserError(f"results: {folder} is {record.get('status')}{said}")
     return place if place in own else bundle.folder
 
 
@@ -113,7 +114,8 @@ def _name_table(folder: Path, run: dict[str, Any]) -> str:
     """Name what was measured, and the precision where it is not that of the examples."""
     what, library, _ = MEASURES[run["stage"]]
     results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
-    version = f" {results[library]}" if library in results else ""
+    told = [results.get(library), *(task.get(library) for task in (results.get("tasks") or {}).values())]
+    version = " ".join(["", *sorted({str(one) for one in told if one})])
     dtype = run["config"].get("dtype")
     return f"`{folder.resolve().name}`: {what}{version}" + (f", in {dtype}" if dtype not in (None, "float32") else "")
 

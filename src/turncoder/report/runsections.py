@@ -144,6 +144,11 @@ def _unfold(runs: Iterable[Named]) -> list[Named]:
     ]
 
 
+def _tell_command(given: dict[str, Any]) -> str:
+    where = f"cd {shlex.quote(str(given['cwd']))}\n" if given.get("cwd") else ""
+    return where + shlex.join(["turncoder", *map(str, given["command"][1:])])
+
+
 def _show_record(run: Named, *, within: bool) -> Fold:
     """Show how to run again what was run, be it ``within`` a turn or by itself."""
     record, folder = run.files.record, run.files.folder
@@ -154,8 +159,9 @@ def _show_record(run: Named, *, within: bool) -> Fold:
     inner.append(Lines(told, "list"))
     command = [str(word) for word in record.get("command") or []]
     if command and not within:
-        where = f"cd {shlex.quote(str(record['cwd']))}\n" if record.get("cwd") else ""
-        inner += [Lines(["The command, as it was given:"]), Code(where + shlex.join(["turncoder", *command[1:]]))]
+        given = [record, *(record.get("added") or [])]
+        said = "The command, as it was given:" if len(given) == 1 else "The commands, as they were given, one by one:"
+        inner += [Lines([said]), Code("\n".join(map(_tell_command, given)))]
     config = folder / "config.toml"
     if config.exists():
         words = ["evaluate"] * (run.files.stage in ("glue", "language", "sentences")) + [run.files.stage]

@@ -128,7 +128,7 @@ def _take_sentences(files: RunFiles) -> Taken:
     for task, told in files.results.get("tasks", {}).items():
         data = told.get("fingerprint") or told.get("data") or told.get("texts")
         value = Value(math.nan if told["main_score"] is None else float(told["main_score"]))
-        yield task, str(told["main_metric"]), [data, files.results.get("mteb")], value, "main_score"
+        yield task, str(told["main_metric"]), [data, told.get("mteb", files.results.get("mteb"))], value, "main_score"
 
 
 TAKE = {"glue": _take_glue, "language": _take_language, "sentences": _take_sentences}

@@ -38,6 +38,7 @@ __all__ = [
     "checkpoint_step",
     "complete_checkpoints",
     "open_run",
+    "read_earlier",
     "training_arguments",
     "write_atomically",
 ]
@@ -84,12 +85,15 @@ class Run:
         The newest complete checkpoint, or None for a run from the start.
     finished
         Whether the record says that all steps were done before.
+    earlier
+        ``run.json`` and ``config.toml`` of a run that is added to, as they were.
     """
 
     folder: Path
     record: dict[str, Any]
     resume_from: Path | None = None
     finished: bool = False
+    earlier: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def checkpoints(self) -> Path:
@@ -147,6 +151,10 @@ class Run:
             return
         if complete_checkpoints(self.checkpoints):
             return
+        if self.earlier and json.loads(self.earlier["run.json"]).get("wall_time_s") == self.record.get("wall_time_s"):
+            for name, text in self.earlier.items():  # nothing was added
+                write_atomically(self.folder / name, text)
+            return
         own = ("metrics.jsonl", "config.toml", "run.json", "checkpoints")
         if any(path.name not in own for path in self.folder.iterdir()):  # runs within this one
             return
@@ -190,41 +198,30 @@ def open_run(config: FitKeys, stage: str) -> Run:
     UserError
         No folder named, a folder that is not a run, a run of another stage, or a configuration that changed.
     """
-    if not config.output_dir:
-        raise UserError("--output is missing: name the folder that the run should be written to")
-    folder = Path(config.output_dir)
-    refuse_file(folder)
     state = PartialState(cpu=not torch.accelerator.is_available())  # without this, torchrun on CPUs is not seen
-    run = Run(folder, _new_record(config, stage))
+    old = read_earlier(config, stage)
+    state.wait_for_everyone()  # everyone has seen the folder as it was
+    run = Run(Path(str(config.output_dir)), _new_record(config, stage))
     if config.overwrite and state.is_main_process:
         _set_aside(run)
-    state.wait_for_everyone()
-    starts_anew = False
     own: frozenset[str] = getattr(config, "MAY_CHANGE", frozenset())
-    if (folder / "run.json").exists():
-        old = _read_record(folder)
-        old["config"] = {**_defaults(config), **old["config"]}  # keys that came after it was written
+    if old is not None:
         run.resume_from = next(reversed(complete_checkpoints(run.checkpoints)), None)
-        if not own and run.resume_from is None and failed_early(old, run.record, stage):
-            logger.warning("%s: the run before failed with nothing to resume; it starts anew", folder)
-            starts_anew = True
-        else:
-            check_same(old, run.record, stage, folder, own)
-            is_done = old.get("status") == "done" and not wants_more(old["config"], run.record["config"])
-            run.finished = is_done and not own  # a stage with keys of its own sees itself what is missing
-            if run.resume_from and not is_done:
-                check_rows(old, run.record, stage, folder)
-            run.record = {**old, **{key: run.record[key] for key in ("config", "versions", "processes")}}
-    elif folder.exists() and any(folder.iterdir()):
-        raise UserError(f"--output {folder} exists and is not a run folder: name another, or empty it")
-    state.wait_for_everyone()  # everyone has seen the folder as it was
+        is_done = old.get("status") == "done" and not wants_more(old["config"], run.record["config"])
+        run.finished = is_done and not own  # a stage with keys of its own sees itself what is missing
+        if run.resume_from and not is_done:
+            check_rows(old, run.record, stage, run.folder)
+        if own:
+            _note_addition(run, old)
+        run.record = {**old, **{key: run.record[key] for key in ("config", "versions", "processes")}}
+    state.wait_for_everyone()
     if run.finished:
         return run
     if state.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        if starts_anew:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        if old is None:
             run.metrics.unlink(missing_ok=True)
-        write_atomically(folder / "config.toml", to_toml(config))
+        write_atomically(run.folder / "config.toml", to_toml(config))
         for partial in run.checkpoints.glob("checkpoint-*"):
             if not (partial / MARKER).exists():
                 shutil.rmtree(partial)  # cut off by a kill: it never was a checkpoint
@@ -233,11 +230,52 @@ def open_run(config: FitKeys, stage: str) -> Run:
     return run
 
 
+def read_earlier(config: Any, stage: str) -> dict[str, Any] | None:
+    """Read the record of the run that a configuration would go on with, None where it starts one; writes nothing.
+
+    Raises
+    ------
+    UserError
+        What `open_run` refuses of a folder.
+    """
+    if not config.output_dir:
+        raise UserError("--output is missing: name the folder that the run should be written to")
+    folder = Path(config.output_dir)
+    refuse_file(folder)
+    if not (folder / "run.json").exists():
+        if folder.exists() and any(folder.iterdir()):
+            if config.overwrite:
+                raise UserError(
+                    f"--overwrite: {folder} is not a run folder and will not be deleted; remove it yourself"
+                )
+            raise UserError(f"--output {folder} exists and is not a run folder: name another, or empty it")
+        return None
+    if config.overwrite:
+        return None
+    old = _read_record(folder)
+    old["config"] = {**_defaults(config), **old["config"]}  # keys that came after it was written
+    own: frozenset[str] = getattr(config, "MAY_CHANGE", frozenset())
+    new = {"config": _tell_config(config), "processes": PartialState().num_processes}
+    if not own and not complete_checkpoints(folder / "checkpoints") and failed_early(old, new, stage):
+        logger.warning("%s: the run before failed with nothing to resume; it starts anew", folder)
+        return None
+    check_same(old, new, stage, folder, own)
+    return old
+
+
+def _note_addition(run: Run, old: dict[str, Any]) -> None:
+    """Keep what a run that is added to was before, and put the command into its record, unless it has it already."""
+    names = [name for name in ("run.json", "config.toml") if (run.folder / name).exists()]
+    run.earlier = {name: (run.folder / name).read_text(encoding="utf8") for name in names}
+    given = {key: run.record[key] for key in ("command", "cwd")}
+    added = old.setdefault("added", [])
+    if given not in [{key: one.get(key) for key in given} for one in (old, *added)]:
+        added.append(given)
+
+
 def _set_aside(run: Run) -> None:
     if not run.folder.exists() or not any(run.folder.iterdir()):
         return
-    if not (run.folder / "run.json").exists():
-        raise UserError(f"--overwrite: {run.folder} is not a run folder and will not be deleted; remove it yourself")
     if run.replaced.exists():  # a replacement that was killed before it trained: what it replaced is still there
         shutil.rmtree(run.folder)
     else:
@@ -266,6 +304,11 @@ def _defaults(config: FitKeys) -> dict[str, Any]:
     }
 
 
+def _tell_config(config: FitKeys) -> dict[str, Any]:
+    """Give a configuration as a record holds it."""
+    return json.loads(json.dumps(to_dict(config), default=str))
+
+
 def _new_record(config: FitKeys, stage: str) -> dict[str, Any]:
     versions = {}
     for name in PACKAGES:
@@ -279,7 +322,7 @@ def _new_record(config: FitKeys, stage: str) -> dict[str, Any]:
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "cwd": str(Path.cwd()),
-        "config": json.loads(json.dumps(to_dict(config), default=str)),
+        "config": _tell_config(config),
         "seed": config.seed,
         "processes": PartialState().num_processes,
         "versions": {"python": platform.python_version(), **versions},

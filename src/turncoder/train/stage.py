@@ -17,7 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from turncoder.artifact import put_in_place, save_encoder
 from turncoder.config.keys import TrainKeys
-from turncoder.errors import UserError, first_line
+from turncoder.errors import UnfinishedError, UserError, first_line
 from turncoder.info import measure_memory
 from turncoder.model.adapters import attach_lora, merge_adapter
 from turncoder.model.conversion import is_converted
@@ -98,17 +98,24 @@ def perform(config: Any, stage: str, work: Callable[[Any, Run], None]) -> Path:
         raise
     except Exception as error:
         run.update(status="failed", error=first_line(error))
-        if isinstance(error, UserError):
+        if isinstance(error, UnfinishedError):
+            run.settle()
+            _leave_report(run)
+        elif isinstance(error, UserError):
             run.discard()
         raise
     run.settle()
     run.record.pop("error", None)
     run.update(status="done", memory=measure_memory())
+    _leave_report(run)
+    return run.folder
+
+
+def _leave_report(run: Run) -> None:
     if PartialState().is_main_process:
         from turncoder.report.summary import leave_report
 
         leave_report(run.folder)
-    return run.folder
 
 
 def tell_parents(name: str) -> list[dict[str, Any]]:
