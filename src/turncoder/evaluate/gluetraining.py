@@ -30,10 +30,11 @@ from turncoder.evaluate.words import summarise
 from turncoder.model.adapters import choose_targets, count_parameters
 from turncoder.model.attention import inspect_attention
 from turncoder.prompts import check_prompt, mark_border
+from turncoder.train.arguments import training_arguments
 from turncoder.train.classifying import LabelledTexts, TextCollator, TextModel, choose_loss, predict
 from turncoder.train.course import lay_course
 from turncoder.train.headtrainer import HeadTrainer
-from turncoder.train.running import Run, training_arguments, write_atomically
+from turncoder.train.running import Run, write_atomically
 from turncoder.train.stage import check_data, choose_trainables, fit, tell_parameters, tell_parents
 
 __all__ = ["choose_prompt", "open_model", "refuse_early", "tell_apart", "train_one"]

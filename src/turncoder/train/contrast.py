@@ -33,11 +33,12 @@ from turncoder.model.backbone import split_revision
 from turncoder.model.dropout import set_attention_dropout
 from turncoder.model.source import find_source
 from turncoder.objectives.contrast import ByLengthRankingLoss, build_loss
+from turncoder.train.arguments import training_arguments
 from turncoder.train.cache import choose_cache
 from turncoder.train.contrast_trainer import Collator, ContrastTrainer, HeldOut, SetRows
 from turncoder.train.course import lay_course
 from turncoder.train.rows import open_rows
-from turncoder.train.running import Run, training_arguments
+from turncoder.train.running import Run
 from turncoder.train.stage import (
     check_data,
     choose_trainables,

@@ -21,10 +21,11 @@ from turncoder.data.tokenizer import pad_token_id
 from turncoder.data.words import WordSet
 from turncoder.evaluate.prediction import Head, Reader, predict
 from turncoder.model.adapters import choose_targets, count_parameters, merge_adapter
+from turncoder.train.arguments import training_arguments
 from turncoder.train.course import lay_course
 from turncoder.train.features import LAST, Reading
 from turncoder.train.headtrainer import HeadTrainer, load_trained
-from turncoder.train.running import Run, training_arguments
+from turncoder.train.running import Run
 from turncoder.train.stage import choose_trainables, fit, save_result, tell_parameters
 from turncoder.train.tagging import TaggedWindows, WordModel, add_losses, collate_windows
 from turncoder.train.wordtasks import READINGS, Found, Splits, Task, open_backbone, tell_layers

@@ -29,9 +29,10 @@ from turncoder.model.attention import make_bidirectional, settle_implementation
 from turncoder.model.backbone import count_embeddings, load_causal_lm, resolve_model
 from turncoder.model.heads import Head, take_backbone, take_head
 from turncoder.model.prior import Prior, read_prior
+from turncoder.train.arguments import training_arguments
 from turncoder.train.course import lay_course
 from turncoder.train.cwt_trainer import Contrast, CwtTrainer
-from turncoder.train.running import Run, training_arguments
+from turncoder.train.running import Run
 from turncoder.train.stage import (
     check_data,
     choose_trainables,

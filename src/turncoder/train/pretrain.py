@@ -32,10 +32,11 @@ from turncoder.model.backbone import count_embeddings, find_kind, load_model_con
 from turncoder.model.heads import Head, take_backbone, take_head
 from turncoder.model.prior import Prior, read_prior
 from turncoder.model.scratch import build_config, check_direction, choose_class, start_model, tie_embeddings
+from turncoder.train.arguments import training_arguments
 from turncoder.train.course import lay_course
 from turncoder.train.cwt_trainer import Contrast, CwtTrainer
 from turncoder.train.recording import AnisotropyLog
-from turncoder.train.running import Run, training_arguments
+from turncoder.train.running import Run
 from turncoder.train.stage import (
     check_data,
     fit,

@@ -8,28 +8,21 @@ last, and older checkpoints are removed only afterwards, so a kill at any moment
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import TrainingArguments
-from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from turncoder.config.keys import HUB_KEYS, FitKeys
-from turncoder.config.stages import to_dict, to_toml
+from turncoder.config.keys import FitKeys
+from turncoder.config.stages import to_toml
 from turncoder.data.files import refuse_file
-from turncoder.errors import UserError, first_line
-from turncoder.info import describe_machine
+from turncoder.errors import UserError
+from turncoder.train.record import new_record, tell_config, tell_defaults
 from turncoder.train.resuming import check_rows, check_same, failed_early, wants_more
 
 __all__ = [
@@ -39,26 +32,12 @@ __all__ = [
     "complete_checkpoints",
     "open_run",
     "read_earlier",
-    "training_arguments",
     "write_atomically",
 ]
 
 logger = logging.getLogger("turncoder")
 
 MARKER = "complete"
-PACKAGES = (
-    "turncoder",
-    "torch",
-    "transformers",
-    "sentence-transformers",
-    "peft",
-    "accelerate",
-    "datasets",
-    "tokenizers",
-    "lm_eval",
-    "mteb",
-)
-Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -201,7 +180,7 @@ def open_run(config: FitKeys, stage: str) -> Run:
     state = PartialState(cpu=not torch.accelerator.is_available())  # without this, torchrun on CPUs is not seen
     old = read_earlier(config, stage)
     state.wait_for_everyone()  # everyone has seen the folder as it was
-    run = Run(Path(str(config.output_dir)), _new_record(config, stage))
+    run = Run(Path(str(config.output_dir)), new_record(config, stage))
     if config.overwrite and state.is_main_process:
         _set_aside(run)
     own: frozenset[str] = getattr(config, "MAY_CHANGE", frozenset())
@@ -253,9 +232,9 @@ def read_earlier(config: Any, stage: str) -> dict[str, Any] | None:
     if config.overwrite:
         return None
     old = _read_record(folder)
-    old["config"] = {**_defaults(config), **old["config"]}  # keys that came after it was written
+    old["config"] = {**tell_defaults(config), **old["config"]}  # keys that came after it was written
     own: frozenset[str] = getattr(config, "MAY_CHANGE", frozenset())
-    new = {"config": _tell_config(config), "processes": PartialState().num_processes}
+    new = {"config": tell_config(config), "processes": PartialState().num_processes}
     if not own and not complete_checkpoints(folder / "checkpoints") and failed_early(old, new, stage):
         logger.warning("%s: the run before failed with nothing to resume; it starts anew", folder)
         return None
@@ -289,134 +268,3 @@ def _read_record(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"--output {folder}: run.json cannot be read ({error}); use --overwrite to start anew"
         ) from None
-
-
-def _defaults(config: FitKeys) -> dict[str, Any]:
-    """Give the defaults of a configuration as a record holds them."""
-    known = {}
-    for field in dataclasses.fields(config):
-        if field.default is not dataclasses.MISSING:
-            known[field.name] = field.default
-        elif field.default_factory is not dataclasses.MISSING:
-            known[field.name] = field.default_factory()
-    return {
-        name: value for name, value in json.loads(json.dumps(known, default=str)).items() if name in to_dict(config)
-    }
-
-
-def _tell_config(config: FitKeys) -> dict[str, Any]:
-    """Give a configuration as a record holds it."""
-    return json.loads(json.dumps(to_dict(config), default=str))
-
-
-def _new_record(config: FitKeys, stage: str) -> dict[str, Any]:
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "stage": stage,
-        "status": "running",
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "cwd": str(Path.cwd()),
-        "config": _tell_config(config),
-        "seed": config.seed,
-        "processes": PartialState().num_processes,
-        "versions": {"python": platform.python_version(), **versions},
-        "hardware": describe_machine(),
-        "git": _git_revision(),
-        "wall_time_s": 0.0,
-        "tokens": 0,
-    }
-
-
-def _git_revision() -> str | None:
-    """Return the revision of the user's working directory, where there is one."""
-    try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None
-
-
-def training_arguments(
-    config: FitKeys,
-    run: Run,
-    *,
-    steps: int,
-    steps_per_epoch: int,
-    kind: type[Arguments] = TrainingArguments,  # type: ignore[assignment]
-    **others: Any,
-) -> Arguments:
-    """Turn a configuration into the Trainer's arguments.
-
-    Parameters
-    ----------
-    config
-        The resolved configuration; its ``training`` holds any further field.
-    run
-        Checkpoints go into its folder.
-    steps
-        Optimizer steps that the learning-rate schedule is laid out for.
-    steps_per_epoch
-        What the strategy ``epoch`` means in steps: batches come from one unrolled sequence of epochs.
-    kind
-        The trainer's class of arguments.
-    **others
-        Further fields that the stage sets; the configuration's ``training`` wins over them.
-
-    Raises
-    ------
-    UserError
-        A field that TrainingArguments refuses.
-    """
-    every_epoch = {name: steps_per_epoch for name in ("eval", "save") if getattr(config, f"{name}_strategy") == "epoch"}
-    early = config.early_stopping_patience is not None
-    if config.fp16 and not torch.accelerator.is_available():
-        logger.warning("fp16: float16 is for GPUs, and there is none here: float32 is computed")
-    values: dict[str, Any] = {
-        "output_dir": str(run.checkpoints),
-        "max_steps": steps,
-        "eval_strategy": "steps" if "eval" in every_epoch else config.eval_strategy,
-        "eval_steps": every_epoch.get("eval", config.eval_steps),
-        "save_strategy": "steps" if "save" in every_epoch else config.save_strategy,
-        "save_steps": every_epoch.get("save", config.save_steps),
-        "load_best_model_at_end": early,
-        "metric_for_best_model": "eval_loss" if early or config.save_strategy == "best" else None,
-        "greater_is_better": False if early or config.save_strategy == "best" else None,
-        "bf16": config.bf16 or (config.dtype == "bfloat16" and not config.fp16),
-        "remove_unused_columns": False,
-        "use_cpu": not torch.accelerator.is_available(),  # else the Trainer refuses bf16 without a GPU
-        "disable_tqdm": not sys.stderr.isatty(),
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "logging_nan_inf_filter": False,
-        "report_to": config.report_to.split(","),
-        "log_level": "error",
-        "log_level_replica": "error",  # else what transformers reports comes from every process but the first
-    }
-    if early and (config.eval_strategy == "steps" or config.save_strategy != "best"):
-        values |= {"save_strategy": "steps", "save_steps": values["eval_steps"] or config.logging_steps}
-    same = (
-        "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps learning_rate "
-        "lr_scheduler_type warmup_steps weight_decay max_grad_norm fp16 seed dataloader_num_workers logging_steps"
-    )
-    values |= {name: getattr(config, name) for name in same.split()}
-    given = {name: value for name, value in config.training.items() if name not in HUB_KEYS}
-    try:
-        arguments = kind(**{**values, **others, **given})
-    except (TypeError, ValueError) as error:
-        said = first_line(error)
-        named = [
-            key for key, value in {**values, **config.training}.items() if isinstance(value, str) and value in said
-        ]
-        raise UserError(f"{named[-1] if named else 'training'}: {said}") from error
-    there = get_available_reporting_integrations()
-    for name in arguments.report_to or ():
-        if name not in there:
-            raise UserError(f"report_to: {name} is not installed, or no tracker; give {', '.join([*there, 'none'])}")
-    return arguments
