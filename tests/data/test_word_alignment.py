@@ -107,7 +107,7 @@ def sentences(draw: st.DrawFn) -> tuple[str, list[tuple[int, int]]]:
 
 
 @pytest.mark.parametrize("kind", [*REAL, *MADE])
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(batch=st.lists(sentences(), min_size=1, max_size=4))
 def test_words_have_the_tokens_that_they_overlap_with(tokenizers: dict, kind: str, batch: list):
     tokenizer = tokenizers[kind]
@@ -141,7 +141,7 @@ def test_words_have_the_tokens_that_they_overlap_with(tokenizers: dict, kind: st
 
 
 @pytest.mark.parametrize("kind", [*REAL, *MADE])
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(batch=st.lists(sentences(), min_size=1, max_size=3), limit=st.integers(3, 14))
 def test_windows_hold_every_word_once_with_its_own_tokens(tokenizers: dict, kind: str, batch: list, limit: int):
     tokenizer = tokenizers[kind]

@@ -433,7 +433,7 @@ def test_half_a_surrogate_pair_and_blank_texts(model: Path, tmp_path: Path, comm
 
 def test_ctrl_c_does_not_wait_for_the_shard(model: Path, tmp_path: Path) -> None:
     source = tmp_path / "many.txt"
-    source.write_text("".join(f"{number} " + "a dog and a cat " * 150 + "\n" for number in range(16_000)))
+    source.write_text("".join(f"{number} " + "a dog and a cat " * 150 + "\n" for number in range(6_000)))
     words = [sys.executable, "-m", "turncoder.cli", "encode", str(model), str(source), "--output", str(tmp_path / "o")]
     process = subprocess.Popen(
         words,

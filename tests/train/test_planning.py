@@ -102,7 +102,7 @@ def measure_steps(config, monkeypatch):
 )
 def test_activations_are_what_a_training_step_keeps(stage, keys, request, monkeypatch):
     config = request.getfixturevalue(stage)(
-        **{"max_steps": 6, "per_device_train_batch_size": 48, "max_train_samples": 500, **keys}
+        **{"max_steps": 4, "per_device_train_batch_size": 32, "max_train_samples": 500, **keys}
     )
     plan = plan_training(config)
     assert plan.memory["activations"] == pytest.approx(np.mean(measure_steps(config, monkeypatch)), rel=0.25)
@@ -110,10 +110,10 @@ def test_activations_are_what_a_training_step_keeps(stage, keys, request, monkey
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="counts what a CPU keeps")
 def test_cached_gradients_keep_the_activations_of_a_mini_batch(supervised, monkeypatch):
-    config = supervised(max_steps=8, per_device_train_batch_size=64, mini_batch_num_tokens=500)
+    config = supervised(max_steps=3, per_device_train_batch_size=64, mini_batch_num_tokens=500)
     plan = plan_training(config)
     assert plan.memory["activations"] == pytest.approx(np.mean(measure_steps(config, monkeypatch)), rel=0.25)
-    whole = plan_training(supervised(max_steps=8, per_device_train_batch_size=64))
+    whole = plan_training(supervised(max_steps=3, per_device_train_batch_size=64))
     assert whole.memory["activations"] > 5 * plan.memory["activations"]
     assert whole.seconds < plan.seconds * 1.5
 
@@ -130,6 +130,10 @@ def test_cached_gradients_keep_the_activations_of_a_mini_batch(supervised, monke
 def test_steps_and_tokens_are_those_of_the_run(stage, keys, request, pairs):
     if "validation_file" in keys:
         keys = {**keys, "validation_file": str(pairs / "dev-en.jsonl"), "train_file": str(pairs / "train-en.jsonl")}
+    elif stage == "supervised":
+        lines = (pairs / "dev-en.jsonl").read_text().splitlines()[:640]
+        Path("pairs.jsonl").write_text("\n".join(lines))
+        keys = {**keys, "train_file": "pairs.jsonl"}
     config = request.getfixturevalue(stage)(per_device_train_batch_size=64, max_seq_length=48, logging_steps=2, **keys)
     plan = plan_training(config)
     run = json.loads((turncoder.train(config) / "run.json").read_text())

@@ -35,7 +35,8 @@ from turncoder.turn.ladder import tell_opening
 from turncoder.turn.sizes import Sizes, configure_stages, derive_sizes
 
 STEPS = ["--steps_mntp", "3", "--steps_simcse", "2", "--steps_supervised", "2", "--eval_documents", "60"]
-STEPS += ["--simcse.max_eval_samples", "32"]
+FEW = ["--simcse.max_eval_samples", "32"]
+STEPS += FEW
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +186,7 @@ def test_what_is_scored_is_not_scored_again(
     """A turn that was stopped before its last score, in a copy."""
     folder = tmp_path / "out"
     command = ["turn", str(stories), "--text", str(material["text"]), "--output", str(folder), "--steps_mntp", "1"]
-    command += ["--steps_simcse", "1", "--max_seq_length", "64", "--eval_documents", "20"]
+    command += ["--steps_simcse", "1", "--max_seq_length", "64", "--eval_documents", "20", *FEW]
     command += ["--words", str(material["words"]), "--words_task", "upos", "Number"]
     launch(command)
     kept = json.loads((folder / "results.json").read_text())["rows"]
@@ -377,7 +378,7 @@ def test_overwrite_starts_anew(turned: Path, stories: Path, material: dict[str, 
     folder = tmp_path / "out"
     shutil.copytree(turned, folder, symlinks=True)
     short = ["turn", str(stories), "--text", str(material["text"]), "--output", str(folder), "--steps_mntp", "1",
-             "--steps_simcse", "1", "--max_seq_length", "64", "--eval_documents", "20"]  # fmt: skip
+             "--steps_simcse", "1", "--max_seq_length", "64", "--eval_documents", "20", *FEW]  # fmt: skip
     assert "another configuration" in launch(short, code=2)
     launch([*short, "--overwrite"])
     assert not (folder / "supervised").exists()
