@@ -156,8 +156,8 @@ def run_mteb(setting: dict) -> tuple[dict, dict, float, float]:
     import mteb
     from sentence_transformers import SentenceTransformer
 
-    from turncoder.evaluate.mtebtasks import make_task
     from turncoder.evaluate.sentencefiles import open_sentence_file
+    from turncoder.evaluate.sentencetasks import make_task
 
     SentenceTransformer(setting["model"], device="cpu").encode(["to warm up"])
     size = int(setting["arm"].removeprefix(MTEB) or 32)
