@@ -180,7 +180,7 @@ def run_turncoder(setting: dict) -> tuple[dict, dict, float, float]:
 
     from turncoder import load_encoder
     from turncoder.config.sentences import SentencesConfig
-    from turncoder.evaluate import baselines, items, mtebruns  # noqa: F401
+    from turncoder.evaluate import baselines, items, mtebruns, mtebtasks, sentencetasks  # noqa: F401
 
     load_encoder(setting["model"], device="cpu").encode(["to warm up"])
     with tempfile.TemporaryDirectory() as folder:
