@@ -46,6 +46,7 @@ class FakeHub:
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
         self.uploads: list[str] = []
+        self.lock = threading.Lock()
         self.cut_after: int | None = None
         """So many uploads get through; then the connection is cut."""
         self.forbidden: set[str] = set()
@@ -225,13 +226,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         content, oid = self.read(), self.path.rpartition("/")[2]
-        if self.hub.cut_after is not None and len(self.hub.uploads) >= self.hub.cut_after:
-            self.close_connection = True
-            self.connection.close()
-            return
-        assert hashlib.sha256(content).hexdigest() == oid
-        self.hub.objects[oid] = content
-        self.hub.uploads.append(oid)
+        with self.hub.lock:  # files come at once
+            if self.hub.cut_after is not None and len(self.hub.uploads) >= self.hub.cut_after:
+                self.close_connection = True
+                self.connection.close()
+                return
+            assert hashlib.sha256(content).hexdigest() == oid
+            self.hub.objects[oid] = content
+            self.hub.uploads.append(oid)
         self.answer({})
 
 
