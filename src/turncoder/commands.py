@@ -272,7 +272,8 @@ def _glue(config: GlueConfig, words: list[str], console: Console) -> int:
 
 def _evaluate_language(config: LanguageConfig, words: list[str], console: Console) -> int:
     look_for_hub(config.model_name_or_path, *config.tasks)
-    from turncoder.evaluate.language import evaluate_language, plan_language, show
+    from turncoder.evaluate.language import evaluate_language, show
+    from turncoder.evaluate.languageplan import plan_language
 
     return _plan_or_do(config, console, plan_language, evaluate_language, show)
 

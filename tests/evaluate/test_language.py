@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertFo
 
 from turncoder.cli import main
 from turncoder.config.language import LanguageConfig
+from turncoder.config.stages import load_config
 from turncoder.errors import UserError
 from turncoder.evaluate import language
-from turncoder.evaluate.language import evaluate_language, plan_language
+from turncoder.evaluate.language import evaluate_language
+from turncoder.evaluate.languageplan import plan_language
 from turncoder.evaluate.taskfiles import open_task_file
 from turncoder.model.backbone import load_model_config
 from turncoder.report.summary import read_run, table
@@ -253,6 +256,23 @@ def test_only_what_is_missing_is_scored(
         ask(*both, limit=2)
     assert ask(*both, limit=2, overwrite=True)["perplexity_t"]["texts"] == 2
     assert ask(*both, limit=0.5, output="half")["perplexity_t"]["texts"] == 2
+
+
+def test_the_configuration_makes_everything_in_the_folder(
+    stories: Path, lines: list[str], ask: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    one, two = (write(tmp_path / name, [{"text": line} for line in lines[:2]]) for name in ("one.jsonl", "two.jsonl"))
+    ask(f"last_word={one}")
+    ask(f"last_word={two}")
+    run = tmp_path / "run"
+    whole = load_config(LanguageConfig, run / "config.toml", [])
+    assert whole.task_file == (f"last_word={two}", f"last_word={one}")
+    plan = plan_language(replace(whole, dry_run=True, task_file=(*whole.task_file, f"perplexity={two}")))
+    assert plan.steps == {"tasks scored already": 2, "texts": 2}
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"limit: None -> 1"):
+        plan_language(replace(whole, dry_run=True, limit=1))
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
 def test_scores_of_other_weights_stay_apart(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from operator import itemgetter
 from pathlib import Path
@@ -21,15 +20,13 @@ from transformers import set_seed
 
 from turncoder.config import settings
 from turncoder.config.language import LanguageConfig
-from turncoder.config.stages import to_toml
 from turncoder.errors import UserError, first_line
 from turncoder.evaluate.taskfiles import TaskFile, open_task_file
 from turncoder.evaluate.taskruns import open_scores, read_done, score_tasks
 from turncoder.model.backbone import describe_model, digest_module
 from turncoder.model.source import read_json
-from turncoder.plan import Plan
 from turncoder.progress import open_bar
-from turncoder.train.running import Run, write_atomically
+from turncoder.train.running import Run, read_earlier, write_atomically
 from turncoder.train.stage import perform
 
 if TYPE_CHECKING:
@@ -37,7 +34,7 @@ if TYPE_CHECKING:
 
     from turncoder.evaluate.harness import CausalModel
 
-__all__ = ["HEADLESS", "evaluate_language", "plan_language", "show"]
+__all__ = ["HEADLESS", "digest_language", "evaluate_language", "is_missing", "open_results", "prepare", "show"]
 
 logger = logging.getLogger("turncoder")
 
@@ -97,8 +94,23 @@ def evaluate_language(config: LanguageConfig) -> Path:
     """
     if PartialState().num_processes > 1:
         raise UserError("evaluate language runs in one process; start it without torchrun or accelerate launch")
+    asked, whole = prepare(config)
+    return perform(whole, "language", lambda config, run: _evaluate(config, run, asked))
+
+
+def prepare(config: LanguageConfig) -> tuple[Asked, LanguageConfig]:
+    """Look at tasks and folder, write nothing; give a configuration that also asks for what the folder has."""
     asked = _read_asked(config)
-    return perform(config, "language", lambda config, run: _evaluate(config, run, asked))
+    earlier = read_earlier(config, "language") if config.output_dir or not config.dry_run else None
+    if earlier is None:
+        return asked, config
+    before, done = earlier["config"], read_done(Path(str(config.output_dir)))
+    manager = _open_manager(bool(before["tasks"]))
+    kept = {Path(told["file"]) for name, told in done.items() if "file" in told and name not in asked.files}
+    files = [spec for spec in before["task_file"] if Path(spec.partition("=")[2] or spec).expanduser() in kept]
+    tasks = [name for name in before["tasks"] if set(_unfold(manager, name)) & set(done)]
+    named, given = (tuple(dict.fromkeys(one)) for one in ((*config.tasks, *tasks), (*config.task_file, *files)))
+    return asked, replace(config, tasks=named, task_file=given)
 
 
 def _evaluate(config: LanguageConfig, run: Run, asked: Asked) -> None:
@@ -106,7 +118,7 @@ def _evaluate(config: LanguageConfig, run: Run, asked: Asked) -> None:
     from turncoder.evaluate.harness import open_model
 
     done = read_done(run.folder)
-    missing = [name for name in (*asked.files, *asked.names) if _is_missing(name, asked, done)]
+    missing = [name for name in (*asked.files, *asked.names) if is_missing(name, asked, done)]
     if not missing:
         logger.warning("%s has all these scores already; --overwrite starts anew", run.folder)
         return
@@ -117,7 +129,7 @@ def _evaluate(config: LanguageConfig, run: Run, asked: Asked) -> None:
     for name, why in failed.items():
         logger.warning("%s cannot be loaded, and is left out: %s", name, why)
     model = open_model(config)
-    results = _open_results(config, run, model)
+    results = open_results(config, run.folder, model)
 
     def score(name: str) -> dict[str, Any]:
         found, file = _score(config, model, name, loaded[name]), asked.files.get(name)
@@ -128,44 +140,6 @@ def _evaluate(config: LanguageConfig, run: Run, asked: Asked) -> None:
         return told if file is None else told | {"file": str(file.path), "fingerprint": file.fingerprint}
 
     score_tasks(run, results, loaded, score, summarise=itemgetter("metrics"), failed=failed, started=started)
-
-
-def plan_language(config: LanguageConfig) -> Plan:
-    """Plan an evaluation: the tasks with a text of each, and the model.
-
-    Raises
-    ------
-    UserError
-        Whatever `evaluate_language` would refuse.
-    """
-    plan = Plan(to_toml(config), legend="the first text of each task: what is given [->what is scored]")
-    asked = _read_asked(config)
-    from turncoder.evaluate.harness import open_model
-
-    model = open_model(config).model
-    loaded, failed = asked.load([*asked.files, *asked.names])
-    plan.unseen = [f"{name}: {why}" for name, why in failed.items()]
-    for name, task in [(name, task) for tasks in loaded.values() for name, task in tasks["tasks"].items()]:
-        texts = len(task.eval_docs)
-        if config.limit is not None:
-            texts = math.ceil(texts * config.limit) if config.limit < 1 else min(texts, int(config.limit))
-        plan.samples.append(f"{name}, {texts:,} texts: {_show_request(task)}")
-        plan.steps = {"texts": plan.steps.get("texts", 0) + texts}
-    parameters = list(model.parameters())
-    plan.parameters = {"total": sum(one.numel() for one in parameters)}
-    plan.memory = {"model": sum(one.numel() * one.element_size() for one in parameters)}
-    folder = Path(config.output_dir or "RUN")
-    plan.files = [str(folder / name) for name in ("run.json", "config.toml", "results.json", "report.html")]
-    plan.files += [str(folder / "lm_eval" / f"{name}.json") for name in loaded]
-    return plan
-
-
-def _show_request(task: Any) -> str:
-    """Show what is scored, or written, of the first text of a task."""
-    document = task.eval_docs[0]
-    made = task.construct_requests(document, task.doc_to_text(document))
-    *given, scored = (made[0] if isinstance(made, list) else made).args
-    return f"{''.join(given)}[->{'...' if isinstance(scored, dict) else scored}]"
 
 
 @cache
@@ -192,8 +166,7 @@ def _read_asked(config: LanguageConfig) -> Asked:
         if name not in known:
             near = settings.nearest(name, known) or "; `lm_eval ls tasks` lists them"
             raise UserError(f"tasks = {name!r} is no task of lm-eval{near}")
-        tagged = manager.task_index[name].tags if name in manager.all_tags else {name}
-        names += HEADLESS if name == "headless" else sorted(tagged)
+        names += _unfold(manager, name)
     names = [*dict.fromkeys(names)]  # a tag or a set may hold what another has, or what is named too
     everything = [*(file.name for file in files), *names]
     for name in everything:
@@ -202,16 +175,24 @@ def _read_asked(config: LanguageConfig) -> Asked:
     return Asked(names, {file.name: file for file in files}, manager)
 
 
-def _is_missing(name: str, asked: Asked, done: dict[str, Any]) -> bool:
+def _unfold(manager: TaskManager, name: str) -> list[str]:
+    """List the tasks that a name stands for."""
+    if name == "headless":
+        return list(HEADLESS)
+    return sorted(manager.task_index[name].tags) if name in manager.all_tags else [name]
+
+
+def is_missing(name: str, asked: Asked, done: dict[str, Any]) -> bool:
+    """Say whether a task has no score, or one of a file that has changed."""
     if name not in done:
         return True
     return name in asked.files and done[name].get("fingerprint") != asked.files[name].fingerprint
 
 
-def _open_results(config: LanguageConfig, run: Run, opened: CausalModel) -> dict[str, Any]:
+def open_results(config: LanguageConfig, folder: Path | None, opened: CausalModel) -> dict[str, Any]:
     """Open what the folder has of this model."""
     name, parameters = str(config.model_name_or_path), opened.model.num_parameters()
-    return open_scores(run.folder, name, fingerprint=digest_language(opened), parameters=parameters, library="lm_eval")
+    return open_scores(folder, name, fingerprint=digest_language(opened), parameters=parameters, library="lm_eval")
 
 
 def digest_language(opened: CausalModel) -> str:
