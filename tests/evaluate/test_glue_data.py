@@ -162,6 +162,8 @@ def test_some_rows(tmp_path: Path) -> None:
     )
     again, other = (read(tmp_path, "sst2", max_train_samples=10, seed=seed) for seed in (42, 43))
     assert again.train == few.train and other.train != few.train
+    one, two = (read(tmp_path, "sst2", max_eval_samples=7, seed=seed) for seed in (1, 2))
+    assert one.dev == two.dev == few.dev  # a seed is that of training
     assert again.fingerprint() != other.fingerprint() != few.fingerprint()
     assert read(tmp_path, "sst2").fingerprint() == read(tmp_path, "sst2", seed=3).fingerprint()
 

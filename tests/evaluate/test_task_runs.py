@@ -8,7 +8,7 @@ import pytest
 
 from turncoder.config.sentences import SentencesConfig
 from turncoder.errors import UnfinishedError, UserError
-from turncoder.evaluate.taskruns import NO_NETWORK, open_scores, score_tasks
+from turncoder.evaluate.taskruns import NO_NETWORK, keep_files, open_scores, score_tasks
 from turncoder.train.running import Run
 from turncoder.train.stage import perform
 
@@ -25,6 +25,18 @@ def test_each_score_keeps_the_version_that_gave_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="its weights have changed"):
         open_scores(tmp_path, "m", library="mteb", fingerprint="g", parameters=1)
     assert open_scores(None, "m", library="mteb", fingerprint="g", parameters=1)["tasks"] == {}
+
+
+def test_files_are_kept_while_a_score_stands_that_only_they_asked_for() -> None:
+    done = {
+        "sts_pairs": {"file": "pairs.tsv"},
+        "bitext_a": {"file": "a.txt,b.txt"},
+        "last_word_story": {"file": str(Path("~/story.txt").expanduser())},
+        "STS12": {},
+    }
+    specs = ["sts=pairs.tsv", "pair_classification=pairs.tsv", "bitext=a.txt,b.txt", "~/story.txt", "sts=gone.tsv"]
+    assert keep_files(specs, done, ()) == ["sts=pairs.tsv", "bitext=a.txt,b.txt", "~/story.txt"]
+    assert keep_files(specs, done, {"sts_pairs", "last_word_story"}) == ["bitext=a.txt,b.txt"]
 
 
 def evaluate(folder: Path, *names: str, wrong: tuple[str, ...] = (), absent: tuple[str, ...] = ()) -> None:

@@ -253,6 +253,22 @@ def test_a_softmax_too_sharp_for_one_text_is_looked_at_with_more(name, monkeypat
     assert {view.direction for view in attention_map(model)} != {"both ways"}  # or nothing was tested
 
 
+def test_a_first_look_that_shows_nothing_is_not_the_last_one(monkeypatch):
+    """In a converted model; what is not converted is not looked at again, for large models take seconds each time."""
+    looks, look_once = [], attention.look_once
+
+    def look(backbone, layers, number):
+        looks.append(number)
+        seen, sees_ahead, differs = look_once(backbone, layers, number)
+        return (seen, sees_ahead, differs) if number else ([(set(), set(layers))] * 2, [False, False], differs)
+
+    monkeypatch.setattr(attention, "look_once", look)
+    model = tiny_model("llama")
+    assert inspect_attention(model).verdict == "causal" and looks == [0]
+    looks.clear()
+    assert make_bidirectional(model).verdict == "bidirectional" and looks == [0, 1]
+
+
 @pytest.mark.parametrize("name", ["lfm2", "qwen3_next", "zaya"])
 def test_a_sharp_softmax_hides_no_causal_part(name):
     with pytest.raises(ConversionError, match=REFUSED[name][1]):

@@ -35,7 +35,7 @@ def test_a_score_that_is_no_number_is_left_out_and_shown_as_nothing(tmp_path: Pa
 def test_a_table_says_what_was_measured_on_how_much_and_with_which_prompts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("turncoder.publish.cardscores.check_scores", lambda folder, place: None)
+    monkeypatch.setattr("turncoder.publish.cardscores.check_scores", lambda scored: None)
     (tmp_path / "mine").mkdir()
     bundle, model = Bundle("encoder", tmp_path / "mine"), {"model_name_or_path": str(tmp_path / "mine")}
     scored = make_sentences_run(tmp_path / "scored", dtype="bfloat16", **model)

@@ -9,8 +9,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from run_folders import make_sentences_run, make_words_run
+from turncoder.config.keys import OpenKeys
 from turncoder.config.language import LanguageConfig
-from turncoder.encode.encoder import load_encoder
+from turncoder.encode.encoder import load_encoder, open_encoder
 from turncoder.encode.texts import BatchEncoder
 from turncoder.encode.workers import digest_encoder
 from turncoder.errors import UserError
@@ -30,8 +31,20 @@ def score(folder: Path, model: Path, fingerprint: str = "", **config: Any) -> Pa
 def test_the_same_model_passes_in_any_precision_and_by_any_of_its_names(runs: Path, tmp_path: Path) -> None:
     model = runs / "mntp"
     for number, config in enumerate(({}, {"dtype": "bfloat16"}, {"pooling": "mean", "bidirectional": True})):
-        check_scores(score(tmp_path / str(number), model, **config), model)  # type: ignore[arg-type]
-    check_scores(tmp_path / "0", model / "model")
+        check_scores([(score(tmp_path / str(number), model, **config), model)])  # type: ignore[arg-type]
+    check_scores([(tmp_path / "0", model / "model")])
+
+
+def test_a_model_is_opened_once_for_all_that_scored_it_and_again_another_time(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = [(score(tmp_path / name, runs / "mntp"), runs / "mntp") for name in ("one", "two")]
+    opened: list[OpenKeys] = []
+    monkeypatch.setattr("turncoder.encode.encoder.open_encoder", lambda keys: opened.append(keys) or open_encoder(keys))
+    check_scores(scored)
+    assert len(opened) == 1
+    check_scores(scored)  # by then it may have been trained anew
+    assert len(opened) == 2
 
 
 @pytest.mark.parametrize(
@@ -46,7 +59,7 @@ def test_the_same_model_passes_in_any_precision_and_by_any_of_its_names(runs: Pa
 )
 def test_other_settings_are_refused(config: dict, said: str, runs: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"results: .*run was scored with {said}"):
-        check_scores(score(tmp_path / "run", runs / "mntp", **config), runs / "mntp")
+        check_scores([(score(tmp_path / "run", runs / "mntp", **config), runs / "mntp")])
 
 
 def test_other_weights_are_refused(runs: Path, tmp_path: Path) -> None:
@@ -58,9 +71,9 @@ def test_other_weights_are_refused(runs: Path, tmp_path: Path) -> None:
     save_file({name: weight * 1.5 for name, weight in weights.items()}, path, {"format": "pt"})
     for run in (plain, pooled):
         with pytest.raises(UserError, match=rf"{run.name} scored other weights of mntp .*: score it again with"):
-            check_scores(run, model)
+            check_scores([(run, model)])
     with pytest.raises(UserError, match=r"with adapters = x/y; merge those"):
-        check_scores(score(tmp_path / "adapted", model, "f", adapters=["x/y"]), model)
+        check_scores([(score(tmp_path / "adapted", model, "f", adapters=["x/y"]), model)])
 
 
 def test_heads_on_a_model_that_was_trained_anew_are_refused(runs: Path, tmp_path: Path) -> None:
@@ -72,7 +85,7 @@ def test_heads_on_a_model_that_was_trained_anew_are_refused(runs: Path, tmp_path
         record = json.loads((run / "run.json").read_text())
         record |= {"parents": [{"name": str(model), "stage": "mntp", "started": before}]}
         (run / "run.json").write_text(json.dumps({**record, "config": {**record["config"], **config}}))
-        check_scores(run, model)
+        check_scores([(run, model)])
 
     check(started, bidirectional=True)
     with pytest.raises(UserError, match=r"words scored mntp as it was trained at 2001-.*, and it was trained anew at"):
@@ -92,6 +105,6 @@ def test_a_language_model_is_compared_as_evaluate_language_opens_it(runs: Path, 
         run = score(tmp_path / name, model, told, dtype="bfloat16")
         record = json.loads((run / "run.json").read_text())
         (run / "run.json").write_text(json.dumps({**record, "stage": "language"}))
-    check_scores(tmp_path / "same", model)
+    check_scores([(tmp_path / "same", model)])
     with pytest.raises(UserError, match=r"other scored other weights of stories"):
-        check_scores(tmp_path / "other", model)
+        check_scores([(tmp_path / "other", model)])

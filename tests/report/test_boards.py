@@ -143,6 +143,16 @@ def test_encoders_that_differ_in_a_seed_of_their_training_are_one_on_tasks(tmp_p
     assert board.values["scored-1 and 2 other seeds: static", sts].count == 3
     assert board.models[:2] == board.runs and not any(model.startswith("scored-2") for model in board.models)
 
+    results = json.loads((folders[1] / "results.json").read_text())
+    for task in results["tasks"].values():
+        task["baselines"] = {}  # --no-baselines
+    (folders[1] / "results.json").write_text(json.dumps(results))
+    child = json.loads((folders[1] / "run.json").read_text())["config"]
+    change(folders[1], config={**child, "task_file": ["sts=a.tsv"]})  # the other task by another command
+    board, _ = build_tasks("sentences", name(*folders))
+    assert board.runs == ["scored-1 and 2 other seeds"]
+    assert {"scored-1: static", "scored-3: static"} < {*board.models}
+
     change(tmp_path / "mntp-3", config={"seed": 3, "mlm_probability": 0.5})  # another recipe, two runs back
     board, _ = build_tasks("sentences", name(*folders))
     assert board.runs == ["scored-1 and 1 other seed", "scored-3"]

@@ -78,6 +78,10 @@ def test_one_file_is_parted_by_a_hash_of_its_sentences(tmp_path: Path) -> None:
     assert sorted(chain(*parts)) == sorted(open_words(file=str(file)).data["text"])
     assert 20 < len(parts[2]) < 60 and 5 < len(parts[1]) < 40
     assert splits.test.num_words == 3 * len(parts[2]) and "20 %" in splits.test.where
+    drawn = {"max_train_samples": 50, "max_eval_samples": 4}
+    one, two = (open_splits(WordsConfig(**{**vars(config), **drawn, "seed": seed})) for seed in (1, 2))
+    assert one.held_out.data["text"][:] == two.held_out.data["text"][:] and len(one.held_out) == 4
+    assert one.train.data["text"][:] != two.train.data["text"][:]  # a seed is that of training
     held_out = write(tmp_path / "dev.conll", sentences=range(200, 210))
     splits = open_splits(WordsConfig(**{**vars(config), "validation_file": str(held_out)}))
     assert splits.test is not None

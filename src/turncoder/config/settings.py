@@ -132,10 +132,10 @@ def _unknown(name: str, origin: str, ours: list[str], stage: str | None) -> str:
     )
 
 
-def nearest(name: str, known: list[str], mark: str = "") -> str:
-    """Give ``"; did you mean NAME?"``, or nothing when no known name is near."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {mark}{near[0]}?" if near else ""
+def nearest(name: str, known: list[str], mark: str = "", most: int = 1) -> str:
+    """Give ``"; did you mean NAME?"``, with up to ``most`` names, or nothing when no known name is near."""
+    near = difflib.get_close_matches(name, known, n=most, cutoff=0.6)
+    return f"; did you mean {', '.join(mark + one for one in near)}?" if near else ""
 
 
 @cache

@@ -22,7 +22,7 @@ from turncoder.config import settings
 from turncoder.config.language import LanguageConfig
 from turncoder.errors import UserError, first_line
 from turncoder.evaluate.taskfiles import TaskFile, open_task_file
-from turncoder.evaluate.taskruns import open_scores, read_done, score_tasks
+from turncoder.evaluate.taskruns import keep_files, open_scores, read_done, score_tasks
 from turncoder.model.backbone import describe_model, digest_module
 from turncoder.model.source import read_json
 from turncoder.progress import open_bar
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from turncoder.evaluate.harness import CausalModel
 
-__all__ = ["HEADLESS", "digest_language", "evaluate_language", "is_missing", "open_results", "prepare", "show"]
+__all__ = ["HEADLESS", "digest_language", "evaluate_language", "open_results", "prepare", "show"]
 
 logger = logging.getLogger("turncoder")
 
@@ -52,6 +52,12 @@ class Asked:
     names: list[str]
     files: dict[str, TaskFile]
     manager: TaskManager
+
+    def list_missing(self, done: dict[str, Any]) -> list[str]:
+        """List the tasks that have no score, or one of a file that has changed."""
+        now = {name: file.fingerprint for name, file in self.files.items()}
+        same = [name for name, told in done.items() if name not in now or told.get("fingerprint") == now[name]]
+        return [name for name in (*self.files, *self.names) if name not in same]
 
     def load(self, wanted: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
         """Load tasks and their data: what lm-eval scores, and why others could not be loaded."""
@@ -94,31 +100,29 @@ def evaluate_language(config: LanguageConfig) -> Path:
     """
     if PartialState().num_processes > 1:
         raise UserError("evaluate language runs in one process; start it without torchrun or accelerate launch")
-    asked, whole = prepare(config)
-    return perform(whole, "language", lambda config, run: _evaluate(config, run, asked))
+    asked, done, whole = prepare(config)
+    return perform(whole, "language", lambda config, run: _evaluate(config, run, asked, done))
 
 
-def prepare(config: LanguageConfig) -> tuple[Asked, LanguageConfig]:
-    """Look at tasks and folder, write nothing; give a configuration that also asks for what the folder has."""
+def prepare(config: LanguageConfig) -> tuple[Asked, dict[str, Any], LanguageConfig]:
+    """Look at tasks and folder, write nothing; also give what the folder has, and a config that asks for that, too."""
     asked = _read_asked(config)
     earlier = read_earlier(config, "language") if config.output_dir or not config.dry_run else None
     if earlier is None:
-        return asked, config
+        return asked, {}, config
     before, done = earlier["config"], read_done(Path(str(config.output_dir)))
     manager = _open_manager(bool(before["tasks"]))
-    kept = {Path(told["file"]) for name, told in done.items() if "file" in told and name not in asked.files}
-    files = [spec for spec in before["task_file"] if Path(spec.partition("=")[2] or spec).expanduser() in kept]
+    files = keep_files(before["task_file"], done, asked.files)
     tasks = [name for name in before["tasks"] if set(_unfold(manager, name)) & set(done)]
     named, given = (tuple(dict.fromkeys(one)) for one in ((*config.tasks, *tasks), (*config.task_file, *files)))
-    return asked, replace(config, tasks=named, task_file=given)
+    return asked, done, replace(config, tasks=named, task_file=given)
 
 
-def _evaluate(config: LanguageConfig, run: Run, asked: Asked) -> None:
+def _evaluate(config: LanguageConfig, run: Run, asked: Asked, done: dict[str, Any]) -> None:
     started = time.perf_counter()
     from turncoder.evaluate.harness import open_model
 
-    done = read_done(run.folder)
-    missing = [name for name in (*asked.files, *asked.names) if is_missing(name, asked, done)]
+    missing = asked.list_missing(done)
     if not missing:
         logger.warning("%s has all these scores already; --overwrite starts anew", run.folder)
         return
@@ -180,13 +184,6 @@ def _unfold(manager: TaskManager, name: str) -> list[str]:
     if name == "headless":
         return list(HEADLESS)
     return sorted(manager.task_index[name].tags) if name in manager.all_tags else [name]
-
-
-def is_missing(name: str, asked: Asked, done: dict[str, Any]) -> bool:
-    """Say whether a task has no score, or one of a file that has changed."""
-    if name not in done:
-        return True
-    return name in asked.files and done[name].get("fingerprint") != asked.files[name].fingerprint
 
 
 def open_results(config: LanguageConfig, folder: Path | None, opened: CausalModel) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from turncoder.config.language import LanguageConfig
 from turncoder.config.stages import to_toml
-from turncoder.evaluate.language import is_missing, open_results, prepare
+from turncoder.evaluate.language import open_results, prepare
 from turncoder.plan import Plan
 
 __all__ = ["plan_language"]
@@ -24,13 +24,12 @@ def plan_language(config: LanguageConfig) -> Plan:
     """
     from turncoder.evaluate.harness import open_model
 
-    asked, whole = prepare(config)
+    asked, done, whole = prepare(config)
     plan = Plan(to_toml(whole), legend="the first text of each task: what is given [->what is scored]")
     opened = open_model(config)
     model, folder = opened.model, Path(config.output_dir or "RUN")
-    anew = config.overwrite or not (folder / "run.json").exists()
-    done = open_results(config, None if anew else folder, opened)["tasks"]
-    missing = [name for name in (*asked.files, *asked.names) if is_missing(name, asked, done)]
+    open_results(config, folder if done else None, opened)  # refuses scores of other weights
+    missing = asked.list_missing(done)
     loaded, failed = asked.load(missing)
     scored = len(asked.files) + len(asked.names) - len(missing)
     plan.steps = {"tasks scored already": scored} if scored else {}

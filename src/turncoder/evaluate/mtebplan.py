@@ -15,8 +15,8 @@ from turncoder.config.stages import to_toml
 from turncoder.encode.encoder import open_encoder
 from turncoder.encode.workers import digest_encoder
 from turncoder.errors import UserError
-from turncoder.evaluate.sentencefiles import KINDS, SentenceFile, open_sentence_file
-from turncoder.evaluate.taskruns import NO_NETWORK, list_names, open_scores, tell_remedy
+from turncoder.evaluate.sentencefiles import SentenceFile, open_sentence_file
+from turncoder.evaluate.taskruns import NO_NETWORK, keep_files, list_names, open_scores, tell_remedy
 from turncoder.plan import Plan, tell_time
 from turncoder.prompts import read_prompt_file
 from turncoder.samples import show_text
@@ -192,16 +192,13 @@ def _join(config: SentencesConfig, before: dict[str, Any], asked: Asked, done: d
     """Also ask for what the folder has by its earlier configuration, and what is asked for now does not replace."""
     from turncoder.evaluate.mtebtasks import find_tasks, hushed, name_tasks
 
-    kept = {name: told.get("file") for name, told in done.items() if name not in asked.tasks}
-    specs = {f"{kind}={place}" for kind in KINDS for name, place in kept.items() if name.startswith(f"{kind}_")}
-    files = [spec for spec in before["task_file"] if spec in specs]
-    tasks = []
+    files, kept, tasks = keep_files(before["task_file"], done, asked.tasks), done.keys() - asked.tasks.keys(), []
     with hushed():
         if kept and (before["tasks"] or config.tasks):
             own = config.tasks or name_tasks(config.languages)
             for name in before["tasks"] or name_tasks(config.languages):
                 found = {task.metadata.name for task in find_tasks((name,), config.languages)}
-                tasks += [name] if name not in own and found & set(kept) else []
+                tasks += [name] if name not in own and found & kept else []
             tasks = [*own, *tasks] if tasks else []
     return dataclasses.replace(
         config, tasks=tuple(tasks) or config.tasks, task_file=tuple(dict.fromkeys((*config.task_file, *files)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import logging
 import math
 import os
@@ -113,10 +112,9 @@ def check_prompts(name: str, prompts: dict[str, Any], others: Iterable[str]) -> 
     known = [*_list_names(), *sorted(types), *others]
     for key in prompts:
         if key not in known:
-            near = difflib.get_close_matches(key, known)
-            told = f"did you mean {', '.join(near)}?" if near else f"types are {', '.join(BY_LANGUAGE)} and others"
+            near = settings.nearest(key, known, most=3) or f"; types are {', '.join(BY_LANGUAGE)} and others"
             raise UserError(
-                f"prompt_file = {name!r}: {key!r} is no task of mteb, no type of task and no file asked for; {told}"
+                f"prompt_file = {name!r}: {key!r} is no task of mteb, no type of task and no file asked for{near}"
             )
 
 

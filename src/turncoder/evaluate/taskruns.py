@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from turncoder.model.source import read_json
 from turncoder.train.running import Run, write_atomically
 from turncoder.train.stage import tell_parents
 
-__all__ = ["NO_NETWORK", "list_names", "open_scores", "read_done", "score_tasks", "tell_remedy"]
+__all__ = ["NO_NETWORK", "keep_files", "list_names", "open_scores", "read_done", "score_tasks", "tell_remedy"]
 
 logger = logging.getLogger("turncoder")
 
@@ -41,8 +41,8 @@ def open_scores(folder: Path | None, name: str, *, fingerprint: str, parameters:
     library
         What scores; its version stands in each task, as it was when that was scored.
     """
-    path = (folder or Path()) / "results.json"
-    old: dict[str, Any] = read_json(path) if folder and path.exists() else {}
+    path = folder / "results.json" if folder else None
+    old: dict[str, Any] = read_json(path) if path and path.exists() else {}
     if old and old["model"]["fingerprint"] != fingerprint:
         raise UserError(
             f"--output {folder} holds scores of another {name}: its weights have changed; use --overwrite to "
@@ -51,6 +51,18 @@ def open_scores(folder: Path | None, name: str, *, fingerprint: str, parameters:
     version = {library: old[library]} if library in old else {}  # of older results, which had one for all tasks
     told = {"name": name, "fingerprint": fingerprint, "parameters": parameters}
     return {"model": told, "tasks": {task: version | scores for task, scores in old.get("tasks", {}).items()}}
+
+
+def keep_files(specs: Iterable[str], done: Mapping[str, dict[str, Any]], asked: Container[str]) -> list[str]:
+    """Give those ``KIND=FILE``, or ``FILE``, that have scores which what is asked for now does not replace."""
+    scored = [(name, Path(told["file"])) for name, told in done.items() if told.get("file") and name not in asked]
+    kept = []
+    for spec in specs:
+        kind, equals, place = spec.partition("=")
+        start, path = (f"{kind}_", Path(place)) if equals else ("", Path(spec))
+        if any(name.startswith(start) and file == path.expanduser() for name, file in scored):
+            kept.append(spec)
+    return kept
 
 
 def score_tasks(

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from turncoder.errors import ConversionError
-from turncoder.model.conversion import REPAIRS, convert, key_of
+from turncoder.model.conversion import REPAIRS, convert, is_converted, key_of
 from turncoder.model.influence import (
     CONTROL,
     backbone_of,
@@ -57,7 +57,7 @@ logger = logging.getLogger("turncoder")
 # Four rows of so many tokens: not four, for axes are told apart by their sizes, and 16 or more in all, for below that
 # a CPU's kernels are slower (0.66 s for 12 against 0.55 s for 16 to 25, 1.3B parameters in fp32).
 TOKENS, PADS = 5, 1
-LOOKS = 9
+LOOKS = 9  # texts that a layer may need to show where it looks
 NAMES = {
     "flags": "module.is_causal = False",
     "buffers": "causal buffers mirrored",
@@ -196,22 +196,23 @@ def look(model: PreTrainedModel, proof: Proof) -> tuple[list[LayerView], bool, b
     """Look at a model with its own weights: its layers, whether the whole sees ahead, whether padding is exact.
 
     Once is enough for most. A layer whose softmax is so sharp that one text does not show where it looks is looked at
-    with others, provided that some layer looks ahead and the twin says that all of them should.
+    with others, provided that the model is converted and the twin says that all layers look both ways then.
     """
     backbone = backbone_of(model)
     layers = decoder_layers(backbone)
     ahead, back, whole, leaks = [set[str](), set[str]()], set[str](), [False, False], False
-    for look_number in range(LOOKS):
+    looks = LOOKS if proof.converted and is_converted(backbone.config) else 1
+    for look_number in range(looks):
         moved, sees_ahead, differs = look_once(backbone, layers, look_number)
-        for way, moved_PL in enumerate(moved):
-            ahead[way] |= {name for name, once_PL in moved_PL.items() if once_PL.tril(-1).any()}
-            back |= {name for name, once_PL in moved_PL.items() if once_PL.triu(1).any()}
+        for way, names in enumerate(moved):
+            ahead[way] |= names[0]
+            back |= names[1]
             whole[way] |= sees_ahead[way]
         leaks |= differs
         found = ahead[0] & ahead[1]
         stems = {name.rpartition(".")[0] for name in found | back}
-        mixing = [name for name in moved[0] if name.rpartition(".")[0] in stems]
-        if not proof.converted or not found or (all(whole) and found & back >= set(mixing)):
+        mixing = [name for name in layers if name.rpartition(".")[0] in stems]
+        if all(whole) and found & back >= set(mixing):
             break
     views = [
         LayerView(index, name, kind, name in found, name in back, **from_twin(name, kind, backbone, proof))
@@ -222,12 +223,12 @@ def look(model: PreTrainedModel, proof: Proof) -> tuple[list[LayerView], bool, b
 
 def look_once(
     backbone: PreTrainedModel, layers: dict[str, nn.Module], look_number: int
-) -> tuple[list[dict[str, torch.Tensor]], list[bool], bool]:
-    """Return ``moved_PL`` of each layer, whether the whole sees ahead (bare, padded), and whether padding leaks.
+) -> tuple[list[tuple[set[str], set[str]]], list[bool], bool]:
+    """Return which layers look ahead and which back, whether the whole sees ahead, and whether padding leaks.
 
     Two forwards of a few tokens. The rows: the text; itself (the noise); each layer's input changed at a position;
-    the last token changed. Once bare, so that masks may be left out, and once with padding, so that they may not. The
-    first look changes the position in the middle alone, the others every one.
+    the last token changed. Once bare, so that masks may be left out, and once with padding, so that they may not: the
+    first two answers are of each. The first look changes the position in the middle alone, the others every one.
     """
     positions = list(range(TOKENS)) if look_number else [TOKENS // 2]
     tokens_1L = test_tokens(backbone, TOKENS + PADS + 1, seed=look_number)
@@ -240,10 +241,12 @@ def look_once(
     for ids_BL, mask in ((text_BL, None), (padded_BL, mask_BL)):
         with perturbed(layers, positions, *ids_BL.shape) as moved:
             states.append(run_model(backbone, ids_BL, attention_mask=mask)[:, :TOKENS])
-        full = {name: once_PL.new_zeros(TOKENS, TOKENS) for name, once_PL in moved.items()}
-        for name, once_PL in moved.items():
-            full[name][positions] = once_PL[:, :TOKENS]
-        seen.append(full)
+        ahead, back = set[str](), set[str]()
+        for name, moved_PL in moved.items():
+            for position, moved_L in zip(positions, moved_PL[:, :TOKENS], strict=True):
+                ahead |= {name} if moved_L[:position].any() else set()
+                back |= {name} if moved_L[position + 1 :].any() else set()
+        seen.append((ahead, back))
     sees_ahead = [bool(what_moved(hidden_BLD[[0, CONTROL, -1]], 1)[0, :-1].all()) for hidden_BLD in states]
     exact = EXACT if states[0].dtype == torch.float32 else HALF_EXACT
     return seen, sees_ahead, differ(states[1][0], states[0][0]) >= exact

@@ -61,8 +61,7 @@ def find_scores(bundle: Bundle, results: tuple[str, ...], repository: str) -> Sc
         settings; two runs that scored the same.
     """
     folders = [Path(name) for name in results]
-    for folder in folders:
-        check_scores(folder, _find_scored(bundle, folder, repository))
+    check_scores([(folder, _find_scored(bundle, folder, repository)) for folder in folders])
     if bundle.home and bundle.run.get("stage") in TAKES and bundle.home not in folders:
         folders.insert(0, bundle.home)
     runs = [read_run(folder) for folder in folders]

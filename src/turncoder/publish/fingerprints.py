@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from turncoder.model.source import read_json
 
 __all__ = ["check_scores"]
 
+Digest = Callable[[Path, tuple[tuple[str, Any], ...]], str]
+
 SAME = ("allow_partial", "dtype", "attn_implementation", "cache_dir", "trust_remote_code")
 """Keys under which a model is the same one; a card tells the dtype."""
 SETTINGS = tuple(
@@ -21,21 +25,26 @@ SETTINGS = tuple(
 """Keys under which an encoder is another one than its folder says."""
 
 
-def check_scores(folder: Path, place: Path) -> None:
-    """Check that a run scored the model that is here now, by the fingerprint that the run left of it.
+def check_scores(scored: Iterable[tuple[Path, Path]]) -> None:
+    """Check that runs scored the model that is here now, by the fingerprint that each left of it.
 
     Parameters
     ----------
-    folder
-        A run of `evaluate` or `words`.
-    place
-        The model, or its run; what trained heads on it has no fingerprint, and is asked when the model was trained.
+    scored
+        Runs of `evaluate` or `words`, each with its model, or that one's run; what trained heads on it has no
+        fingerprint, and is asked when the model was trained.
 
     Raises
     ------
     UserError
-        The weights are others, or the run opened them otherwise than they are opened by those who get them.
+        The weights are others, or a run opened them otherwise than they are opened by those who get them.
     """
+    sentences, language = cache(_digest_sentences), cache(_digest_language)  # one model, which may be large
+    for folder, place in scored:
+        _check_run(folder, place, sentences, language)
+
+
+def _check_run(folder: Path, place: Path, sentences: Digest, language: Digest) -> None:
     record, results = read_json(folder / "run.json"), folder / "results.json"
     config = record["config"]
     fingerprint = (read_json(results).get("model") or {}).get("fingerprint") if results.exists() else None
@@ -47,14 +56,15 @@ def check_scores(folder: Path, place: Path) -> None:
     if fingerprint is None:
         _check_heads(folder, place, record)
         return
-    digest = _digest_language if record["stage"] == "language" else _digest_sentences
-    now = digest(place, config)
+    digest = language if record["stage"] == "language" else sentences
+    kept = {name: config[name] for name in SAME if name in config}
+    now = digest(place, tuple(kept.items()))
     if now == fingerprint:
         return
     given = {
         name: config[name] for name in SETTINGS if config.get(name, getattr(OpenKeys, name)) not in _defaults(name)
     }
-    if given and digest(place, config, **given) == fingerprint:
+    if given and digest(place, (*kept.items(), *given.items())) == fingerprint:
         said = ", ".join(f"{name} = {value!r}" for name, value in given.items())
         raise UserError(
             f"results: {folder} was scored with {said}, and {place.name} is opened otherwise: score it without, or "
@@ -91,24 +101,22 @@ def _check_heads(folder: Path, place: Path, record: dict[str, Any]) -> None:
         )
 
 
-def _digest_sentences(place: Path, config: dict[str, Any], **settings: Any) -> str:
-    """Hash an encoder as `evaluate sentences` does."""
+def _digest_sentences(place: Path, keys: tuple[tuple[str, Any], ...]) -> str:
+    """Hash an encoder, opened by these keys, as `evaluate sentences` does."""
     from turncoder.encode.encoder import open_encoder
     from turncoder.encode.texts import BatchEncoder
     from turncoder.encode.workers import digest_encoder
 
-    kept = {name: config[name] for name in SAME if name in config}
-    encoder = open_encoder(OpenKeys(model_name_or_path=str(place), **kept, **settings))
+    encoder = open_encoder(OpenKeys(model_name_or_path=str(place), **dict(keys)))
     return digest_encoder(BatchEncoder(encoder, prompt=""))
 
 
-def _digest_language(place: Path, config: dict[str, Any], **_: Any) -> str:
-    """Hash a language model as `evaluate language` does."""
+def _digest_language(place: Path, keys: tuple[tuple[str, Any], ...]) -> str:
+    """Hash a language model, opened by these keys, as `evaluate language` does."""
     from turncoder.evaluate.language import digest_language
 
     try:
         from turncoder.evaluate.harness import open_model
     except ImportError as error:
         raise UserError(f"results: evaluate language needs {error.name}: pip install 'turncoder[language]'") from error
-    kept = {name: config[name] for name in SAME if name in config}
-    return digest_language(open_model(LanguageConfig(model_name_or_path=str(place), tasks=("headless",), **kept)))
+    return digest_language(open_model(LanguageConfig(model_name_or_path=str(place), tasks=("headless",), **dict(keys))))

@@ -15,9 +15,9 @@ __all__ = ["gather_seeds", "join_seeds"]
 
 HOUSEKEEPING = {
     "output_dir", "seed", "seeds", "cache_dir", "logging_steps", "save_steps", "save_strategy", "save_total_limit",
-    "report_to", "dataloader_num_workers", "save_merged",
+    "report_to", "dataloader_num_workers", "save_merged", "tasks", "task_file",
 }  # fmt: skip
-"""Keys in which two runs may differ and still be the same but for their seeds."""
+"""Keys in which two runs may differ and still be the same but for their seeds; tasks are compared one by one."""
 
 
 def gather_seeds(runs: Sequence[Named]) -> dict[str, list[Named]]:
@@ -64,8 +64,9 @@ def join_seeds(board: Board, runs: Sequence[Named]) -> dict[str, str]:
         if len(same) == 1 or any(one != measures[0] for one in measures):
             continue
         for measure, kind in itertools.product(measures[0], ("", f": {BASELINES['static']}")):
-            values = [one.mean for run in same if (one := board.values.pop((run.title + kind, measure), None))]
-            if len(values) == len(same):
+            keys = [(run.title + kind, measure) for run in same]
+            if all(key in board.values for key in keys):
+                values = [board.values.pop(key).mean for key in keys]
                 joined = Value(statistics.fmean(values), statistics.stdev(values), len(values))
                 board.values[title + kind, measure] = joined
         names |= {run.title: title for run in same}
