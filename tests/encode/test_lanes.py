@@ -1,0 +1,155 @@
+"""Batches side by side: the vectors are those of batches in turn, threads are given back, what keeps state goes alone."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig
+
+from turncoder import load_encoder
+from turncoder.encode import lanes, texts
+from turncoder.encode.lanes import StateWatch, count_lanes, share_threads
+from turncoder.encode.texts import BatchEncoder
+from turncoder.errors import UserError
+
+SMALL = {
+    "vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+}  # fmt: skip
+TEXTS = [f"Once upon a time there were {number} dogs" + " and a cat" * (number % 9) for number in range(80)] + ["", " "]
+LONGROPE = {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 10_000.0}
+
+
+@pytest.fixture(autouse=True)
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def llama(make_model: Callable[..., Path]) -> Path:
+    return make_model(LlamaConfig(**SMALL, max_position_embeddings=256))
+
+
+def encode_in_turn(path: Path, **options: object) -> np.ndarray:
+    torch.set_num_threads(1)  # which leaves one lane
+    vectors = BatchEncoder(load_encoder(str(path)), **options).encode(TEXTS)[0]
+    torch.set_num_threads(3)
+    return vectors
+
+
+def watch_lanes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """List the lanes of every group of batches that goes side by side."""
+    taken: list[int] = []
+
+    def share(count: int) -> object:
+        taken.append(count)
+        return share_threads(count)
+
+    monkeypatch.setattr(texts, "share_threads", share)
+    return taken
+
+
+@pytest.mark.parametrize("options", [{}, {"normalize": True}, {"prompt": "query:\n"}])
+def test_side_by_side_is_as_in_turn(options: dict, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = watch_lanes(monkeypatch)
+    told: list[int] = []
+    batches = BatchEncoder(load_encoder(str(llama)), batch_tokens=64, **options)
+    batches.report = told.append
+    vectors, counts = batches.encode(TEXTS)
+    assert taken == [3]
+    assert sum(told) == counts.distinct == len(set(TEXTS))
+    np.testing.assert_allclose(vectors, encode_in_turn(llama, batch_tokens=64, **options), atol=1e-6)
+    assert np.array_equal(vectors, batches.encode(TEXTS)[0])  # whichever thread is first
+
+
+def test_threads_are_given_back(llama: Path) -> None:
+    batches = BatchEncoder(load_encoder(str(llama)), batch_tokens=64)
+    batches.encode(TEXTS)
+    assert torch.get_num_threads() == 3
+    batches.stopped = True
+    with pytest.raises(RuntimeError, match="stopped"):
+        batches.encode(TEXTS)
+    with share_threads(2) as pool:
+        assert list(pool.map(lambda _: torch.get_num_threads(), range(8))) == [1] * 8
+        assert torch.get_num_threads() == 3
+    with share_threads(3) as pool:  # threads made later take what was set last
+        assert pool.submit(torch.get_num_threads).result() == 1
+    with share_threads(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 3
+
+
+def test_what_goes_wrong_in_a_lane_is_said(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = BatchEncoder(load_encoder(str(llama)), batch_tokens=64)
+    real, seen = batches.encoder.forward, []
+
+    def forward(features: dict) -> dict:
+        seen.append(1)
+        if len(seen) > 5:
+            raise MemoryError
+        return real(features)
+
+    monkeypatch.setattr(batches.encoder, "forward", forward)
+    with pytest.raises(UserError, match="out of memory with batch_tokens = 64"):
+        batches.encode(TEXTS)
+    assert torch.get_num_threads() == 3
+
+
+def test_lanes_are_threads_batches_and_memory(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = load_encoder(str(llama))
+    assert [count_lanes(encoder, batches, 64, 256) for batches in (0, 1, 2, 3, 100)] == [1, 1, 2, 3, 3]
+    each = 64 * lanes.count_token_bytes(encoder.transformers_model, 256)
+    monkeypatch.setattr(lanes, "free_memory", lambda device: 4 * each + 1)
+    assert count_lanes(encoder, 100, 64, 256) == 2
+    monkeypatch.setattr(lanes, "free_memory", lambda device: 0)
+    assert count_lanes(encoder, 100, 64, 256) == 1
+
+
+def test_what_a_pass_leaves_behind_is_noticed() -> None:
+    class Keeps(nn.Module):
+        def __init__(self, how: str) -> None:
+            super().__init__()
+            self.how, self.count, self.last = how, 1000, None
+            self.register_buffer("kept", torch.zeros(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            match self.how:
+                case "attribute":
+                    self.last = x
+                case "new attribute":
+                    self.other = x
+                case "number":
+                    self.count += 1
+                case "buffer":
+                    self.kept = x
+                case "in place":
+                    self.kept.add_(x)
+                case "new module":
+                    self.inner = nn.Identity()
+            return x + 1
+
+    for how in ("attribute", "new attribute", "number", "buffer", "in place", "new module", "nothing"):
+        module = nn.Sequential(Keeps(how))
+        watch = StateWatch(module)
+        with torch.inference_mode():
+            module(torch.ones(2))
+        assert watch.has_changed() == (how != "nothing"), how
+
+
+def test_rotary_embeddings_that_follow_the_length_go_in_turn(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts on both sides of the length at which the frequencies change."""
+    rope = {**LONGROPE, "short_factor": [1.0] * 4, "long_factor": [3.0, 5.0, 7.0, 9.0]}
+    path = make_model(LlamaConfig(**SMALL, max_position_embeddings=128, rope_parameters=rope))
+    encoder = load_encoder(str(path))
+    batches = BatchEncoder(encoder, batch_tokens=64)
+    taken = watch_lanes(monkeypatch)
+    vectors, _ = batches.encode(TEXTS)
+    assert taken == []
+    alone = np.concatenate([BatchEncoder(encoder).encode([text])[0] for text in TEXTS])
+    np.testing.assert_allclose(vectors, alone, atol=1e-5)
