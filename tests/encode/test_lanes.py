@@ -1,4 +1,4 @@
-"""Batches side by side: the vectors are those of batches in turn, threads are given back, what keeps state goes alone."""
+"""Batches side by side: the vectors are those of batches in turn, threads are given back, state goes alone."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

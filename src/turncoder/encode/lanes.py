@@ -74,9 +74,8 @@ class StateWatch:
         after = self._read()
         if after.keys() != self.before.keys():
             return True
-        return any(
-            value is not self.before[key][0] or version != self.before[key][1] for key, (value, version) in after.items()
-        )
+        pairs = ((self.before[key], now) for key, now in after.items())
+        return any(value is not kept or count != writes for (kept, writes), (value, count) in pairs)
 
 
 def _count_writes(value: Any) -> int | None:
