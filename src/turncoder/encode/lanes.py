@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from turncoder.budget import count_token_bytes, free_memory
@@ -17,13 +18,13 @@ from turncoder.budget import count_token_bytes, free_memory
 __all__ = ["StateWatch", "count_lanes", "share_threads"]
 
 
-def count_lanes(encoder: nn.Module, batches: int, batch_tokens: int, longest: int | None) -> int:
+def count_lanes(encoder: SentenceTransformer, batches: int, batch_tokens: int, longest: int | None) -> int:
     """Count the batches that go side by side: a thread each, as many as half of the free memory holds; 1 on a GPU.
 
     Parameters
     ----------
     encoder
-        A `SentenceTransformer`.
+        Whose memory is the question.
     batches
         That there are.
     batch_tokens
@@ -31,11 +32,10 @@ def count_lanes(encoder: nn.Module, batches: int, batch_tokens: int, longest: in
     longest
         Tokens of the longest text.
     """
-    device = torch.device(encoder.device)  # type: ignore[arg-type]
-    if device.type != "cpu":
+    if encoder.device.type != "cpu":
         return 1
-    bytes_each = batch_tokens * count_token_bytes(encoder.transformers_model, longest)  # type: ignore[arg-type]
-    fit = int(free_memory(device) / 2 / bytes_each) if bytes_each else batches
+    bytes_each = batch_tokens * count_token_bytes(encoder.transformers_model, longest)
+    fit = int(free_memory(encoder.device) / 2 / bytes_each) if bytes_each else batches
     return max(1, min(torch.get_num_threads(), batches, fit))
 
 
