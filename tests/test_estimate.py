@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 from transformers import LlamaConfig
 
@@ -36,7 +37,7 @@ def config(make_model: Callable[..., Path], tmp_path: Path) -> Callable[..., Enc
 def test_an_encoding_is_planned_from_a_sample(config: Callable[..., EncodeConfig], tmp_path: Path) -> None:
     plan = plan_encode(config(shard_texts=30, batch_tokens=500))
     assert plan.parameters == {"total": PARAMETERS}
-    assert plan.memory["model"] == 4 * PARAMETERS and plan.memory["a batch"] > 0
+    assert plan.memory["model"] == 4 * PARAMETERS and plan.memory[at_once] > 0
     assert plan.memory["vectors of a shard"] == 4 * 30 * 32 and plan.disk == {"vectors": 4 * 100 * 32}
     assert plan.steps["texts"] == 100 and 1000 < plan.steps["tokens"] < 2000
     assert plan.steps["tokens_of_a_batch"] == 500

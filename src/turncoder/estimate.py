@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from turncoder.budget import count_token_bytes
 from turncoder.config.stages import EncodeConfig, MergeConfig, MineConfig, to_toml
 from turncoder.data.files import names_file
 from turncoder.encode.encoder import open_encoder
+from turncoder.encode.lanes import count_lanes
 from turncoder.encode.texts import open_sides
 from turncoder.encode.vectors import METRICS, describe_job, look_at_job, name_shards
 from turncoder.encode.wordvectors import open_word_reader, open_word_source
@@ -60,7 +63,10 @@ def plan_encode(config: EncodeConfig) -> Plan:
     plan.samples = [show_text(batches.encoder, text, batches.prompt) for text in sample[:SAMPLES]]
     _add_model(plan, batches.encoder)
     model = batches.encoder.transformers_model
-    plan.memory["a batch"] = batches.batch_tokens * count_token_bytes(model, batches.encoder.max_seq_length)
+    longest = batches.encoder.max_seq_length
+    lanes = count_lanes(batches.encoder, max(1, torch.get_num_threads() // processes), batches.batch_tokens, longest)
+    at_once = "a batch" if lanes == 1 else f"{lanes} batches, side by side"
+    plan.memory[at_once] = lanes * batches.batch_tokens * count_token_bytes(model, longest)
     plan.memory["vectors of a shard"] = 4 * min(manifest["shard_texts"], texts.count) * batches.width
     plan.disk = {"vectors": 4 * texts.count * batches.width}
     batches.encode(sample[:1])  # what comes first takes longer
