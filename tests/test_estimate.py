@@ -34,10 +34,17 @@ def config(make_model: Callable[..., Path], tmp_path: Path) -> Callable[..., Enc
     return make
 
 
-def test_an_encoding_is_planned_from_a_sample(config: Callable[..., EncodeConfig], tmp_path: Path) -> None:
+def test_an_encoding_is_planned_from_a_sample(
+    config: Callable[..., EncodeConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    three = plan_encode(config(batch_tokens=500, processes=1)).memory
+    shared = plan_encode(config(batch_tokens=500, processes=3)).memory
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     plan = plan_encode(config(shard_texts=30, batch_tokens=500))
+    assert three["3 batches, side by side"] == 3 * plan.memory["a batch"] == 3 * shared["a batch"]
     assert plan.parameters == {"total": PARAMETERS}
-    assert plan.memory["model"] == 4 * PARAMETERS and plan.memory[at_once] > 0
+    assert plan.memory["model"] == 4 * PARAMETERS and plan.memory["a batch"] > 0
     assert plan.memory["vectors of a shard"] == 4 * 30 * 32 and plan.disk == {"vectors": 4 * 100 * 32}
     assert plan.steps["texts"] == 100 and 1000 < plan.steps["tokens"] < 2000
     assert plan.steps["tokens_of_a_batch"] == 500
