@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from turncoder.budget import count_token_bytes
 from turncoder.config.stages import EncodeConfig, MergeConfig, MineConfig, to_toml
 from turncoder.data.files import names_file
@@ -64,7 +62,7 @@ def plan_encode(config: EncodeConfig) -> Plan:
     _add_model(plan, batches.encoder)
     model = batches.encoder.transformers_model
     longest = batches.encoder.max_seq_length
-    lanes = count_lanes(batches.encoder, max(1, torch.get_num_threads() // processes), batches.batch_tokens, longest)
+    lanes = max(1, count_lanes(model, batches.encoder.device, batches.batch_tokens, longest) // processes)
     at_once = "a batch" if lanes == 1 else f"{lanes} batches, side by side"
     plan.memory[at_once] = lanes * batches.batch_tokens * count_token_bytes(model, longest)
     plan.memory["vectors of a shard"] = 4 * min(manifest["shard_texts"], texts.count) * batches.width

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import LlamaConfig
 
 from turncoder import load_encoder
-from turncoder.encode import lanes, texts
-from turncoder.encode.lanes import StateWatch, count_lanes, share_threads
+from turncoder.encode import lanes
+from turncoder.encode.lanes import StateWatch, count_lanes, run_batches, share_threads
 from turncoder.encode.texts import BatchEncoder
 from turncoder.errors import UserError
 
@@ -50,7 +50,7 @@ def watch_lanes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         taken.append(count)
         return share_threads(count)
 
-    monkeypatch.setattr(texts, "share_threads", share)
+    monkeypatch.setattr(lanes, "share_threads", share)
     return taken
 
 
@@ -101,12 +101,18 @@ def test_what_goes_wrong_in_a_lane_is_said(llama: Path, monkeypatch: pytest.Monk
 
 def test_lanes_are_threads_batches_and_memory(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = load_encoder(str(llama))
-    assert [count_lanes(encoder, batches, 64, 256) for batches in (0, 1, 2, 3, 100)] == [1, 1, 2, 3, 3]
-    each = 64 * lanes.count_token_bytes(encoder.transformers_model, 256)
+    model = encoder.transformers_model
+    assert count_lanes(model, encoder.device, 64, 256) == count_lanes(None, encoder.device, 64, None) == 3
+    assert count_lanes(model, torch.device("meta"), 64, 256) == 1
+    each = 64 * lanes.count_token_bytes(model, 256)
     monkeypatch.setattr(lanes, "free_memory", lambda device: 4 * each + 1)
-    assert count_lanes(encoder, 100, 64, 256) == 2
+    assert count_lanes(model, encoder.device, 64, 256) == 2
     monkeypatch.setattr(lanes, "free_memory", lambda device: 0)
-    assert count_lanes(encoder, 100, 64, 256) == 1
+    assert count_lanes(model, encoder.device, 64, 256) == 1
+    taken = watch_lanes(monkeypatch)
+    for count in range(6):  # the first goes alone
+        assert list(run_batches(encoder, lambda batch: batch + 1, range(count), 3)) == list(range(1, count + 1))
+    assert taken == [2, 3, 3]
 
 
 def test_what_a_pass_leaves_behind_is_noticed() -> None:

@@ -4,39 +4,70 @@ Threads that share a product wait for each other at its end, hundreds of times a
 machine, two thirds on one where something else runs (docs/decisions.md).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from sentence_transformers import SentenceTransformer
 from torch import nn
+from transformers import PreTrainedModel
 
 from turncoder.budget import count_token_bytes, free_memory
 
-__all__ = ["StateWatch", "count_lanes", "share_threads"]
+__all__ = ["StateWatch", "count_lanes", "run_batches", "share_threads"]
+
+Batch = TypeVar("Batch")
+Result = TypeVar("Result")
 
 
-def count_lanes(encoder: SentenceTransformer, batches: int, batch_tokens: int, longest: int | None) -> int:
+def count_lanes(model: PreTrainedModel | None, device: torch.device, batch_tokens: int, longest: int | None) -> int:
     """Count the batches that go side by side: a thread each, as many as half of the free memory holds; 1 on a GPU.
 
     Parameters
     ----------
-    encoder
-        Whose memory is the question.
-    batches
-        That there are.
+    model
+        As for `turncoder.budget.count_token_bytes`.
+    device
+        That it is on.
     batch_tokens
-        Tokens of each.
+        Tokens of a batch.
     longest
-        Tokens of the longest text.
+        Tokens of the longest row.
     """
-    if encoder.device.type != "cpu":
+    if device.type != "cpu":
         return 1
-    bytes_each = batch_tokens * count_token_bytes(encoder.transformers_model, longest)
-    fit = int(free_memory(encoder.device) / 2 / bytes_each) if bytes_each else batches
-    return max(1, min(torch.get_num_threads(), batches, fit))
+    bytes_each = batch_tokens * count_token_bytes(model, longest)
+    threads = torch.get_num_threads()
+    return max(1, min(threads, int(free_memory(device) / 2 / bytes_each)) if bytes_each else threads)
+
+
+def run_batches(
+    module: nn.Module, run: Callable[[Batch], Result], batches: Sequence[Batch], lanes: int
+) -> Iterator[Result]:
+    """Give what ``run`` makes of each batch, in their order; side by side where nothing in the module changes by it.
+
+    Parameters
+    ----------
+    module
+        That ``run`` calls.
+    run
+        Called by threads other than this one.
+    batches
+        The longest first.
+    lanes
+        From `count_lanes`.
+    """
+    lanes = min(lanes, len(batches) - 1)
+    if lanes > 1:
+        watch = StateWatch(module)
+        yield run(batches[0])
+        batches, lanes = batches[1:], 1 if watch.has_changed() else lanes
+    if lanes <= 1:
+        yield from map(run, batches)
+        return
+    with share_threads(lanes) as pool:
+        yield from pool.map(run, batches)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import partial
 from itertools import islice
 from threading import Lock
 from typing import Any
@@ -25,7 +24,7 @@ from sentence_transformers.util import batch_to_device, truncate_embeddings
 from turncoder.budget import choose_batch_tokens, keep_freed_memory
 from turncoder.data.batching import budget_batches
 from turncoder.encode.encoder import check_finite
-from turncoder.encode.lanes import StateWatch, count_lanes, share_threads
+from turncoder.encode.lanes import count_lanes, run_batches
 from turncoder.encode.llm2vec import LLM2VecTransformer
 from turncoder.errors import UserError
 from turncoder.prompts import check_prompt
@@ -34,7 +33,6 @@ __all__ = ["BatchEncoder", "Counts", "encode_stream", "encode_texts", "open_side
 
 logger = logging.getLogger("turncoder")
 
-Prepare = Callable[[np.ndarray], dict[str, Any]]
 SHARD_TEXTS = 16384
 MEASURED_CHARACTERS = 1 << 20  # a text takes some twenty times its size while its tokens are counted
 
@@ -195,7 +193,7 @@ class BatchEncoder:
         batches = budget_batches(length_U, self.batch_tokens)
         vectors_UD: np.ndarray | None = None
         padded = 0
-        for rows, vectors in self._run(distinct, batches):
+        for rows, vectors in zip(batches, self._run(distinct, batches), strict=True):
             self.report(len(rows))
             if vectors_UD is None:
                 vectors_UD = np.zeros((len(distinct), vectors.shape[1]), dtype=np.float32)
@@ -220,47 +218,26 @@ class BatchEncoder:
         width = self.encoder.get_embedding_dimension() or 0
         return min(width, self.encoder.truncate_dim or width)
 
-    def _run(self, texts: list[str], batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Give the rows of each batch and their vectors."""
+    def _run(self, texts: list[str], batches: list[np.ndarray]) -> Iterator[np.ndarray]:
+        """Give the vectors of each batch; on a GPU the next one is tokenised while the model runs."""
+        tokenizer = Lock()  # which cannot be told to pad while it reads
 
         def prepare(rows: np.ndarray) -> dict[str, Any]:
-            return self.encoder.preprocess([texts[row] for row in rows], prompt=self.prompt)
+            with tokenizer:
+                return self.encoder.preprocess([texts[row] for row in rows], prompt=self.prompt)
 
-        lanes = count_lanes(self.encoder, len(batches) - 1, self.batch_tokens, self.encoder.max_seq_length)
-        done = 0
-        if lanes > 1:
-            watch = StateWatch(self.encoder)
-            yield batches[0], self._forward(prepare(batches[0]))  # the longest, by itself
-            done = 1
-            lanes = 1 if watch.has_changed() else lanes
-        run = self._run_in_turn if lanes == 1 else partial(self._run_side_by_side, lanes)
-        yield from run(prepare, batches[done:])
-
-    def _run_in_turn(self, prepare: Prepare, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """One after another; the next is tokenised while the model runs."""
-        if not batches:
+        device = self.encoder.device
+        if device.type == "cpu" or not batches:
+            lanes = count_lanes(self.encoder.transformers_model, device, self.batch_tokens, self.encoder.max_seq_length)
+            yield from run_batches(self.encoder, lambda rows: self._forward(prepare(rows)), batches, lanes)
             return
         with ThreadPoolExecutor(1) as ahead:
             following = ahead.submit(prepare, batches[0])
-            for number, rows in enumerate(batches):
+            for number in range(len(batches)):
                 features = following.result()
                 if number + 1 < len(batches):
                     following = ahead.submit(prepare, batches[number + 1])
-                yield rows, self._forward(features)
-
-    def _run_side_by_side(
-        self, lanes: int, prepare: Prepare, batches: list[np.ndarray]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """As many at once as there are lanes."""
-        tokenizer = Lock()  # which cannot be told to pad while it reads
-
-        def run(rows: np.ndarray) -> np.ndarray:
-            with tokenizer:
-                features = prepare(rows)
-            return self._forward(features)
-
-        with share_threads(lanes) as pool:
-            yield from zip(batches, pool.map(run, batches), strict=True)
+                yield self._forward(features)
 
     @torch.inference_mode()
     def _forward(self, features: dict[str, Any]) -> np.ndarray:

@@ -28,6 +28,7 @@ from turncoder.budget import choose_batch_tokens, keep_freed_memory
 from turncoder.data.alignment import Alignment
 from turncoder.data.batching import budget_batches
 from turncoder.encode.encoder import check_finite
+from turncoder.encode.lanes import count_lanes, run_batches
 from turncoder.errors import UserError
 from turncoder.model.backbone import describe_model, digest_module
 from turncoder.model.influence import call_model
@@ -210,6 +211,7 @@ class _Pass:
         layers = config.num_hidden_layers + 1 if self.deep else 0
         self.length_N = alignment.lengths
         self.batch_tokens = batch_tokens or choose_batch_tokens(backbone, int(self.length_N.max()), 16 + layers)
+        self.lanes = count_lanes(backbone, backbone.device, self.batch_tokens, int(self.length_N.max()))
         if backbone.device.type == "cpu":
             keep_freed_memory()
         numbers = np.arange(len(self.length_N) + 1)
@@ -226,13 +228,14 @@ class _Pass:
         for low, high in zip(self.cuts[:-1], self.cuts[1:], strict=True):
             begin, end = self.word_N[low], self.word_N[high]
             shard: dict[Key, torch.Tensor] = {}
-            for rows in budget_batches(self.length_N[low:high], self.batch_tokens):
-                words_M, states = self.run(rows + low)
+            batches = [rows + low for rows in budget_batches(self.length_N[low:high], self.batch_tokens)]
+            found = run_batches(self.backbone, self.run, batches, self.lanes)
+            for windows, (words_M, states) in zip(batches, found, strict=True):
                 for key, states_MD in states.items():
                     if key not in shard:
                         shard[key] = torch.empty(end - begin, states_MD.shape[1], dtype=states_MD.dtype)
                     shard[key][torch.from_numpy(words_M - begin)] = states_MD.cpu()
-                done += int(self.length_N[rows + low].sum())
+                done += int(self.length_N[windows].sum())
                 now = time.monotonic()
                 speed = f"{done / max(now - started, 1e-9):,.0f} tokens/s"
                 bar.update(task, completed=done, speed=speed)
