@@ -16,6 +16,7 @@ from turncoder.encode.texts import BatchEncoder
 from turncoder.encode.workers import digest_encoder
 from turncoder.errors import UserError
 from turncoder.publish.fingerprints import check_scores
+from turncoder.train.stage import tell_parents
 
 
 def score(folder: Path, model: Path, fingerprint: str = "", **config: Any) -> Path:
@@ -76,20 +77,23 @@ def test_other_weights_are_refused(runs: Path, tmp_path: Path) -> None:
         check_scores([(score(tmp_path / "adapted", model, "f", adapters=["x/y"]), model)])
 
 
-def test_heads_on_a_model_that_was_trained_anew_are_refused(runs: Path, tmp_path: Path) -> None:
+def test_heads_on_a_model_that_was_trained_anew_or_further_are_refused(runs: Path, tmp_path: Path) -> None:
     model = runs / "mntp"
-    started = json.loads((model / "run.json").read_text())["started"]
+    (kept,) = tell_parents(str(model))[:1]
+    started = kept["started"]
     run = make_words_run(tmp_path / "words", model_name_or_path=str(model))
 
-    def check(before: str, **config: Any) -> None:
+    def check(before: str, tokens: int = kept["tokens"], **config: Any) -> None:
         record = json.loads((run / "run.json").read_text())
-        record |= {"parents": [{"name": str(model), "stage": "mntp", "started": before}]}
+        record |= {"parents": [{**kept, "started": before, "tokens": tokens}]}
         (run / "run.json").write_text(json.dumps({**record, "config": {**record["config"], **config}}))
         check_scores([(run, model)])
 
     check(started, bidirectional=True)
     with pytest.raises(UserError, match=r"words scored mntp as it was trained at 2001-.*, and it was trained anew at"):
         check("2001-01-01T00:00:00+00:00")
+    with pytest.raises(UserError, match=r"words scored mntp after 1,000 tokens, and it was trained to [\d,]+ since"):
+        check(started, tokens=1000)
     with pytest.raises(UserError, match=r"words was scored with bidirectional = False, and mntp"):
         check(started, bidirectional=False)
 

@@ -84,13 +84,16 @@ def _defaults(name: str) -> tuple[Any, ...]:
 
 def _check_heads(folder: Path, place: Path, record: dict[str, Any]) -> None:
     """Refuse scores of heads on a model that was trained anew since, or whose masks were others; raises UserError."""
-    before = next(iter(record.get("parents") or [{}])).get("started")
-    now = read_json(place / "run.json").get("started") if (place / "run.json").exists() else None
-    if before and now and before != now:
-        raise UserError(
-            f"results: {folder} scored {place.name} as it was trained at {before}, and it was trained anew at {now}: "
-            "score it again with --overwrite, or leave it away"
-        )
+    before = next(iter(record.get("parents") or [{}]))
+    now = read_json(place / "run.json") if (place / "run.json").exists() else {}
+    for key, said in (("started", "as it was trained at {}, and it was trained anew at {}"),
+                      ("tokens", "after {:,} tokens, and it was trained to {:,} since")):  # fmt: skip
+        then, since = before.get(key), now.get(key)
+        if then and since and then != since:
+            raise UserError(
+                f"results: {folder} scored {place.name} {said.format(then, since)}: score it again with --overwrite, "
+                "or leave it away"
+            )
     files = (one / "turncoder.json" for one in (place, place / "model"))
     looks = next((read_json(file).get("bidirectional") for file in files if file.exists()), None)
     asked = record["config"].get("bidirectional")

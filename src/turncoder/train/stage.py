@@ -124,7 +124,8 @@ def tell_parents(name: str) -> list[dict[str, Any]]:
     if not path.exists():
         return [{"name": name}]
     record = json.loads(path.read_text(encoding="utf8"))
-    return [{"name": name, "stage": record["stage"], "started": record["started"]}, *record.get("parents", [])]
+    told = {key: record[key] for key in ("stage", "started", "tokens") if key in record}
+    return [{"name": name, **told}, *record.get("parents", [])]
 
 
 def check_data(run: Run, fingerprint: str) -> None:
