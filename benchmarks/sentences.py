@@ -1,7 +1,7 @@
 """`evaluate sentences` against mteb driving plain sentence-transformers, on the same files with the same model.
 
-    python benchmarks/sentences.py                 # writes benchmarks/results/sentences.json
-    python benchmarks/sentences.py --share 1       # on all of the data
+    python benchmarks/sentences.py --rounds 2 --arm turncoder --arm mteb  # writes benchmarks/results/sentences.json
+    python benchmarks/sentences.py --share 0.2                            # all sides: .../sentences_part.json
 
 Both sides open one folder of a random-weight Llama (float32, bidirectional, mean pooling, 512 tokens, as in encode.py)
 and let mteb score the same tasks, made of the same files: STS-B dev, SciFact, BANKING77 and movie reviews. Every run of
@@ -38,7 +38,7 @@ SMALL_BATCH = 1024  # tokens
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--share", type=float, default=0.2, help="of each set of texts; the first ones")
+    parser.add_argument("--share", type=float, default=1.0, help="of each set of texts; the first ones")
     parser.add_argument("--arm", choices=ARMS, action="append", help="default: all")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -60,7 +60,8 @@ def main() -> None:
             runs[name].append(run)
             print(turn, name, {key: run[key] for key in ("seconds", "cpu_seconds")}, run["tasks"], flush=True)
     torch.set_num_threads(options.threads)  # which is written down with the machine
-    print(write_results("sentences", summarise(runs, options.share)), flush=True)
+    name = "sentences" if options.share == 1 else "sentences_part"
+    print(write_results(name, summarise(runs, options.share)), flush=True)
 
 
 def summarise(runs: dict[str, list[dict]], share: float) -> dict:
