@@ -110,9 +110,7 @@ def test_negatives_are_drawn_as_often_as_they_stand_in_the_text(uncased, tmp_pat
     path.write_text("ein fluß, zwei\na b ein\nb\nzwei b, b\n" * 3, encoding="utf8")
     corpus, _ = open_corpora(train_file=str(path))
     folder = tmp_path / "tokens"
-    blocks, _ = prepare_blocks(
-        corpus=corpus, tokenizer=uncased, block_size=512, folder=folder, validation_percentage=0
-    )
+    blocks, _ = prepare_blocks(corpus=corpus, tokenizer=uncased, block_size=512, folder=folder, validation_percentage=0)
     masking = Masking(mlm_probability=0.2, mask_token_id=1, vocab_size=len(uncased), special_ids=(0, 1, 2, 3))
     text = Text(blocks, blocks, masking, masking, True, block_size=512, pad_token_id=0, pad_to=None)
     prior = Prior(count_targets(text, len(uncased)))
