@@ -33,7 +33,7 @@ from turncoder.model.backbone import split_revision
 from turncoder.model.dropout import set_attention_dropout
 from turncoder.model.source import find_source
 from turncoder.objectives.contrast import ByLengthRankingLoss, build_loss
-from turncoder.prompts import ends_in_eos
+from turncoder.prompts import check_prompt, ends_in_eos
 from turncoder.train.arguments import training_arguments
 from turncoder.train.cache import choose_cache
 from turncoder.train.contrast_trainer import Collator, ContrastTrainer, HeldOut, SetRows
@@ -256,7 +256,7 @@ def _build_trainer(
     loss["batch_tokens"] = pass_tokens(encoder.device)
     judge = build_loss(encoder, **loss)
     assert isinstance(judge, ByLengthRankingLoss)
-    evaluator = _build_evaluator(config, held_out, sts, judge)
+    evaluator = _build_evaluator(config, encoder, sets, held_out, sts, judge)
     silent = {} if evaluator is not None else {"eval_strategy": "no"}
     return ContrastTrainer(
         course=course,
@@ -290,9 +290,14 @@ def _find_tokenizer(config: Config, encoder: SentenceTransformer) -> list[Path] 
 
 
 def _build_evaluator(
-    config: Config, held_out: list[Rows], sts: Sts | None, judge: ByLengthRankingLoss
+    config: Config,
+    encoder: SentenceTransformer,
+    sets: list[Rows],
+    held_out: list[Rows],
+    sts: Sts | None,
+    judge: ByLengthRankingLoss,
 ) -> HeldOut | None:
-    """Say what is measured during training; None where there is nothing."""
+    """Say what is measured during training, scored pairs as texts or queries; None where there is nothing."""
     rows = any(len(one) > 1 for one in held_out)
     if config.early_stopping_patience is not None and not (rows and config.do_eval):
         raise UserError(
@@ -303,7 +308,11 @@ def _build_evaluator(
         if config.eval_strategy != "no":
             logger.warning("eval_strategy = %r: there is nothing to evaluate on", config.eval_strategy)
         return None
-    return HeldOut(held_out, sts, judge, max(2, config.per_device_eval_batch_size))
+    prompts = _name_prompts(sets)
+    prompt = prompts.get("text") or prompts.get("query")
+    if prompt and sts is not None:
+        check_prompt(encoder.tokenizer, prompt, [*sts.first, *sts.second], encoder.max_seq_length or 1 << 30)
+    return HeldOut(held_out, sts, judge, max(2, config.per_device_eval_batch_size), prompt)
 
 
 def _tell_small_sets(sets: list[Rows], batches: SetBatches, per_step: int) -> None:
