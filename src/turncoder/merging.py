@@ -6,7 +6,7 @@ from typing import Any
 
 from turncoder.artifact import save_encoder
 from turncoder.config.stages import MergeConfig
-from turncoder.encode.encoder import MAX_SEQ_LENGTH, TEXT_ONLY, open_encoder, take_pair
+from turncoder.encode.encoder import MAX_SEQ_LENGTH, find_template, open_encoder, take_pair
 from turncoder.encode.llm2vec import LLM2VecTransformer
 from turncoder.errors import UserError
 from turncoder.model.source import find_source
@@ -52,7 +52,7 @@ def merge_to_folder(config: MergeConfig) -> Path:
         tokenizer_files=None,
         max_seq_length=encoder.max_seq_length or MAX_SEQ_LENGTH,
         pooling=str(encoder[1].pooling_mode),
-        inputs={name: getattr(encoder[0], name) for name in TEXT_ONLY} if config.chat_template else None,
+        inputs=find_template(encoder),
         prompts={name: prompt for name, prompt in encoder.prompts.items() if prompt},
         default_prompt_name=encoder.default_prompt_name,
         record={"stage": "merge", "parents": [{"name": source.base}, *({"name": one} for one in source.adapters)]},

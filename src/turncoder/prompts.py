@@ -139,6 +139,11 @@ def read_prompt_file(name: str) -> dict[str, Any]:
     return table
 
 
+def ends_in_eos(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Say whether a tokenizer ends every text in its end-of-text token."""
+    return tokenizer.eos_token is not None and tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+
+
 def append_eos(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Have a tokenizer end every text in its end-of-text token, if it does not do so already.
 
@@ -148,7 +153,7 @@ def append_eos(tokenizer: "PreTrainedTokenizerBase") -> None:
         It has no such token, or is no fast tokenizer.
     """
     eos = tokenizer.eos_token
-    if eos is not None and tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:
+    if ends_in_eos(tokenizer):
         return
     if eos is None or getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError("pooling = 'eos_token': the tokenizer has no end-of-text token; choose mean or last_token")

@@ -1,13 +1,16 @@
 import json
 import tomllib
-from dataclasses import fields, replace
+import typing
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from turncoder.commands import COMMANDS
 from turncoder.config import settings
+from turncoder.config.language import LanguageConfig
 from turncoder.config.stages import (
     MAY_CHANGE,
     EncodeConfig,
@@ -94,6 +97,43 @@ def test_any_training_argument_from_the_top_level_of_a_file(tmp_path):
 )
 def test_spellings_of_flags(words, name, value):
     assert getattr(load(*words), name) == value
+
+
+def sample(hint):
+    """Give a value of a key as it is typed, and as it is read; None for a table of keys."""
+    kind = next(one for one in settings._kinds(hint) if one is not type(None))
+    if typing.get_origin(kind) is typing.Literal:
+        return (typing.get_args(kind)[-1],) * 2
+    if typing.get_origin(kind) is tuple:
+        typed, read = sample(typing.get_args(kind)[0])
+        return typed, (read,)
+    return {bool: ("yes", True), int: ("7", 7), float: ("0.5", 0.5), str: ("word", "word")}.get(kind)
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if is_dataclass(command.flags)])
+def test_every_flag_of_every_command_means_what_it_says(name, caplog):
+    cls = COMMANDS[name].flags
+    hints = typing.get_type_hints(cls)
+    for key, (typed, wanted) in ((f.name, pair) for f in fields(cls) if (pair := sample(hints[f.name]))):
+        dashed = key.replace("_", "-")
+        spellings = [["--" + key, typed], [f"--{key}={typed}"], ["--" + dashed, typed], [f"--{dashed}={typed}"]]
+        ways = [(words, wanted) for words in spellings]
+        if wanted is True:
+            ways += [(["--" + dashed], True), (["--no-" + dashed], False)]
+        for words, value in ways:
+            flags, others = settings.read_flags(cls, words)
+            entry = settings._gather(cls, flags, "--")[key]
+            assert settings.coerce(entry.value, hints[key], entry.said) == value, words
+            assert not others
+    assert not caplog.messages
+
+
+def test_a_key_that_is_an_old_name_elsewhere(tmp_path, caplog):
+    """``batch_size`` is what LLM2Vec's word tasks call another key, and lm-eval's own name."""
+    config = LanguageConfig(model_name_or_path="m", tasks=("sciq",), batch_size=4)
+    assert load_config(LanguageConfig, write(tmp_path, to_toml(config), "config.toml")) == config
+    assert load_config(LanguageConfig, write(tmp_path, json.dumps(to_dict(config)))) == config
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize(

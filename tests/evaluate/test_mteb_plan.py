@@ -1,5 +1,6 @@
 """What is said and refused before the first score: prompts, folders of other runs, scores that are not asked for."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,10 @@ def test_a_dry_run_refuses_what_the_run_refuses(
     ):
         assert main([*words, *more, "--output", str(tmp_path / name)]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_the_model_goes_where_the_device_says(stories: Path, specs: dict[str, str]) -> None:
+    config = make(stories, specs["sts"])
+    assert mtebplan.prepare(config).model.model.device.type == "cpu"
+    with pytest.raises(UserError, match="device = 'nonsense' is none"):
+        mtebplan.prepare(dataclasses.replace(config, device="nonsense"))

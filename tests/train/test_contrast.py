@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from launching import (
 from sentence_transformers import SentenceTransformer
 
 from turncoder import encode_texts, load_encoder
+from turncoder.evaluate.sentences import read_sts, score_sts
 
 SMALL = {
     "max_seq_length": 48,
@@ -190,3 +192,38 @@ def test_wrong_input_says_what_and_writes_nothing(
 def test_a_changed_configuration_is_refused(trained: Path, stories: Path, shared: Path) -> None:
     said = launch(simcse(stories, shared / "data/wiki_paragraphs_en/wiki_en.txt", trained, learning_rate=0.5), code=2)
     assert "holds a run with another configuration" in said
+
+
+@pytest.mark.parametrize("share", [0, 5])
+@pytest.mark.parametrize("stage", [simcse, supervised])
+def test_scored_pairs_are_read_with_the_prompt_that_is_trained(
+    stories: Path, stories_text: Path, shared: Path, tmp_path: Path, stage: Callable[..., list[str]], share: int
+) -> None:
+    lines = (shared / "data/stsb/stsb-dev.tsv").read_text(encoding="utf8").splitlines()[:100]
+    (tmp_path / "sts.tsv").write_text("\n".join(lines) + "\n", encoding="utf8")
+    prompt = "Find a sentence that means the same:\n"
+    if stage is simcse:
+        words = stage(stories, stories_text, tmp_path / "run", prompt=prompt)
+    else:
+        prompts = {"query_prompt": prompt, "document_prompt": "Text:\n"}
+        words = stage(stories, shared / "data" / "/".join(TRIPLETS), tmp_path / "run", **prompts)
+    measured = {"sts_file": tmp_path / "sts.tsv", "validation_split_percentage": share, "max_train_samples": 64}
+    launch([*words, *write_words("", {**measured, "max_steps": 1, "save_strategy": "no"})[1:]])
+    found = json.loads((tmp_path / "run" / "run.json").read_text())["results"]["sts_spearman"]
+    encoder = load_encoder(str(tmp_path / "run"), max_seq_length=48, device="cpu")  # of training
+    sts = read_sts(tmp_path / "sts.tsv")
+    assert found == pytest.approx(score_sts(encoder, sts, prompt=prompt), abs=1e-4)
+    assert found != pytest.approx(score_sts(encoder, sts, prompt=""), abs=1e-3)
+
+
+def test_a_prompt_that_runs_into_scored_pairs_is_refused_before_training(
+    stories: Path, shared: Path, tmp_path: Path
+) -> None:
+    pairs = [{"anchor": f"{row} dogs", "positive": f"{row} puppies"} for row in range(40)]
+    scored = [{"sentence1": "e cat", "sentence2": f"a dog {row}", "score": row} for row in range(12)]
+    for name, rows in (("pairs", pairs), ("sts", scored)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = {"query_prompt": "Once upon a tim", "sts_file": tmp_path / "sts.jsonl", "evaluate_step_zero": False}
+    said = launch(supervised(stories, tmp_path / "pairs.jsonl", tmp_path / "run", **words), code=2)
+    assert "'Once upon a tim' does not stay apart" in said and "'e cat'" in said
+    assert "step 1" not in said

@@ -1,11 +1,16 @@
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from turncoder.data.corpus import open_corpora
+from turncoder.data.masking import MaskedBlocks, Masking
 from turncoder.data.packing import prepare_blocks
-from turncoder.train.text import measure_bytes
+from turncoder.model.prior import Prior
+from turncoder.objectives.alignment import select_targets
+from turncoder.objectives.cwt import draw_pool
+from turncoder.train.text import Text, count_targets, measure_bytes
 
 TEXTS = ["Ein  Fluß, zwei FLÜSSE!", "", "눈이 온다", "a b c", "  \t", "x" * 50] * 5
 
@@ -63,3 +68,54 @@ def test_text_that_came_as_tokens_is_decoded(uncased, tmp_path):
     )
     assert train.file.num_bytes == 0
     assert measure_bytes(train, uncased, (0, 2, 3)) == len("ein flußa b".encode()) / 4
+
+
+@pytest.mark.parametrize("shift", [0, 1], ids=["its own state", "the state before"])
+@pytest.mark.parametrize("marked", [True, False], ids=["bos and eos", "bare"])
+@pytest.mark.parametrize("layout", ["isolated", "mixed", "lines"])
+def test_what_is_counted_is_what_batches_ask_for(uncased, tmp_path, layout, marked, shift):
+    if not marked:
+        uncased.backend_tokenizer.post_processor = None
+    path = tmp_path / "text.txt"
+    path.write_text("ein fluß, zwei\na b ein\nb\nzwei b, b\n" * 3, encoding="utf8")
+    corpus, _ = open_corpora(train_file=str(path))
+    blocks, _ = prepare_blocks(
+        corpus=corpus,
+        tokenizer=uncased,
+        block_size=512,  # all in one row, of which nothing but documents says where labels end
+        folder=tmp_path / "tokens",
+        validation_percentage=0,
+        line_by_line=layout == "lines",
+    )
+    masking = Masking(
+        mlm_probability=1.0,
+        mask_token_id=1,
+        vocab_size=len(uncased),
+        special_ids=(0, 1, 2, 3),
+        style="all_mask",
+        first_counts=shift == 0,
+    )
+    text = Text(blocks, blocks, masking, masking, layout == "isolated", block_size=512, pad_token_id=0, pad_to=None)
+    counts_V = count_targets(text, len(uncased))
+    rows = MaskedBlocks(blocks, masking, evaluation=True)
+    asked_K = select_targets(text.collate([rows[row] for row in range(len(rows))])["labels"], shift)
+    first = torch.zeros_like(counts_V)
+    if layout == "mixed" and not marked and shift:
+        first[4] = 1  # of the row: one token in all of a corpus, which is not looked for
+    assert counts_V.tolist() == (torch.bincount(asked_K, minlength=len(uncased)) + first).tolist()
+
+
+def test_negatives_are_drawn_as_often_as_they_stand_in_the_text(uncased, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("ein fluß, zwei\na b ein\nb\nzwei b, b\n" * 3, encoding="utf8")
+    corpus, _ = open_corpora(train_file=str(path))
+    folder = tmp_path / "tokens"
+    blocks, _ = prepare_blocks(corpus=corpus, tokenizer=uncased, block_size=512, folder=folder, validation_percentage=0)
+    masking = Masking(mlm_probability=0.2, mask_token_id=1, vocab_size=len(uncased), special_ids=(0, 1, 2, 3))
+    text = Text(blocks, blocks, masking, masking, True, block_size=512, pad_token_id=0, pad_to=None)
+    prior = Prior(count_targets(text, len(uncased)))
+    pool = draw_pool(torch.tensor([4]), prior.log_p_V, 20_000, seed=1, step=1)
+    share_V = torch.zeros(len(uncased)).index_put((pool.ids_U,), pool.counts_U / 20_000)
+    # ein fluß , zwei a b: 6 3 6 6 3 15 of 39, and one more of each of ten ids
+    wanted_V = torch.tensor([1, 1, 1, 1, 7, 4, 7, 4, 13, 7]) / 49
+    assert share_V.tolist() == pytest.approx(wanted_V.tolist(), abs=0.02)

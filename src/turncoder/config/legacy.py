@@ -414,7 +414,7 @@ def translate(
     ignored
         Keys of which this stage knows better, and why.
     own
-        Keys of this stage, which it never refuses.
+        Keys of this stage, which mean here what they say.
 
     Returns
     -------
@@ -439,20 +439,21 @@ def translate(
     _translate_words(raw, origin, notices)
     for name, value in raw.items():
         asks = value not in ASKS_NOTHING.get(name, (None, False, "", [], "False", "false"))
-        if name in REFUSED and name not in own:
+        old = name not in own
+        if old and name in REFUSED:
             if asks:
                 raise UserError(f"{origin}{name} = {value!r} cannot be honoured: {REFUSED[name]}")
             continue
         if name in SWITCHES and not asks:
             continue
-        if name in ignored:
+        if old and name in ignored:
             if asks:
                 notices.append(f"{origin}{name} is ignored: {ignored[name]}")
             continue
-        today = ALIASES.get(name) or RENAMED.get(name, name)
+        today = ALIASES.get(name) or RENAMED.get(name, name) if old else name
         if today in keys or (today != name and today in raw):
             raise UserError(f"{origin}{name} and {origin}{today} are the same key; keep {today}")
-        if name in RENAMED:
+        if old and name in RENAMED:
             notices.append(f"{origin}{name} is called {today} now")
         keys[today] = ",".join(map(str, value)) if today == "report_to" and isinstance(value, list) else value
     return keys, notices

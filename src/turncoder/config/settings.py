@@ -48,9 +48,10 @@ def load(cls: type[Config], path: Path | None, flags: dict[str, Any]) -> Config:
     for name, entry in from_flags.items():
         if isinstance(entry.value, dict) and name in from_file and isinstance(from_file[name].value, dict):
             entries[name] = Entry({**from_file[name].value, **entry.value}, entry.said)
-    if path is not None and path.suffix == ".json" and stage != "pretrain" and legacy.is_llm2vec(table):
-        _mean_as_llm2vec(cls, path, entries)
     hints = typing.get_type_hints(cls)
+    theirs = "as_llm2vec" in hints and stage != "pretrain"
+    if path is not None and path.suffix == ".json" and theirs and legacy.is_llm2vec(table):
+        _mean_as_llm2vec(cls, path, entries)
     values: dict[str, Any] = {}
     training: dict[str, Any] = {}
     for name, entry in entries.items():

@@ -28,10 +28,10 @@ from turncoder.model.source import Source, find_source, read_json
 
 __all__ = [
     "MAX_SEQ_LENGTH",
-    "TEXT_ONLY",
     "apply_flags",
     "check_finite",
     "check_flags",
+    "find_template",
     "limit_length",
     "load_encoder",
     "open_encoder",
@@ -172,6 +172,14 @@ def take_pair(encoder: SentenceTransformer, name: str) -> tuple[Transformer, Poo
         case [Transformer() as module, Pooling() as pool] if isinstance(encoder.transformers_model, PreTrainedModel):
             return module, pool
     raise UserError(f"model_name_or_path: {name} has other modules than a model and its pooling; name their model")
+
+
+def find_template(encoder: SentenceTransformer) -> dict[str, Any] | None:
+    """Give the keys of ``sentence_bert_config.json`` by which a chat template is used; None: plain text is read."""
+    module: Any = encoder[0]
+    if "message" not in getattr(module, "modality_config", {}):
+        return None
+    return {name: getattr(module, name) for name in TEXT_ONLY}
 
 
 def _check_folder(source: Source, where: dict[str, Any], *, chat_template: bool, llm2vec: bool) -> None:

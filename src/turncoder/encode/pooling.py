@@ -5,9 +5,9 @@ from sentence_transformers.models import Pooling
 from transformers import PreTrainedTokenizerBase
 
 from turncoder.errors import UserError
-from turncoder.prompts import append_eos
+from turncoder.prompts import append_eos, ends_in_eos
 
-__all__ = ["MODES", "POOLING", "fit_tokenizer", "pools_first", "set_pooling"]
+__all__ = ["MODES", "POOLING", "fit_tokenizer", "name_pooling", "pools_first", "set_pooling"]
 
 POOLING = {
     "mean": "mean",
@@ -25,6 +25,11 @@ MODES = {theirs: name for name, theirs in POOLING.items()}
 def pools_first(mode: str) -> bool:
     """Say whether a pooling of sentence-transformers takes the first token, which leaving a prompt out would move."""
     return mode == "cls"
+
+
+def name_pooling(mode: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Name the pooling that makes an encoder of this mode and tokenizer, from a tokenizer that may add no EOS."""
+    return "eos_token" if mode == POOLING["eos_token"] and ends_in_eos(tokenizer) else mode
 
 
 def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, pooling: str, ends: bool = True) -> None:

@@ -23,7 +23,7 @@ from sentence_transformers.util import batch_to_device, truncate_embeddings
 
 from turncoder.budget import choose_batch_tokens, keep_freed_memory
 from turncoder.data.batching import budget_batches
-from turncoder.encode.encoder import check_finite
+from turncoder.encode.encoder import check_finite, find_template
 from turncoder.encode.lanes import count_lanes, run_batches
 from turncoder.encode.llm2vec import LLM2VecTransformer
 from turncoder.errors import UserError
@@ -126,7 +126,7 @@ class BatchEncoder:
 
     def _count_prompt(self) -> list[int]:
         """Give the tokens that pooling leaves out."""
-        if "message" in getattr(self.encoder[0], "modality_config", {}):
+        if find_template(self.encoder):
             raise UserError("--prompt: a chat template cannot leave a prompt out of the pooling; keep one of the two")
         return check_prompt(self.encoder.tokenizer, self.prompt or "", [], self.limit)
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, set_seed
 
 from turncoder.budget import keep_freed_memory
 from turncoder.config.glue import GlueConfig, count_epochs
-from turncoder.encode.encoder import load_encoder
+from turncoder.encode.encoder import find_template, load_encoder
 from turncoder.encode.llm2vec import LLM2VecTransformer
 from turncoder.encode.pooling import pools_first
 from turncoder.errors import UserError
@@ -168,7 +168,7 @@ def open_model(config: GlueConfig) -> SentenceTransformer:
 def tell_apart(config: GlueConfig, encoder: SentenceTransformer) -> None:
     """See that there is something between the texts of a pair; raises UserError where no pair can be read."""
     pairs = [name for name in config.tasks if len(TASKS[name].texts) > 1]
-    if pairs and "message" in getattr(encoder[0], "modality_config", {}):
+    if pairs and find_template(encoder):
         raise UserError(
             f"tasks: {pairs[0]} has pairs of texts, and {config.model_name_or_path} puts a text through a chat "
             "template; name its base model"

@@ -122,7 +122,7 @@ def _open_model(config: SentencesConfig, asked: Asked) -> EncoderModel:
     from turncoder.evaluate.mtebmodel import EncoderModel
 
     falls_back = config.prompt_file == "llm2vec"
-    encoder = open_encoder(config)
+    encoder = open_encoder(config, device=config.device)
     return EncoderModel(encoder, prompts=asked.prompts, falls_back=falls_back, batch_tokens=config.batch_tokens)
 
 

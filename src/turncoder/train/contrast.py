@@ -23,8 +23,8 @@ from turncoder.budget import keep_freed_memory, pass_tokens
 from turncoder.config.stages import SimcseConfig, SupervisedConfig
 from turncoder.data.batching import SetBatches
 from turncoder.data.pairs import Rows, hash_rows
-from turncoder.data.tokenizer import tokenizer_files
-from turncoder.encode.encoder import MAX_SEQ_LENGTH, TEXT_ONLY, limit_length, load_encoder, take_pair
+from turncoder.data.tokenizer import load_tokenizer, tokenizer_files
+from turncoder.encode.encoder import MAX_SEQ_LENGTH, find_template, limit_length, load_encoder, take_pair
 from turncoder.errors import UserError
 from turncoder.evaluate.sentences import Sts, read_sts
 from turncoder.model.adapters import choose_targets, count_parameters
@@ -33,6 +33,7 @@ from turncoder.model.backbone import split_revision
 from turncoder.model.dropout import set_attention_dropout
 from turncoder.model.source import find_source
 from turncoder.objectives.contrast import ByLengthRankingLoss, build_loss
+from turncoder.prompts import check_prompt, ends_in_eos
 from turncoder.train.arguments import training_arguments
 from turncoder.train.cache import choose_cache
 from turncoder.train.contrast_trainer import Collator, ContrastTrainer, HeldOut, SetRows
@@ -98,7 +99,8 @@ def _train(config: Config, run: Run) -> None:
     _refuse_early(config, encoder, run)
     teacher = open_teacher(config)
     with PartialState().main_process_first():
-        pairs = open_rows(config, encoder.tokenizer, encoder.max_seq_length)
+        template = find_template(encoder) is not None
+        pairs = open_rows(config, encoder.tokenizer, encoder.max_seq_length, template=template)
     sets, held_out = [rows for rows, _ in pairs], [rows for _, rows in pairs]
     fingerprint = " ".join(rows.fingerprint for rows in sets)
     check_data(run, fingerprint)
@@ -254,7 +256,7 @@ def _build_trainer(
     loss["batch_tokens"] = pass_tokens(encoder.device)
     judge = build_loss(encoder, **loss)
     assert isinstance(judge, ByLengthRankingLoss)
-    evaluator = _build_evaluator(config, held_out, sts, judge)
+    evaluator = _build_evaluator(config, encoder, sets, held_out, sts, judge)
     silent = {} if evaluator is not None else {"eval_strategy": "no"}
     return ContrastTrainer(
         course=course,
@@ -276,18 +278,26 @@ def _build_trainer(
     )
 
 
-def _find_tokenizer(config: Config) -> list[Path]:
-    """Find the files of the model's tokenizer, to be copied unchanged."""
+def _find_tokenizer(config: Config, encoder: SentenceTransformer) -> list[Path] | None:
+    """Find the files of the model's tokenizer, to be copied unchanged; None where the encoder's adds an EOS to it."""
     where: dict[str, Any] = {"revision": config.model_revision, "cache_dir": config.cache_dir}
     source = find_source(config.model_name_or_path, config.adapters, **where)
-    name, revision = split_revision(source.tokenizer, source.revision)
-    return tokenizer_files(name, revision=revision, cache_dir=config.cache_dir)
+    name, where["revision"] = split_revision(source.tokenizer, source.revision)
+    original = load_tokenizer(name, **where, trust_remote_code=config.trust_remote_code)
+    if ends_in_eos(encoder.tokenizer) and not ends_in_eos(original):
+        return None
+    return tokenizer_files(name, **where)
 
 
 def _build_evaluator(
-    config: Config, held_out: list[Rows], sts: Sts | None, judge: ByLengthRankingLoss
+    config: Config,
+    encoder: SentenceTransformer,
+    sets: list[Rows],
+    held_out: list[Rows],
+    sts: Sts | None,
+    judge: ByLengthRankingLoss,
 ) -> HeldOut | None:
-    """Say what is measured during training; None where there is nothing."""
+    """Say what is measured during training, scored pairs as texts or queries; None where there is nothing."""
     rows = any(len(one) > 1 for one in held_out)
     if config.early_stopping_patience is not None and not (rows and config.do_eval):
         raise UserError(
@@ -298,7 +308,11 @@ def _build_evaluator(
         if config.eval_strategy != "no":
             logger.warning("eval_strategy = %r: there is nothing to evaluate on", config.eval_strategy)
         return None
-    return HeldOut(held_out, sts, judge, max(2, config.per_device_eval_batch_size))
+    prompts = _name_prompts(sets)
+    prompt = prompts.get("text") or prompts.get("query")
+    if prompt and sts is not None:
+        check_prompt(encoder.tokenizer, prompt, [*sts.first, *sts.second], encoder.max_seq_length or 1 << 30)
+    return HeldOut(held_out, sts, judge, max(2, config.per_device_eval_batch_size), prompt)
 
 
 def _tell_small_sets(sets: list[Rows], batches: SetBatches, per_step: int) -> None:
@@ -326,10 +340,10 @@ def _save(
         save_adapter=trainer.save_adapter,
         probe=encoder.tokenizer(text, return_tensors="pt", truncation=True, max_length=64)["input_ids"],
         tokenizer=encoder.tokenizer,
-        tokenizer_files=None if config.pooling == "eos_token" else _find_tokenizer(config),
+        tokenizer_files=_find_tokenizer(config, encoder),
         max_seq_length=max(length, encoder.max_seq_length or 0),
         pooling=str(pool.pooling_mode),
-        inputs={name: getattr(encoder[0], name) for name in TEXT_ONLY} if config.chat_template else None,
+        inputs=find_template(encoder),
         prompts=prompts,
         default_prompt_name="text" if sets[0].prompts.get("text") else None,
         record={

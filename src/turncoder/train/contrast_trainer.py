@@ -191,14 +191,24 @@ class HeldOut(SentenceEvaluator):
         For its temperature and directions.
     batch_size
         Rows that are contrasted with one another.
+    prompt
+        Stands before the sentences of scored pairs.
     """
 
-    def __init__(self, sets: Sequence[Rows], sts: Sts | None, loss: ByLengthRankingLoss, batch_size: int) -> None:
+    def __init__(
+        self,
+        sets: Sequence[Rows],
+        sts: Sts | None,
+        loss: ByLengthRankingLoss,
+        batch_size: int,
+        prompt: str | None = None,
+    ) -> None:
         super().__init__()
         self.sets = [rows for rows in sets if len(rows) > 1]
         self.sts = sts
         self.loss = loss
         self.batch_size = batch_size
+        self.prompt = prompt
 
     def __call__(
         self, model: SentenceTransformer, output_path: str | None = None, *arguments: Any, **named: Any
@@ -217,8 +227,7 @@ class HeldOut(SentenceEvaluator):
             for name in dict.fromkeys(name for score in scores for name in score)
         }
         if self.sts is not None:
-            prompt = self.sets[0].prompts.get("text") if self.sets else None
-            result["sts_spearman"] = score_sts(model, self.sts, prompt=prompt)
+            result["sts_spearman"] = score_sts(model, self.sts, prompt=self.prompt)
         model.train(training)
         return result
 

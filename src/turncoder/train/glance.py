@@ -21,6 +21,7 @@ from turncoder.config.stages import SimcseConfig, SupervisedConfig
 from turncoder.data.pairs import Rows, number_rows, open_texts
 from turncoder.data.records import list_records, name_set, open_parquet, read_records
 from turncoder.data.saved import is_saved, open_dataset
+from turncoder.encode.encoder import find_template
 from turncoder.errors import UserError
 from turncoder.preview import SAMPLES, cache_in, open_streams, quiet, stream_rows, take_first, weigh
 from turncoder.samples import show_text
@@ -94,7 +95,9 @@ def glance_at_rows(config: Config, encoder: SentenceTransformer) -> Glance:
     with tempfile.TemporaryDirectory() as folder, cache_in(Path(folder) / "cache"), quiet():
         copy = _copy_texts(config, folder) if isinstance(config, SimcseConfig) else _copy_pairs(config, folder)
         try:
-            sets = [rows for rows, _ in open_rows(copy.config, encoder.tokenizer, encoder.max_seq_length)]
+            template = find_template(encoder) is not None
+            pairs = open_rows(copy.config, encoder.tokenizer, encoder.max_seq_length, template=template)
+            sets = [rows for rows, _ in pairs]
         except UserError as error:
             raise UserError(_name_places(str(error), copy)) from None
         samples = _show_rows(sets, encoder)

@@ -32,8 +32,21 @@ def open_rows(
     tokenizer: PreTrainedTokenizerBase,
     limit: int | None,
     key: str | None = None,
+    *,
+    template: bool,
 ) -> list[tuple[Rows, Rows]]:
-    """Open the sets with their prompts: rows to train on and held-out ones; ``key`` is as for `open_pairs`.
+    """Open the sets with their prompts: rows to train on and held-out ones.
+
+    Parameters
+    ----------
+    config
+        Of the stage.
+    tokenizer, limit
+        Of the encoder, which prompts are tried on.
+    key
+        As for `open_pairs`.
+    template
+        Whether the encoder puts texts through a chat template.
 
     Raises
     ------
@@ -73,7 +86,7 @@ def open_rows(
     chosen = [
         (rows.select(config.max_train_samples, seed), held_out.select(most, measured)) for rows, held_out in pairs
     ]
-    if config.chat_template and any(rows.prompts for rows, _ in chosen):
+    if template and any(rows.prompts for rows, _ in chosen):
         raise UserError(
             "chat_template: a template cannot leave a prompt out of the pooling; keep one of the two, or write the "
             "prompt into the texts"

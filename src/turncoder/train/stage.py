@@ -17,6 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from turncoder.artifact import put_in_place, save_encoder
 from turncoder.config.keys import TrainKeys
+from turncoder.encode.pooling import name_pooling
 from turncoder.errors import UnfinishedError, UserError, first_line
 from turncoder.info import measure_memory
 from turncoder.model.adapters import attach_lora, merge_adapter
@@ -277,9 +278,7 @@ def save_result(
         kept: dict[str, Any] = {
             key: artifact[key] for key in ("max_seq_length", "prompts", "default_prompt_name") if key in artifact
         }
-        kept["pooling"] = artifact.get("pooling", "mean")
-        if getattr(config, "pooling", None) == "eos_token":  # whose token the tokenizer may not add by itself
-            kept["pooling"] = "eos_token"
+        kept["pooling"] = name_pooling(artifact.get("pooling", "mean"), tokenizer)
         kept["chat_template"] = bool(artifact.get("inputs"))
         kept["bidirectional"] = is_converted(model.config) or artifact["record"]["bidirectional"]
         write_atomically(partial / "encoder.json", json.dumps(kept, indent=2, ensure_ascii=False) + "\n")

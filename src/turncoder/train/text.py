@@ -83,11 +83,11 @@ class Text:
         return (*self.masking.special_ids, *(() if self.padding is None else (self.padding,)))
 
     def collate(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Make a batch; the first token of an isolated document is no label: the state before it is not its own."""
+        """Make a batch; of isolated documents the first token is no label to the state before it, another's."""
         batch = collate(features, self.pad_token_id, pad_to=self.pad_to)
         if self.padding is not None:
             self._leave_padding(batch)
-        if self.isolate:
+        if self.isolate and not self.masking.first_counts:
             documents_BL = batch["document_ids"]
             batch["labels"][:, 1:][documents_BL[:, 1:] != documents_BL[:, :-1]] = -100
         return batch
@@ -247,10 +247,10 @@ def count_targets(text: Text, vocabulary: int) -> torch.Tensor:
     counts_V = np.zeros(vocabulary, dtype=np.int64)
     for part in _cut(file.tokens):
         counts_V += np.bincount(part, minlength=vocabulary)
-    counts_V[special] = 0
     if not text.masking.first_counts and (text.isolate or not text.train.is_packed):
         starts = np.concatenate([[0], file.ends[:-1]])[np.diff(file.ends, prepend=0) > 0].astype(np.int64)
         counts_V -= np.bincount(file.tokens[starts], minlength=vocabulary)  # nothing stands before them
+    counts_V[special] = 0
     return torch.from_numpy(counts_V)
 
 
