@@ -86,8 +86,8 @@ def test_a_grid_of_models_and_tasks(drawn, tmp_path):
     }
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["probe", "full"]
     check_inside(drawn[0])
-    draw_grid([{"model": "a", "task": "upos", "mean": 0.5, "std": None}], tmp_path / "one.png", score="macro F1")
-    assert drawn[1].axes[0].get_xlabel() == "macro F1 (%)" and not drawn[1].legends
+    draw_grid([{"model": "a", "task": "upos", "mean": 0.5, "std": None}], tmp_path / "one.png")
+    assert drawn[1].axes[0].get_xlabel() == "token accuracy (%)" and not drawn[1].legends
     assert [point for _, *point in points(drawn[1].axes[0], along=0)] == [[50, 0, 0]]
 
 

@@ -56,12 +56,8 @@ class Corpus:
     rows: int | None = None
     prepared: Path | None = None
 
-    @property
-    def texts(self) -> Iterator[Any]:
-        """A fresh pass over the rows: strings, or integer arrays when :attr:`tokenised`."""
-        return self.read()
-
     def __iter__(self) -> Iterator[Any]:
+        """Begin a fresh pass over the rows: strings, or integer arrays when :attr:`tokenised`."""
         return self.read()
 
     @cached_property
@@ -78,7 +74,6 @@ def open_corpus(
     text_column: str | None = None,
     split: str = "train",
     cache_dir: str | None = None,
-    tokenizer: Any = None,
     numbers: bool = False,
     key: str | None = None,
 ) -> Corpus:
@@ -98,8 +93,6 @@ def open_corpus(
         The split of a dataset that has several.
     cache_dir
         Where ``datasets`` keeps what it downloads.
-    tokenizer
-        When given, the ids of the first row of a tokenised corpus are checked against it now; all are when packed.
     numbers
         Numbers in the column are taken for their digits.
     key
@@ -128,9 +121,6 @@ def open_corpus(
         where: dict[str, Any] = {"config": dataset_config_name, "split": split, "cache_dir": cache_dir}
         dataset = open_dataset(name, **where, key=key or "dataset_name")
         corpus = _from_dataset(name, dataset, text_column, numbers)
-    if tokenizer is not None and corpus.tokenised:
-        first = next(iter(corpus), np.empty(0, dtype=np.int64))
-        check_ids(first, len(tokenizer), corpus.name)
     return corpus
 
 

@@ -112,18 +112,16 @@ def draw_layers(rows: Sequence[Mapping[str, Any]], path: Path, *, score: str = "
     _save(figure, path)
 
 
-def draw_grid(rows: Sequence[Mapping[str, Any]], path: Path, *, score: str = "token accuracy") -> None:
+def draw_grid(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw a score of each model at each task: a panel for each task, a line for each model, a colour for each mode.
 
     Parameters
     ----------
     rows
         ``model``, ``task``, ``mean`` and ``std`` (or None), between 0 and 1; ``mode`` where there are several;
-        ``score`` where a task has another than the rest.
+        ``score`` where a task has another than token accuracy.
     path
         The PNG to write.
-    score
-        What is drawn.
     """
     from matplotlib.figure import Figure
 
@@ -144,7 +142,7 @@ def draw_grid(rows: Sequence[Mapping[str, Any]], path: Path, *, score: str = "to
                 **_look(number),
             )
         axes.set_title(task, fontsize=10)
-        named = next((row["score"] for row in rows if row["task"] == task and "score" in row), score)
+        named = next((row["score"] for row in rows if row["task"] == task and "score" in row), "token accuracy")
         axes.set_xlabel(f"{named} (%)", fontsize=9)
         axes.tick_params(axis="x", labelsize=8)
         axes.tick_params(axis="y", length=0)
