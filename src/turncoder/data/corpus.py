@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ from turncoder.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Corpus", "check_column", "open_corpora", "open_corpus"]
+__all__ = ["Corpus", "check_column", "is_held_out", "open_corpora", "open_corpus"]
 
 logger = logging.getLogger("turncoder")
 
@@ -164,6 +165,12 @@ def check_column(text_column: str | None, *sources: str | Path | None) -> None:
     named = [source for source in sources if source is not None]
     if text_column and all(find_ending(Path(source)) == ".txt" for source in named):
         raise UserError(f"text_column = {text_column!r}: {named[0]} has lines and no columns; leave the flag away")
+
+
+def is_held_out(document: str | bytes, share: float) -> bool:
+    """Say whether a document is among the ``share`` percent held out: the same ones in every stage."""
+    content = document.encode("utf-8", "surrogatepass") if isinstance(document, str) else document
+    return zlib.crc32(content) < share / 100 * 2**32
 
 
 def check_ids(token_ids: np.ndarray, vocab_size: int, name: str) -> None:

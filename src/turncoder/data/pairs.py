@@ -22,13 +22,13 @@ from turncoder.data.columns import Shape, find_shape
 from turncoder.data.corpus import Corpus
 from turncoder.data.packing import default_cache
 from turncoder.data.records import list_records, name_set, read_records
-from turncoder.data.saved import is_saved, open_dataset
+from turncoder.data.saved import is_saved, iterate_rows, open_dataset
 from turncoder.data.sentences import split_sentences
 from turncoder.data.store import Begin, Reader, hash_text, store_rows
 from turncoder.encode.texts import clean
 from turncoder.errors import UserError
 
-__all__ = ["Rows", "hash_rows", "number_rows", "open_pairs", "open_texts"]
+__all__ = ["Rows", "hash_rows", "open_pairs", "open_texts"]
 
 logger = logging.getLogger("turncoder")
 
@@ -172,14 +172,8 @@ def open_pairs(
         name = str(path or dataset_name)
         where: dict[str, Any] = {"config": dataset_config_name, "cache_dir": cache_dir}
         data = open_dataset(name, **where, key=key or "dataset_name")
-        sources = [(Path(name).name, name, data._fingerprint, partial(number_rows, name, data))]
+        sources = [(Path(name).name, name, data._fingerprint, partial(iterate_rows, name, data))]
     return [_open_set(*source, columns, share) for source in sources]
-
-
-def number_rows(name: str, data: Iterable[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a data set, each with its place."""
-    for number, row in enumerate(data, 1):
-        yield f"{name}, row {number}", row
 
 
 def hash_rows(rows: Rows) -> np.ndarray:

@@ -22,10 +22,9 @@ from turncoder.config import settings
 from turncoder.config.keys import locate_model
 from turncoder.config.stages import MntpConfig, TurnConfig, to_dict
 from turncoder.config.words import WordsConfig
-from turncoder.data.corpus import Corpus, check_column, open_corpus
+from turncoder.data.corpus import Corpus, check_column, is_held_out, open_corpus
 from turncoder.data.files import names_file
 from turncoder.data.pairs import Rows
-from turncoder.data.store import is_held_out
 from turncoder.data.tokenizer import load_tokenizer
 from turncoder.encode.encoder import MAX_SEQ_LENGTH
 from turncoder.errors import UserError
