@@ -29,7 +29,6 @@ from turncoder.evaluate.scoring import copy_tables, gather_seeds, score_tagger, 
 from turncoder.evaluate.tagger import Tagger, load_tagger, save_tagger
 from turncoder.evaluate.words import summarise
 from turncoder.model.attention import inspect_attention
-from turncoder.report.plots import draw_layers
 from turncoder.train.finetuning import fine_tune, refuse_early
 from turncoder.train.probing import probe
 from turncoder.train.running import Run
@@ -148,8 +147,6 @@ def _finish(
     results = score_tagger(tagger, test, run.folder, compared=found.compared)
     if config.train_mode != "probe" and (run.folder / "model").exists():
         export_classifier(tagger, run.folder / "classifier")
-    if config.layer == "all":
-        _draw_layers(results, run.folder / "layers.png")
     for task in tasks:
         told = results["tasks"][task.name]
         told["chosen"] = found.chosen[task.name]
@@ -173,19 +170,6 @@ def _finish(
 def _locate(name: str) -> str:
     """Give a folder's whole path, so that the tagger opens from anywhere; a hub id stays."""
     return str(Path(name).expanduser().absolute()) if Path(name).expanduser().exists() else name
-
-
-def _draw_layers(results: dict[str, Any], path: Path) -> None:
-    """Draw the scores by layer."""
-    last = len(next(iter(results["tasks"].values()))["layers"]) - 1
-    rows = [
-        {"name": task, "layer": last if layer == "last" else int(layer), "mean": at["mean"][told["metric"]],
-         "std": at["std"][told["metric"]]}
-        for task, told in results["tasks"].items()
-        for layer, at in told["layers"].items()
-    ]  # fmt: skip
-    metrics = {told["metric"].replace("_", " ") for told in results["tasks"].values()}
-    draw_layers(rows, path, score=" or ".join(sorted(metrics)))
 
 
 def _train_each(config: WordsConfig, run: Run) -> None:
