@@ -6,7 +6,6 @@ states -> heads -> labels -> ``results.json``, ``predictions.tsv``, ``tagger/``.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from dataclasses import replace
@@ -25,7 +24,8 @@ from turncoder.data.alignment import choose_bos
 from turncoder.encode.encoder import limit_length
 from turncoder.evaluate.classifier import export_classifier
 from turncoder.evaluate.prediction import Reader
-from turncoder.evaluate.scoring import copy_tables, gather_seeds, score_tagger, write_results
+from turncoder.evaluate.results import read_results, write_results
+from turncoder.evaluate.scoring import copy_tables, gather_seeds, score_tagger
 from turncoder.evaluate.tagger import Tagger, load_tagger, save_tagger
 from turncoder.evaluate.words import summarise
 from turncoder.model.attention import inspect_attention
@@ -182,7 +182,7 @@ def _train_each(config: WordsConfig, run: Run) -> None:
             one = replace(config, seeds=(seed,), learning_rate=(rate,), output_dir=str(folder), overwrite=False)
             perform(one, one.STAGE, _train)
             folders[rate, seed] = folder
-            found.setdefault(rate, {})[seed] = json.loads((folder / "results.json").read_text(encoding="utf8"))
+            found.setdefault(rate, {})[seed] = read_results(folder)
     if PartialState().is_main_process:
         _put_together(config, run, found, folders)
     PartialState().wait_for_everyone()
