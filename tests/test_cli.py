@@ -11,7 +11,7 @@ import turncoder
 from turncoder import notices
 from turncoder.cli import main
 from turncoder.commands import COMMANDS
-from turncoder.config import settings
+from turncoder.config.flags import read_flags
 from turncoder.config.stages import MntpConfig
 
 
@@ -163,7 +163,7 @@ def test_info(command):
 def test_flags_of_the_small_commands_have_help():
     for name, command in COMMANDS.items():
         assert command.flags.__doc__, name
-        assert settings.read_flags(command.flags, ["--json"] if "json" in command.flags.__annotations__ else [])
+        assert read_flags(command.flags, ["--json"] if "json" in command.flags.__annotations__ else [])
 
 
 def test_check(command, stories):

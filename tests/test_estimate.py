@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import LlamaConfig
 
 from turncoder.cli import main
-from turncoder.config.stages import EncodeConfig, MergeConfig
+from turncoder.config.encoding import EncodeConfig, MergeConfig
 from turncoder.errors import UserError
 from turncoder.estimate import plan_encode, plan_merge
 

@@ -11,7 +11,7 @@ import pytest
 
 from turncoder import encode_texts, load_encoder
 from turncoder.cli import main
-from turncoder.config.stages import MineConfig
+from turncoder.config.encoding import MineConfig
 from turncoder.data.pairs import open_pairs
 from turncoder.errors import UserError
 from turncoder.mining import mine_file

@@ -13,7 +13,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import GPT2Config, LlamaConfig, MistralConfig, MixtralConfig, PretrainedConfig
 
-from turncoder.config.stages import MergeConfig
+from turncoder.config.encoding import MergeConfig
 from turncoder.errors import UserError
 from turncoder.merging import merge_to_folder
 from turncoder.onnx import export_onnx

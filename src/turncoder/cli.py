@@ -9,6 +9,7 @@ from rich.console import Console
 
 from turncoder.commands import COMMANDS, Command
 from turncoder.config import settings
+from turncoder.config.flags import read_flags
 from turncoder.errors import UserError
 from turncoder.notices import listen, say_limit
 
@@ -78,7 +79,7 @@ def read_command(words: list[str]) -> tuple[str, Any, list[str]]:
     """
     name, rest = _name_command(words)
     command = COMMANDS[name]
-    flags, others = settings.read_flags(command.flags, rest, "[CONFIG]" in command.takes)
+    flags, others = read_flags(command.flags, rest, "[CONFIG]" in command.takes)
     if "[CONFIG]" in command.takes and "config" in flags and not others:
         others.append(str(flags.pop("config")))
     path = _take_config(command, others)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from turncoder.config.cluster import SubmitConfig
+from turncoder.config.encoding import EncodeConfig, MergeConfig, MineConfig
 from turncoder.config.glue import GlueConfig
 from turncoder.config.heads import FinetuneConfig, HeadConfig
 from turncoder.config.keys import locate_model
@@ -16,16 +17,7 @@ from turncoder.config.language import LanguageConfig
 from turncoder.config.pretraining import PretrainConfig
 from turncoder.config.publishing import PublishConfig
 from turncoder.config.sentences import SentencesConfig
-from turncoder.config.stages import (
-    EncodeConfig,
-    MergeConfig,
-    MineConfig,
-    MntpConfig,
-    PrepareConfig,
-    SimcseConfig,
-    SupervisedConfig,
-    TurnConfig,
-)
+from turncoder.config.stages import MntpConfig, PrepareConfig, SimcseConfig, SupervisedConfig, TurnConfig
 from turncoder.config.words import WordsConfig
 from turncoder.errors import UnfinishedError, UserError
 from turncoder.hub import find_run, list_parents, look_for_hub
@@ -233,7 +225,8 @@ def _words(config: WordsConfig, words: list[str], console: Console) -> int:
         show_plan(plan_words(config), console)
         return 0
     import turncoder
-    from turncoder.evaluate.scoring import read_results, show
+    from turncoder.evaluate.results import read_results
+    from turncoder.evaluate.scoring import show
 
     run = turncoder.train(config)
     show(read_results(run), console)
@@ -263,7 +256,7 @@ def _glue(config: GlueConfig, words: list[str], console: Console) -> int:
     import turncoder
     from turncoder.evaluate.glue import show
     from turncoder.evaluate.glueplan import plan_glue
-    from turncoder.evaluate.scoring import read_results
+    from turncoder.evaluate.results import read_results
 
     return _plan_or_do(
         config, console, plan_glue, turncoder.train, lambda run, console: show(read_results(run), console)

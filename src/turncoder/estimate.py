@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from turncoder.budget import count_token_bytes
-from turncoder.config.stages import EncodeConfig, MergeConfig, MineConfig, to_toml
+from turncoder.config.encoding import EncodeConfig, MergeConfig, MineConfig
+from turncoder.config.stages import to_toml
 from turncoder.data.files import names_file
 from turncoder.encode.encoder import open_encoder
 from turncoder.encode.lanes import count_lanes

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from turncoder.config import settings
+from turncoder.config.files import read_file
 from turncoder.config.words import WordsConfig
 from turncoder.errors import UserError
 
@@ -55,7 +56,7 @@ def open_grid(path: Path, output: str | None) -> tuple[Path, list[Cell]]:
     UserError
         Something is wrong with the file, or with the keys of a run, which the message names.
     """
-    table = settings.read_file(path)
+    table = read_file(path)
     axes = {name: table.pop(name, {}) for name in AXES}
     for name, rows in axes.items():
         if not isinstance(rows, dict) or not rows or not all(isinstance(row, dict) for row in rows.values()):
@@ -182,12 +183,13 @@ def _is_done(cell: Cell) -> bool:
 
 def _write_tables(folder: Path, cells: list[Cell]) -> None:
     """Write table and plot of the runs that are done."""
+    from turncoder.evaluate.results import read_results
     from turncoder.report.plots import draw_grid
     from turncoder.train.running import write_atomically
 
     rows: list[dict[str, Any]] = []
     for cell in cells:
-        results = json.loads((Path(str(cell.config.output_dir)) / "results.json").read_text(encoding="utf8"))
+        results = read_results(Path(str(cell.config.output_dir)))
         for column, told in results["tasks"].items():
             metric = told["metric"]
             rows.append(
@@ -213,7 +215,7 @@ def _write_tables(folder: Path, cells: list[Cell]) -> None:
 
 def _lay_out(rows: list[dict[str, Any]]) -> str:
     """Lay out the rows as Markdown: a line for each model, a column for each task and regime."""
-    from turncoder.evaluate.scoring import show_score
+    from turncoder.evaluate.results import show_score
 
     columns = {(row["task"], row["mode"]): row["score"] for row in rows}
     lines = [

@@ -71,7 +71,7 @@ def add_head(config: HeadConfig) -> Path:
     original = copy.deepcopy(model)
     target = take_head(original)
     _complete(target, prior, config)
-    bias_V = (1 - prior.tau) * prior.log_p_V if config.prior else torch.zeros(len(prior.counts_V))
+    bias_V = prior.bias_V if config.prior else torch.zeros(len(prior.counts_V))
     if config.prior:
         model = give_bias(model)
     way = choose_way(model, take_head(model)) if config.prior else "none"

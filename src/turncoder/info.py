@@ -1,15 +1,17 @@
 """What a bug report needs: versions, devices, and which attention kernels can run here."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
 
-__all__ = ["describe_machine", "gather", "measure_memory", "show"]
+__all__ = ["describe_machine", "find_versions", "gather", "measure_memory", "show"]
 
 PACKAGES = (
     "turncoder",
@@ -37,13 +39,23 @@ VARIABLES = ("HF_HOME", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREA
 
 def gather() -> dict[str, dict[str, Any]]:
     """Collect versions, machine, devices, attention kernels and the environment variables that matter."""
+    absent = dict.fromkeys(PACKAGES, "not installed")
     return {
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **absent, **find_versions(PACKAGES)},
         "machine": {"platform": platform.platform(), **_describe_processor(), "executable": sys.executable},
         "devices": _devices(),
         "attention": _attention(),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
+
+
+def find_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Give the versions of those packages that are installed."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def describe_machine() -> dict[str, Any]:
@@ -72,16 +84,6 @@ def _describe_processor() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory": _memory(),
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def _memory() -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from turncoder.artifact import save_encoder
-from turncoder.config.stages import MergeConfig
+from turncoder.config.encoding import MergeConfig
 from turncoder.encode.encoder import MAX_SEQ_LENGTH, find_template, open_encoder, take_pair
 from turncoder.encode.llm2vec import LLM2VecTransformer
 from turncoder.errors import UserError

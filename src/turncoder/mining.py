@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from sentence_transformers.util import mine_hard_negatives
 
-from turncoder.config.stages import MineConfig
+from turncoder.config.encoding import MineConfig
 from turncoder.data.files import names_file
 from turncoder.data.pairs import open_pairs
 from turncoder.data.rows import scan_rows
@@ -74,7 +74,7 @@ def mine_file(config: MineConfig) -> Path:
     Parameters
     ----------
     config
-        See `turncoder.config.stages.MineConfig`.
+        See `turncoder.config.encoding.MineConfig`.
 
     Returns
     -------

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
@@ -133,7 +134,7 @@ def open_streams(config: MntpConfig | SimcseConfig | PretrainConfig) -> tuple[Co
     )
 
 
-def stream_rows(config: DataKeys) -> tuple[dict[str, Any], Iterable[dict[str, Any]]]:
+def stream_rows(config: DataKeys) -> tuple[dict[str, Any], datasets.IterableDataset]:
     """Give the first row of a data set on the hub, and all of them, which are fetched as they are read.
 
     Raises
@@ -141,8 +142,6 @@ def stream_rows(config: DataKeys) -> tuple[dict[str, Any], Iterable[dict[str, An
     UserError
         It cannot be reached or found.
     """
-    import datasets
-
     name = str(config.dataset_name)
     try:
         rows = datasets.load_dataset(

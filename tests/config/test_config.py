@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from turncoder.commands import COMMANDS
 from turncoder.config import settings
+from turncoder.config.encoding import EncodeConfig
+from turncoder.config.files import plain_json
+from turncoder.config.flags import read_flags
 from turncoder.config.language import LanguageConfig
 from turncoder.config.stages import (
     MAY_CHANGE,
-    EncodeConfig,
     MntpConfig,
     PrepareConfig,
     SimcseConfig,
@@ -24,6 +26,7 @@ from turncoder.config.stages import (
     to_dict,
     to_toml,
 )
+from turncoder.config.values import read_literal
 from turncoder.errors import UserError
 
 MINIMAL = ["--model_name_or_path", "m", "--train_file", "t.txt"]
@@ -101,7 +104,7 @@ def test_spellings_of_flags(words, name, value):
 
 def sample(hint):
     """Give a value of a key as it is typed, and as it is read; None for a table of keys."""
-    kind = next(one for one in settings._kinds(hint) if one is not type(None))
+    kind = next(one for one in list_kinds(hint) if one is not type(None))
     if typing.get_origin(kind) is typing.Literal:
         return (typing.get_args(kind)[-1],) * 2
     if typing.get_origin(kind) is tuple:
@@ -121,9 +124,9 @@ def test_every_flag_of_every_command_means_what_it_says(name, caplog):
         if wanted is True:
             ways += [(["--" + dashed], True), (["--no-" + dashed], False)]
         for words, value in ways:
-            flags, others = settings.read_flags(cls, words)
+            flags, others = read_flags(cls, words)
             entry = settings._gather(cls, flags, "--")[key]
-            assert settings.coerce(entry.value, hints[key], entry.said) == value, words
+            assert coerce(entry.value, hints[key], entry.said) == value, words
             assert not others
     assert not caplog.messages
 
@@ -227,8 +230,8 @@ def test_json_with_comments_and_trailing_commas():
       "c": {"d": 1, /* } */ },
     }
     """
-    assert json.loads(settings.plain_json(text)) == {"a": "http://x//y", "b": ["1,]", '"//"'], "c": {"d": 1}}
-    assert settings.plain_json(text).count("\n") == text.count("\n")
+    assert json.loads(plain_json(text)) == {"a": "http://x//y", "b": ["1,]", '"//"'], "c": {"d": 1}}
+    assert plain_json(text).count("\n") == text.count("\n")
 
 
 json_values = st.recursive(
@@ -242,9 +245,9 @@ json_values = st.recursive(
 def test_plain_json_leaves_json_as_it_is(value):
     for indent in (None, 1):
         text = json.dumps(value, indent=indent)
-        assert settings.plain_json(text) == text
+        assert plain_json(text) == text
         # "[" and "{" make every place behind a value one where a comma may trail
-        assert json.loads(settings.plain_json(f"[{text}, // end, ]\n]")) == [value]
+        assert json.loads(plain_json(f"[{text}, // end, ]\n]")) == [value]
 
 
 configs = st.builds(
@@ -273,7 +276,7 @@ def test_toml_is_read_back_to_an_equal_config(tmp_path_factory, config):
     path = tmp_path_factory.mktemp("config") / "config.toml"
     path.write_text(text, encoding="utf-8")
     read = load_config(MntpConfig, path)
-    literal = {name: settings._literal(value) for name, value in config.training.items()}
+    literal = {name: read_literal(value) for name, value in config.training.items()}
     assert read == replace(config, training=literal)
 
 
@@ -314,7 +317,8 @@ def test_keys_that_may_change_exist():
 
 def test_every_key_says_what_it_is():
     home = Path(settings.__file__).parent
-    source = "".join((home / name).read_text(encoding="utf-8") for name in ("stages.py", "keys.py")).splitlines()
+    names = ("stages.py", "encoding.py", "keys.py")
+    source = "".join((home / name).read_text(encoding="utf-8") for name in names).splitlines()
     for f in (*fields(MntpConfig), *fields(SimcseConfig), *fields(SupervisedConfig), *fields(EncodeConfig)):
         place = next(n for n, line in enumerate(source) if line.startswith(f"    {f.name}: "))
         assert source[place + 1].startswith('    """'), f.name
@@ -376,25 +380,23 @@ def test_flags_of_a_stage_read_like_plain_ones(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text("")
     words = ["--mntp.lora-target-modules", "q_proj", "v_proj", "--simcse.no-split-sentences", "m", "--simcse.do_eval"]
-    flags, others = settings.read_flags(
-        TurnConfig, [*words, "rest", "--mntp.learning_rate=1e-4", "--mntp.optim", "sgd"]
-    )
+    flags, others = read_flags(TurnConfig, [*words, "rest", "--mntp.learning_rate=1e-4", "--mntp.optim", "sgd"])
     assert others == ["m", "rest"]
     assert flags["mntp"] == {"lora_target_modules": ["q_proj", "v_proj"], "learning_rate": "1e-4", "optim": "sgd"}
     assert flags["simcse"] == {"split_sentences": False, "do_eval": True}
     with pytest.raises(UserError, match=r"--mntp\.learning_rate needs a value"):
-        settings.read_flags(TurnConfig, ["--mntp.learning_rate"])
+        read_flags(TurnConfig, ["--mntp.learning_rate"])
     words = ["--mntp.lora_target_modules", "q_proj", str(path)]
-    assert settings.read_flags(TurnConfig, words, config_last=True)[1] == [str(path)]
+    assert read_flags(TurnConfig, words, config_last=True)[1] == [str(path)]
 
 
 def test_a_list_leaves_the_config_file_alone(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text("")
     words = ["--columns", "a", "b", str(path)]
-    assert settings.read_flags(SupervisedConfig, words, config_last=True) == ({"columns": ["a", "b"]}, [str(path)])
-    assert settings.read_flags(SupervisedConfig, words)[1] == []  # a command that takes none
-    flags, _ = settings.read_flags(SupervisedConfig, [*words[:3], "gone.toml"], config_last=True)
+    assert read_flags(SupervisedConfig, words, config_last=True) == ({"columns": ["a", "b"]}, [str(path)])
+    assert read_flags(SupervisedConfig, words)[1] == []  # a command that takes none
+    flags, _ = read_flags(SupervisedConfig, [*words[:3], "gone.toml"], config_last=True)
     assert flags["columns"] == ["a", "b", "gone.toml"]
-    flags, _ = settings.read_flags(SupervisedConfig, [*words, "c"], config_last=True)
+    flags, _ = read_flags(SupervisedConfig, [*words, "c"], config_last=True)
     assert flags["columns"] == ["a", "b", str(path), "c"]

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 
-from turncoder.data.labels import IGNORED, UNSEEN, LabelSet, find_scheme, to_iob2
+from turncoder.data.labels import IGNORED, UNSEEN, LabelSet, TagSight, to_iob2
 from turncoder.errors import UserError
 from turncoder.evaluate.words import find_spans
 
@@ -34,6 +34,13 @@ def write(pieces: list[tuple[str | None, int]], scheme: str) -> list[str]:
             middle = [f"{inside}-{kind}"] * (length - 2)
             tags += [f"{single}-{kind}"] if length == 1 else [f"{begin}-{kind}", *middle, f"{end}-{kind}"]
     return tags
+
+
+def find_scheme(sentences: list[list[str]]) -> str | None:
+    sight = TagSight()
+    for tags in sentences:
+        sight.see(tags)
+    return sight.scheme
 
 
 @pytest.mark.parametrize(

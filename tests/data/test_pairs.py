@@ -91,9 +91,6 @@ def test_saved_data_sets(way: str, split: bool, tmp_path: Path):
     whole.save_to_disk(tmp_path / "saved")
     ((rows, _),) = open_pairs(**{way: str(tmp_path / "saved")})
     assert take(rows) == ROWS
-    if split:
-        with pytest.raises(UserError, match="no split 'test'; it has train, validation"):
-            open_pairs(**{way: str(tmp_path / "saved")}, split="test")
 
 
 def test_a_folder_is_a_set_a_file(tmp_path: Path):

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from turncoder.cli import main
-from turncoder.config.stages import MergeConfig
+from turncoder.config.encoding import MergeConfig
 from turncoder.encode.encoder import load_encoder
 from turncoder.encode.texts import encode_texts
 from turncoder.errors import ConversionError, UserError

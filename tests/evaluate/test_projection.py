@@ -1,23 +1,24 @@
 import numpy as np
 import pytest
-from sklearn.decomposition import PCA
 
 from turncoder.evaluate.projection import map_pairs, project
 
 
 @pytest.mark.parametrize(("count", "width"), [(60, 5), (7, 30), (2, 2)])
-def test_it_is_scikit_learns_pca_but_for_the_sign(count, width):
+def test_axes_are_those_of_the_singular_vectors_and_point_where_they_are_largest(count, width):
     vectors_ND = np.random.default_rng(count).normal(size=(count, width)).astype(np.float32)
     points_N2, shares = project(vectors_ND)
-    pca = PCA(2).fit(vectors_ND.astype(np.float64))
-    whole = np.var(vectors_ND.astype(np.float64), axis=0).sum() * count / (count - 1)
-    assert np.allclose(np.abs(points_N2), np.abs(pca.transform(vectors_ND)), atol=1e-5)
-    assert np.allclose(shares, pca.explained_variance_ / whole, atol=1e-6)
+    centred_ND = vectors_ND - vectors_ND.mean(axis=0, dtype=np.float64)
+    _, singular, axes = np.linalg.svd(centred_ND, full_matrices=False)
+    axis_2D = np.stack([axis if axis.max() > -axis.min() else -axis for axis in axes[:2]])
+    assert np.allclose(points_N2, centred_ND @ axis_2D.T, atol=1e-5)
+    assert np.allclose(shares, singular[:2] ** 2 / (singular**2).sum(), atol=1e-6)
     assert np.array_equal(points_N2, project(vectors_ND)[0])
 
 
-def test_vectors_that_are_all_one_have_no_variance():
-    points_N2, shares = project(np.ones((5, 3)))
+@pytest.mark.parametrize("number", [1.0, 0.1])
+def test_vectors_that_are_all_one_have_no_variance(number):
+    points_N2, shares = project(np.full((5, 3), number))
     assert not points_N2.any() and shares == [0.0, 0.0]
 
 

@@ -16,7 +16,7 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from turncoder.data.labels import IGNORED, UNSEEN, LabelSet, to_iob2
 from turncoder.errors import UserError
 from turncoder.evaluate.wordfiles import find_confusions, read_predictions, write_confusion, write_predictions
-from turncoder.evaluate.words import Tally, find_spans, score, score_chunks, summarise, tally
+from turncoder.evaluate.words import find_spans, score, score_chunks, summarise, tally
 
 IOB = ["O", *(f"{prefix}-{kind}" for prefix in "BI" for kind in ("PER", "LOC", "A-B"))]
 BIOES = [*IOB, *(f"{prefix}-{kind}" for prefix in "ES" for kind in ("PER", "LOC"))]
@@ -116,12 +116,10 @@ def test_a_case_counted_by_hand():
     assert scores["per_type"]["ORG"]["f1"] == 0.0
 
 
-@given(sentences(IOB), st.integers(0, 6), st.booleans())
-def test_parts_add_up_to_the_whole(rows, cut, spans):
+@given(sentences(IOB), st.booleans())
+def test_labels_that_training_did_not_have_are_counted(rows, spans):
     gold, predicted = unzip(rows)
-    parts = [tally(gold[one], predicted[one], spans, known={"O"}) for one in (slice(cut), slice(cut, None))]
     whole = tally(gold, predicted, spans, known={"O"})
-    assert parts[0] + parts[1] == whole
     assert sum(whole.unseen.values()) == sum(tag != "O" for tags in gold for tag in tags)
 
 
@@ -211,8 +209,3 @@ def test_the_confusion_matrix(number, tmp_path):
     ]
     assert imread(tmp_path / "confusion.png").shape[0] > 400
     assert sorted(path.name for path in tmp_path.iterdir()) == ["confusion.csv", "confusion.png"]
-
-
-def test_chunks_and_other_labels_do_not_add_up():
-    with pytest.raises(AssertionError):
-        Tally() + tally([["O"]], [["O"]], spans=True)

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from turncoder.report import plots
-from turncoder.report.plots import draw_confusion, draw_grid, draw_layers
+from turncoder.report.plots import draw_confusion, draw_grid
 
 
 @pytest.fixture
@@ -23,14 +23,14 @@ def drawn(monkeypatch):
     return figures
 
 
-def points(axes, along=1):
-    """Label, x, y and half the length of the error bar of every point; bars lie along x (0) or y (1)."""
+def points(axes):
+    """Label, x, y and half the length of the error bar of every point."""
     for container in axes.containers:
         line, _, (bars,) = container.lines
         for point, ends in zip(line.get_xydata(), bars.get_segments(), strict=True):
-            assert list(ends[:, 1 - along]) == [point[1 - along]] * 2
-            assert ends[:, along].mean() == pytest.approx(point[along])
-            yield container.get_label(), *point, np.ptp(ends[:, along]) / 2
+            assert list(ends[:, 1]) == [point[1]] * 2
+            assert ends[:, 0].mean() == pytest.approx(point[0])
+            yield container.get_label(), *point, np.ptp(ends[:, 0]) / 2
 
 
 def check_inside(figure):
@@ -44,26 +44,6 @@ def check_inside(figure):
         box = legend.get_window_extent()
         assert box.x0 >= 0 and box.x1 <= figure.bbox.width
         assert not any(box.overlaps(axes.get_tightbbox()) for axes in figure.axes)
-
-
-def test_scores_by_layer(drawn, tmp_path):
-    rows = [
-        {"name": name, "layer": layer, "mean": 0.5 + 0.01 * layer + shift, "std": 0.002 * layer if shift else None}
-        for name, shift in (("same_token", 0), ("previous_token", 0.1))
-        for layer in (3, 0, 12, 7)
-    ]
-    draw_layers(rows, tmp_path / "layers.png")
-    found = {(name, x): (y, error) for name, x, y, error in points(drawn[0].axes[0])}
-    assert found == {
-        (row["name"], row["layer"]): pytest.approx((100 * row["mean"], 100 * (row["std"] or 0))) for row in rows
-    }
-    lines = [container.lines[0].get_xdata() for container in drawn[0].axes[0].containers]
-    assert all(list(line) == [0, 3, 7, 12] for line in lines)
-    check_inside(drawn[0])
-    draw_layers(rows[:4], tmp_path / "one.png", score="span F1")
-    assert drawn[1].axes[0].get_ylabel() == "span F1 (%)" and not drawn[1].legends
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["layers.png", "one.png"]
-    assert imread(tmp_path / "layers.png").std() > 0.05
 
 
 def test_a_grid_of_models_and_tasks(drawn, tmp_path):
@@ -80,26 +60,25 @@ def test_a_grid_of_models_and_tasks(drawn, tmp_path):
     panels = {axes.get_title(): axes for axes in drawn[0].axes}
     assert {task: axes.get_xlabel() for task, axes in panels.items()} == {t: f"{tasks[t]} (%)" for t in tasks}
     assert [label.get_text() for label in panels["ner_tags"].get_yticklabels()] == models
-    found = [(task, *point) for task, axes in panels.items() for point in points(axes, along=0)]
+    found = [(task, *point) for task, axes in panels.items() for point in points(axes)]
     assert {(task, mode, models[round(y)]): (x, error) for task, mode, x, y, error in found} == {
         (row["task"], row["mode"], row["model"]): pytest.approx((100 * row["mean"], 100 * row["std"])) for row in rows
     }
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["probe", "full"]
     check_inside(drawn[0])
-    draw_grid([{"model": "a", "task": "upos", "mean": 0.5, "std": None}], tmp_path / "one.png", score="macro F1")
-    assert drawn[1].axes[0].get_xlabel() == "macro F1 (%)" and not drawn[1].legends
-    assert [point for _, *point in points(drawn[1].axes[0], along=0)] == [[50, 0, 0]]
+    draw_grid([{"model": "a", "task": "upos", "mean": 0.5, "std": None}], tmp_path / "one.png")
+    assert drawn[1].axes[0].get_xlabel() == "token accuracy (%)" and not drawn[1].legends
+    assert [point for _, *point in points(drawn[1].axes[0])] == [[50, 0, 0]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["grid.png", "one.png"]
+    assert imread(tmp_path / "grid.png").std() > 0.05
 
 
 def test_error_bars_end_where_scores_do(drawn, tmp_path):
-    rows = [{"mean": mean, "std": 0.1, "model": f"m{mean}", "task": "ner", "name": "ner", "layer": layer}
-            for layer, mean in enumerate((0.04, 0.5, 0.98))]  # fmt: skip
+    rows = [{"mean": mean, "std": 0.1, "model": f"m{mean}", "task": "ner"} for mean in (0.04, 0.5, 0.98)]
     draw_grid(rows, tmp_path / "grid.png")
-    draw_layers(rows, tmp_path / "layers.png")
-    for figure, along in zip(drawn, (0, 1), strict=True):
-        (container,) = figure.axes[0].containers
-        ends = [segment[:, along] for segment in container.lines[2][0].get_segments()]
-        assert ends == [pytest.approx([0, 14]), pytest.approx([40, 60]), pytest.approx([88, 100])]
+    (container,) = drawn[0].axes[0].containers
+    ends = [segment[:, 0] for segment in container.lines[2][0].get_segments()]
+    assert ends == [pytest.approx([0, 14]), pytest.approx([40, 60]), pytest.approx([88, 100])]
 
 
 def test_thirty_lines_look_different():

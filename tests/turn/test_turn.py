@@ -23,9 +23,8 @@ from reading_pages import check_page
 from turncoder import encode_texts, load_encoder
 from turncoder.cli import main
 from turncoder.config.stages import TurnConfig
-from turncoder.data.corpus import Corpus
+from turncoder.data.corpus import Corpus, is_held_out
 from turncoder.data.files import names_file
-from turncoder.data.store import is_held_out
 from turncoder.data.tokenizer import load_tokenizer
 from turncoder.evaluate.sentences import read_sts
 from turncoder.evaluate.wordfiles import read_predictions

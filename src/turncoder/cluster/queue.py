@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from turncoder.cluster.submission import Submission, read_submission
-from turncoder.config import settings
 from turncoder.config.cluster import SlurmConfig, SubmitConfig, load_slurm, split_words
+from turncoder.config.values import coerce
 from turncoder.data.files import refuse_file
 from turncoder.errors import UserError
 
@@ -61,7 +61,7 @@ def submit(words: list[str], console: Console) -> int:
     given, rest = split_words(words)
     slurm, cluster = given.pop("slurm"), given.get("cluster")
     hints = {"print": bool, "local": bool}
-    checked = {name: settings.coerce(value, hints.get(name, str), f"--{name}") for name, value in given.items()}
+    checked = {name: coerce(value, hints.get(name, str), f"--{name}") for name, value in given.items()}
     config = SubmitConfig(**checked, slurm=load_slurm(Path(cluster) if cluster else None, slurm))
     submission = read_submission(rest, config.slurm)
     if submission.cells == []:

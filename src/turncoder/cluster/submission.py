@@ -9,10 +9,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from turncoder.config import settings
 from turncoder.config.cluster import SlurmConfig
 from turncoder.config.keys import FitKeys
 from turncoder.config.stages import TurnConfig
+from turncoder.config.values import coerce
 from turncoder.config.words import WordsConfig
 from turncoder.data.files import names_file, split_places
 from turncoder.errors import UserError
@@ -112,7 +112,7 @@ def _count_nodes(words: list[str], slurm: SlurmConfig) -> int:
     for word, after in zip(words, [*words[1:], ""], strict=True):
         flag, equals, value = word.partition("=")
         if flag in ("--num_nodes", "--num-nodes"):
-            told["num_nodes"] = settings.coerce(value if equals else after, int, flag)
+            told["num_nodes"] = coerce(value if equals else after, int, flag)
     nodes = slurm.nodes or told.get("num_nodes") or 1
     if told.get("num_nodes", nodes) != nodes:
         raise UserError(f"--num_nodes {told['num_nodes']} and --slurm.nodes {nodes} are not the same; drop one")

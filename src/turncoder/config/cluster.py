@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from turncoder.config import settings
+from turncoder.config.files import read_file
 from turncoder.config.keys import check_ranges
+from turncoder.config.values import coerce
 from turncoder.errors import UserError
 
 __all__ = ["SlurmConfig", "SubmitConfig", "load_slurm", "read_minutes", "split_words"]
@@ -222,7 +224,7 @@ def load_slurm(path: Path | None, flags: dict[str, Any]) -> SlurmConfig:
     known = {one.name for one in fields(SlurmConfig)} - {"others"}
     values: dict[str, Any] = {}
     others: dict[str, Any] = {}
-    for table, said in ((settings.read_file(path) if path else {}, f"{path}: "), (flags, "--slurm.")):
+    for table, said in ((read_file(path) if path else {}, f"{path}: "), (flags, "--slurm.")):
         for key, value in table.items():
             name = key.replace("-", "_")
             if isinstance(value, dict):
@@ -233,5 +235,5 @@ def load_slurm(path: Path | None, flags: dict[str, Any]) -> SlurmConfig:
                 others[name] = ",".join(map(str, value)) if isinstance(value, list) else value
                 continue
             plain = value if isinstance(value, bool | list | str) or hints[name] != str | None else str(value)
-            values[name] = settings.coerce(plain, hints[name], f"{said}{key}")
+            values[name] = coerce(plain, hints[name], f"{said}{key}")
     return SlurmConfig(**values, others=others)

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
-from turncoder.config import settings
 from turncoder.config.keys import Pooling, TrainKeys, check_distinct, check_ranges
+from turncoder.config.values import set_types
 from turncoder.errors import UserError
 from turncoder.evaluate.gluetasks import GLUE, TASKS, name_task
 
@@ -155,7 +155,7 @@ class GlueConfig(TrainKeys):
         UserError
             One line that names the keys, the value and the remedy.
         """
-        settings.set_types(self)
+        set_types(self)
         object.__setattr__(self, "tasks", tuple(name_task(name) for name in self.tasks))
         if not self.seeds:
             object.__setattr__(self, "seeds", tuple(range(self.seed, self.seed + SEEDS)))

@@ -6,9 +6,9 @@ Importing this module imports neither torch nor transformers.
 from dataclasses import dataclass
 from typing import Literal
 
-from turncoder.config import settings
 from turncoder.config.keys import check_ranges
 from turncoder.config.pretraining import PretrainConfig
+from turncoder.config.values import set_types
 from turncoder.errors import UserError
 
 __all__ = ["FinetuneConfig", "HeadConfig"]
@@ -55,7 +55,7 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         """Check what can be checked without opening anything; raises UserError."""
-        settings.set_types(self)
+        set_types(self)
         if not self.model_name_or_path:
             raise UserError("head add needs a MODEL: head add RUN --output DIR")
         if not self.output_dir:

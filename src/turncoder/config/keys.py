@@ -6,7 +6,7 @@ Importing this module imports neither torch nor transformers.
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from turncoder.config import settings
+from turncoder.config.values import set_types
 from turncoder.errors import UserError
 
 __all__ = [
@@ -109,7 +109,7 @@ class DataKeys:
         UserError
             One line that names the keys, the value and the remedy.
         """
-        settings.set_types(self)
+        set_types(self)
         self.check_model()
         if self.dataset_name and self.train_file:
             raise UserError(

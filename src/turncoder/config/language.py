@@ -6,8 +6,8 @@ Importing this module imports neither torch nor transformers.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from turncoder.config import settings
 from turncoder.config.keys import check_distinct, check_ranges
+from turncoder.config.values import set_types
 from turncoder.errors import UserError
 
 __all__ = ["LanguageConfig"]
@@ -71,7 +71,7 @@ class LanguageConfig:
         UserError
             One line that names the keys, the value and the remedy.
         """
-        settings.set_types(self)
+        set_types(self)
         if not self.model_name_or_path:
             raise UserError("model_name_or_path is missing: evaluate language MODEL --tasks NAME --output RUN")
         if not (self.tasks or self.task_file):

@@ -7,7 +7,6 @@ holds the two together.
 
 from typing import Any
 
-from turncoder.config.legacy import Difference
 from turncoder.config.legacy_values import READERS, TASK, Told, choose_length, find_kind, read_objective, tell_pieces
 from turncoder.errors import UserError
 
@@ -50,114 +49,23 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 SAVE_STEPS = {"pretraining": 10_000, "fine-tuning": 2500}
 
 DIFFERENCES = (
-    Difference(
-        "labels from the clean text",
-        "Baselines by masked cross-entropy learn labels of which 10 % are random tokens.",
-        "Labels are the tokens of the text.",
-        "A baseline that is to be beaten has to be sound.",
-        "no way back: it was a fault",
-    ),
-    Difference(
-        "random tokens among the predicted ones alone",
-        "10 % of all tokens turn random, special ones too.",
-        "80/10/10 within the 15 % that are predicted; special and padding tokens stay.",
-        "Noise where nothing is predicted only spoils the text.",
-        "no way back: it was a fault",
-    ),
-    Difference(
-        "the tokenizer's mask token",
-        "Token 1 masks, whatever it is: an ordinary token of most tokenizers.",
-        "The tokenizer's mask token, or one that it keeps in reserve (of GPT-NeoX token 1), or `mask_token_type`.",
-        "A mask that texts hold means two things.",
-        "`mask_token_type`",
-    ),
-    Difference(
-        "padding masked",
-        "No attention mask is passed: padding is read like text.",
-        "Padding is neither read nor predicted.",
-        "Vectors must not depend on the length of the batch.",
-        "no way back: it was a fault",
-    ),
-    Difference(
-        "documents ended",
-        "Documents are glued without a mark between them.",
-        "The end-of-text token stands after each, where the tokenizer puts nothing around a text.",
-        "Where a text ends is to be learnt.",
-        "`append_eos = false`",
-    ),
-    Difference(
-        "no text lost in packing",
-        "What does not fill a row is dropped every 100,000 documents; all of them where nothing is left over.",
-        "floor(N / L) rows of the whole text.",
-        "Text is not thrown away by how it was batched.",
-        "no way back: it was a fault",
-    ),
-    Difference(
-        "order by seed",
-        "Rows are shuffled without a seed, once.",
-        "Every epoch has an order of its own, drawn by `seed`.",
-        "A run can be repeated, and resumed exactly.",
-        "no way back: only the order differs",
-    ),
-    Difference(
-        "decay of matrices alone",
-        "Biases and norms decay too: both with MLM, norms with GPT-NeoX.",
-        "Biases and norms do not decay.",
-        "A norm is no matrix to be kept small.",
-        "no way back: it was a fault",
-    ),
-    Difference(
-        "stable loss",
-        "Logits over 88.7 overflow; logits under -20 drown in the 1e-9 that is added.",
-        "The same loss by log-sum-exp in float32, over the unique tokens of the pool.",
-        "Equal tokens are equal columns: counted, they cost once.",
-        "no way back: values and gradients are the same where theirs are finite",
-    ),
-    Difference(
-        "each token drawn by itself",
-        "Exactly ceil(0.15 T) of the tokens of each row are predicted.",
-        "Each token is, with the probability `mlm_probability`: 15 % on average.",
-        "What happens to a token does not hang on its row.",
-        "no way back: only the number of a row varies",
-    ),
-    Difference(
-        "a head that stays tied",
-        "ft_gpt_headless trains an untied head, a copy of the embeddings, without log p.",
-        "`head finetune` goes on with the embeddings as the head, the fixed log p and the temperature.",
-        "It starts from the logits that were learnt, and has no weight more.",
-        "`head add --untied --no-prior` before",
-    ),
-    Difference(
-        "batches as asked",
-        "global_bs is rounded down to what gpu_bs and the GPUs divide.",
-        "It is exact, or refused with the nearest that is.",
-        "Another batch is another run.",
-        "no way back: it was a fault",
-    ),
-    Difference(
-        "the head's own layers train",
-        "BERT loses its head's transform (dense, GELU, norm); who opens the model gets a random one.",
-        "The transform stays between the states and the embeddings; the saved model has all its weights.",
-        "What is trained is what is opened.",
-        "no way back: it was a fault",
-    ),
-    Difference(
-        "validation in bits per byte",
-        "A ten-thousandth of the rows, by the contrastive loss.",
-        "`validation_split_percentage` of the documents, by cross-entropy, with the unigram prior.",
-        "Losses over different pools cannot be compared.",
-        "`validation_split_percentage = 0.01`",
-    ),
-    Difference(
-        "float32 unless told",
-        "`--precision` is 16-mixed where it is not given.",
-        "float32; `--precision` says otherwise.",
-        "float16 needs a GPU.",
-        "`--precision 16-mixed`",
-    ),
+    "labels from the clean text",
+    "random tokens among the predicted ones alone",
+    "the tokenizer's mask token",
+    "padding masked",
+    "documents ended",
+    "no text lost in packing",
+    "order by seed",
+    "decay of matrices alone",
+    "stable loss",
+    "each token drawn by itself",
+    "a head that stays tied",
+    "batches as asked",
+    "the head's own layers train",
+    "validation in bits per byte",
+    "float32 unless told",
 )
-"""Every deliberate difference to headless-lm."""
-
+"""What is done otherwise, as ``docs/migrate.md`` calls it, which says why."""
 
 NAMES = frozenset({*RENAMED, *IGNORED, *(name for names in READERS for name in names)}) - {"run_name"}
 """All names of headless-lm that are none of ours."""
@@ -268,7 +176,7 @@ def _fill_in(side: dict[str, Any], given: Told, told: Told, origin: str) -> list
             "negatives = micro is the published pool, so that gpu_bs and the number of processes change the result; "
             "--negatives global makes it independent of both"
         )
-    faults = ", ".join(row.what for row in DIFFERENCES)
+    faults = ", ".join(DIFFERENCES)
     return [*notices, f"done otherwise than headless-lm: {faults}; docs/migrate.md says why"]
 
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from turncoder.config import settings
+from turncoder.config.values import set_types
 from turncoder.errors import UserError
 
 __all__ = ["PublishConfig"]
@@ -64,7 +64,7 @@ class PublishConfig:
         UserError
             One line that names the keys, the value and the remedy.
         """
-        settings.set_types(self)
+        set_types(self)
         if not self.folder:
             raise UserError("publish needs a FOLDER: turncoder publish RUN --to OWNER/NAME")
         if not self.to:

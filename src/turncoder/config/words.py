@@ -6,8 +6,8 @@ Importing this module imports neither torch nor transformers.
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
-from turncoder.config import settings
 from turncoder.config.keys import MOST_SEED, TrainKeys, check_distinct, check_ranges
+from turncoder.config.values import set_types
 from turncoder.errors import UserError
 
 __all__ = ["PROBE_SCHEDULES", "Alignment", "WordsConfig"]
@@ -131,7 +131,7 @@ class WordsConfig(TrainKeys):
         UserError
             One line that names the keys, the value and the remedy.
         """
-        settings.set_types(self)
+        set_types(self)
         if not self.learning_rate:
             object.__setattr__(self, "learning_rate", LEARNING_RATES[self.train_mode])
         if not self.seeds:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ from turncoder.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Corpus", "check_column", "open_corpora", "open_corpus"]
+__all__ = ["Corpus", "check_column", "is_held_out", "open_corpora", "open_corpus"]
 
 logger = logging.getLogger("turncoder")
 
@@ -56,12 +57,8 @@ class Corpus:
     rows: int | None = None
     prepared: Path | None = None
 
-    @property
-    def texts(self) -> Iterator[Any]:
-        """A fresh pass over the rows: strings, or integer arrays when :attr:`tokenised`."""
-        return self.read()
-
     def __iter__(self) -> Iterator[Any]:
+        """Begin a fresh pass over the rows: strings, or integer arrays when :attr:`tokenised`."""
         return self.read()
 
     @cached_property
@@ -78,7 +75,6 @@ def open_corpus(
     text_column: str | None = None,
     split: str = "train",
     cache_dir: str | None = None,
-    tokenizer: Any = None,
     numbers: bool = False,
     key: str | None = None,
 ) -> Corpus:
@@ -98,8 +94,6 @@ def open_corpus(
         The split of a dataset that has several.
     cache_dir
         Where ``datasets`` keeps what it downloads.
-    tokenizer
-        When given, the ids of the first row of a tokenised corpus are checked against it now; all are when packed.
     numbers
         Numbers in the column are taken for their digits.
     key
@@ -128,9 +122,6 @@ def open_corpus(
         where: dict[str, Any] = {"config": dataset_config_name, "split": split, "cache_dir": cache_dir}
         dataset = open_dataset(name, **where, key=key or "dataset_name")
         corpus = _from_dataset(name, dataset, text_column, numbers)
-    if tokenizer is not None and corpus.tokenised:
-        first = next(iter(corpus), np.empty(0, dtype=np.int64))
-        check_ids(first, len(tokenizer), corpus.name)
     return corpus
 
 
@@ -174,6 +165,12 @@ def check_column(text_column: str | None, *sources: str | Path | None) -> None:
     named = [source for source in sources if source is not None]
     if text_column and all(find_ending(Path(source)) == ".txt" for source in named):
         raise UserError(f"text_column = {text_column!r}: {named[0]} has lines and no columns; leave the flag away")
+
+
+def is_held_out(document: str | bytes, share: float) -> bool:
+    """Say whether a document is among the ``share`` percent held out: the same ones in every stage."""
+    content = document.encode("utf-8", "surrogatepass") if isinstance(document, str) else document
+    return zlib.crc32(content) < share / 100 * 2**32
 
 
 def check_ids(token_ids: np.ndarray, vocab_size: int, name: str) -> None:

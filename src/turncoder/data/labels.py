@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +14,7 @@ from turncoder.errors import UserError
 if TYPE_CHECKING:
     from turncoder.data.words import WordSet
 
-__all__ = ["IGNORED", "UNSEEN", "LabelSet", "Scheme", "TagSight", "find_scheme", "to_iob2"]
+__all__ = ["IGNORED", "UNSEEN", "LabelSet", "Scheme", "TagSight", "to_iob2"]
 
 Scheme = Literal["iob1", "iob2", "bioes"]
 
@@ -82,33 +82,17 @@ class TagSight:
 
     @property
     def scheme(self) -> Scheme | None:
-        """The scheme that fits: None where labels mark no spans, or there are none to tell by."""
+        """The scheme that fits: None where labels mark no spans, or there are none to tell by.
+
+        "iob1": B only where a span follows another of its type; "iob2": every span begins with B; "bioes": the last
+        word of a span has E and a single one S (or L and U). Labels that keep to neither of the first two have the one
+        that they break less often.
+        """
         if not self.marks_spans or not self.prefixes:
             return None
         if not self.prefixes <= IOB:
             return "bioes"
         return "iob1" if self.strays > self.openings else "iob2"
-
-
-def find_scheme(sequences: Iterable[Sequence[str]]) -> Scheme | None:
-    """Find the scheme in which labels mark spans.
-
-    Parameters
-    ----------
-    sequences
-        Labels of sentences, one string a word; "" is a word without a label.
-
-    Returns
-    -------
-    str or None
-        "iob1": B only where a span follows another of its type; "iob2": every span begins with B; "bioes": the last
-        word of a span has E and a single one S (or L and U). A file that keeps to neither of the first two has the one
-        that it breaks less often. None where labels are no such tags, or all are O.
-    """
-    sight = TagSight()
-    for tags in sequences:
-        sight.see(tags)
-    return sight.scheme
 
 
 def to_iob2(tags: Sequence[str], scheme: Scheme | None) -> list[str]:

@@ -22,13 +22,13 @@ from turncoder.data.columns import Shape, find_shape
 from turncoder.data.corpus import Corpus
 from turncoder.data.packing import default_cache
 from turncoder.data.records import list_records, name_set, read_records
-from turncoder.data.saved import is_saved, open_dataset
+from turncoder.data.saved import is_saved, iterate_rows, open_dataset
 from turncoder.data.sentences import split_sentences
 from turncoder.data.store import Begin, Reader, hash_text, store_rows
 from turncoder.encode.texts import clean
 from turncoder.errors import UserError
 
-__all__ = ["Rows", "hash_rows", "number_rows", "open_pairs", "open_texts"]
+__all__ = ["Rows", "hash_rows", "open_pairs", "open_texts"]
 
 logger = logging.getLogger("turncoder")
 
@@ -132,7 +132,6 @@ def open_pairs(
     dataset_name: str | None = None,
     dataset_config_name: str | None = None,
     cache_dir: str | None = None,
-    split: str = "train",
     columns: tuple[str, ...] = (),
     share: float = 0.0,
     key: str | None = None,
@@ -144,8 +143,8 @@ def open_pairs(
     file
         JSONL, JSON, CSV, TSV or Parquet, or a folder of those, such as the E5 sets, each file a set by its name; or a
         folder that ``datasets`` saved.
-    dataset_name, dataset_config_name, cache_dir, split
-        Of a hub data set instead.
+    dataset_name, dataset_config_name, cache_dir
+        Of a hub data set instead; its split ``train`` is read.
     columns
         Those of anchor, positive and negatives; else they are found by their names.
     share
@@ -171,16 +170,10 @@ def open_pairs(
         ]
     else:
         name = str(path or dataset_name)
-        where: dict[str, Any] = {"config": dataset_config_name, "split": split, "cache_dir": cache_dir}
+        where: dict[str, Any] = {"config": dataset_config_name, "cache_dir": cache_dir}
         data = open_dataset(name, **where, key=key or "dataset_name")
-        sources = [(Path(name).name, name, data._fingerprint, partial(number_rows, name, data))]
+        sources = [(Path(name).name, name, data._fingerprint, partial(iterate_rows, name, data))]
     return [_open_set(*source, columns, share) for source in sources]
-
-
-def number_rows(name: str, data: Iterable[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a data set, each with its place."""
-    for number, row in enumerate(data, 1):
-        yield f"{name}, row {number}", row
 
 
 def hash_rows(rows: Rows) -> np.ndarray:

@@ -33,6 +33,7 @@ __all__ = [
     "read_rows",
     "split_lines",
     "split_tabs",
+    "take_value",
 ]
 
 RECORD_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -107,6 +108,13 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ".parquet": _parquet_records,
     }
     yield from readers[ending](path)
+
+
+def take_value(record: dict[str, Any], name: str, where: str) -> Any:
+    """Take a value of the record at a place; raises UserError where it has none of that name."""
+    if name not in record:
+        raise UserError(f"{where}: no column {name!r}; there are {', '.join(record)}")
+    return record[name]
 
 
 def _objects(path: Path, values: Iterable[tuple[int, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,17 +1,20 @@
 """Data sets of the `datasets` library: a folder that it saved, or one on the hub."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from turncoder.errors import UserError, first_line
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
-__all__ = ["find_home", "has_split", "is_saved", "open_dataset"]
+__all__ = ["find_home", "has_split", "is_saved", "iterate_rows", "open_dataset"]
 
 logger = logging.getLogger("turncoder")
+
+BATCH_ROWS = 1000
 
 # Datasets that were Python scripts: `datasets` runs none of those any more, and these are their Parquet homes.
 PARQUET_HOMES = {
@@ -107,3 +110,12 @@ def has_split(name: str, split: str, *, config: str | None = None, cache_dir: st
             "local file instead"
         ) from error
     return split in {*(builder.info.splits or {}), *(builder.config.data_files or {})}
+
+
+def iterate_rows(name: str, data: "Dataset | IterableDataset") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a data set, each with its place."""
+    number = 0
+    for batch in data.iter(BATCH_ROWS):
+        for values in zip(*batch.values(), strict=True):
+            number += 1
+            yield f"{name}, row {number}", dict(zip(batch, values, strict=True))

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,9 @@ from pathlib import Path
 from datasets import Dataset, Features, Value
 from datasets.arrow_writer import ArrowWriter
 
-__all__ = ["Begin", "Reader", "fill_folder", "hash_text", "is_held_out", "store_rows"]
+from turncoder.data.corpus import is_held_out
+
+__all__ = ["Begin", "Reader", "fill_folder", "hash_text", "store_rows"]
 
 SPLITS = ("train", "validation")
 
@@ -23,11 +24,6 @@ Begin = Callable[[], tuple[tuple[str, ...], Reader]]
 def hash_text(text: str) -> int:
     """Hash a text to 64 bits."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-
-
-def is_held_out(text: str, share: float) -> bool:
-    """Say whether a document is among the ``share`` percent held out: the same ones in every stage."""
-    return zlib.crc32(text.encode("utf-8", "surrogatepass")) < share / 100 * 2**32
 
 
 @contextmanager

@@ -108,9 +108,7 @@ def load_tokenizer(
     ) from error
 
 
-def tokenizer_files(
-    name: str | Path, *, revision: str = "main", cache_dir: str | None = None, local_files_only: bool = True
-) -> list[Path]:
+def tokenizer_files(name: str | Path, *, revision: str = "main", cache_dir: str | None = None) -> list[Path]:
     """Find the tokenizer's original files, to be copied byte for byte.
 
     Parameters
@@ -119,8 +117,6 @@ def tokenizer_files(
         A folder, or a hub id that has been loaded before (its files are taken from the hub's cache).
     revision, cache_dir
         As they were for :func:`load_tokenizer`.
-    local_files_only
-        False downloads what the cache lacks.
 
     Returns
     -------
@@ -144,7 +140,7 @@ def tokenizer_files(
                     revision=revision,
                     cache_dir=cache_dir,
                     allow_patterns=patterns,
-                    local_files_only=local_files_only,
+                    local_files_only=True,
                 )
             )
         except Exception as error:

@@ -15,7 +15,7 @@ from turncoder.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["WordRecords", "find_class_names", "iterate_rows", "open_word_records"]
+__all__ = ["WordRecords", "find_class_names", "open_word_records"]
 
 logger = logging.getLogger("turncoder")
 
@@ -23,7 +23,6 @@ WORDS = ("tokens", "words", "forms", "form")
 TEXTS = ("text", "sentence")
 NO_LABELS = ("head", "deps", "misc")  # of Universal Dependencies
 NOTHING = (None, "", "_", "None")
-BATCH_ROWS = 1000
 
 Records = Callable[[], Iterable[tuple[str, Mapping[str, Any]]]]
 
@@ -125,15 +124,6 @@ def find_class_names(data: "Dataset") -> dict[str, list[str]]:
 
     inner = {name: getattr(feature, "feature", None) for name, feature in data.features.items()}
     return {name: list(feature.names) for name, feature in inner.items() if isinstance(feature, ClassLabel)}
-
-
-def iterate_rows(name: str, data: "Dataset") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a data set, each with its place."""
-    number = 0
-    for batch in data.iter(BATCH_ROWS):
-        for values in zip(*batch.values(), strict=True):
-            number += 1
-            yield f"{name}, row {number}", dict(zip(batch, values, strict=True))
 
 
 def _is_column(record: Mapping[str, Any], name: str, words: str) -> bool:

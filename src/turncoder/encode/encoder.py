@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Pooling, Transformer
 from transformers import PreTrainedModel
 
-from turncoder.config.stages import OpenKeys
+from turncoder.config.keys import OpenKeys
 from turncoder.data.tokenizer import load_tokenizer, pad_token_id
 from turncoder.encode.llm2vec import LLM2VecTransformer
 from turncoder.encode.pooling import MODES, POOLING, fit_tokenizer, pools_first, set_pooling

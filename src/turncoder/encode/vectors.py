@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from turncoder.config.stages import ACTIONS, EncodeConfig, differences, to_dict
+from turncoder.config.encoding import EncodeConfig
+from turncoder.config.stages import ACTIONS, differences, to_dict
 from turncoder.data.rows import Rows, scan_rows
 from turncoder.data.vectorfile import VectorFile, is_whole
 from turncoder.encode.encoder import check_flags
@@ -48,7 +49,7 @@ def encode_file(config: EncodeConfig) -> Path:
     Parameters
     ----------
     config
-        See `turncoder.config.stages.EncodeConfig`.
+        See `turncoder.config.encoding.EncodeConfig`.
 
     Returns
     -------

@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from turncoder.config.stages import EncodeConfig
+from turncoder.config.encoding import EncodeConfig
 from turncoder.data.alignment import Alignment, align_words, choose_bos
 from turncoder.data.rows import Rows, scan_rows
 from turncoder.data.tokenizer import pad_token_id

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from turncoder.budget import free_memory
-from turncoder.config.stages import EncodeConfig
+from turncoder.config.encoding import EncodeConfig
 from turncoder.data.tokenizer import digest_tokenizer
 from turncoder.encode.encoder import open_encoder
 from turncoder.encode.texts import BatchEncoder, Counts

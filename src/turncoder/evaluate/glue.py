@@ -22,7 +22,7 @@ from rich.table import Table
 from turncoder.config.glue import GlueConfig, settle
 from turncoder.evaluate.gluedata import find_jobs, open_splits
 from turncoder.evaluate.gluetraining import refuse_early, train_one
-from turncoder.evaluate.scoring import read_results, show_score, write_results
+from turncoder.evaluate.results import read_results, show_score, write_results
 from turncoder.evaluate.words import summarise
 from turncoder.model.source import read_json
 from turncoder.train.running import Run

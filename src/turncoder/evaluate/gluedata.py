@@ -16,9 +16,8 @@ import numpy as np
 from turncoder.config.glue import GlueConfig
 from turncoder.data.batching import permute
 from turncoder.data.masking import EVALUATION_SEED
-from turncoder.data.pairs import number_rows
 from turncoder.data.records import RECORD_ENDINGS, name_set, read_records, split_tabs
-from turncoder.data.saved import is_saved, open_dataset
+from turncoder.data.saved import is_saved, iterate_rows, open_dataset
 from turncoder.encode.texts import clean
 from turncoder.errors import UserError
 from turncoder.evaluate.gluetasks import POSITIVE, TASKS, GlueTask, Job, Part, list_jobs, simplify_name
@@ -157,7 +156,7 @@ def _open_part(config: GlueConfig, name: str, part: Part) -> Examples:
     data = open_dataset(str(folder or task.hub), **where, key="data")
     label = next((column for column in task.label if column in data.column_names), None)
     names = getattr(data.features[label], "names", None) if label is not None else None
-    rows = number_rows(f"{folder or task.hub}, {name} {part.stem}", data)
+    rows = iterate_rows(f"{folder or task.hub}, {name} {part.stem}", data)
     return _take_examples(f"{folder or task.hub}, {name} {part.stem}", _name_classes(rows, label, names), name)
 
 

@@ -25,7 +25,7 @@ from turncoder.errors import UserError
 from turncoder.evaluate.gluedata import Splits, open_splits
 from turncoder.evaluate.gluescores import Target, balance, score
 from turncoder.evaluate.gluetasks import TASKS, Job
-from turncoder.evaluate.scoring import write_results
+from turncoder.evaluate.results import write_results
 from turncoder.evaluate.words import summarise
 from turncoder.model.adapters import choose_targets, count_parameters
 from turncoder.model.attention import inspect_attention

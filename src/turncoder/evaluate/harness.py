@@ -5,10 +5,7 @@ Tensor names: B batch, L length.
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,12 +17,13 @@ from turncoder.config.language import LanguageConfig
 from turncoder.data.tokenizer import check_vocabulary, load_tokenizer
 from turncoder.encode.encoder import check_flags
 from turncoder.errors import UserError
+from turncoder.evaluate.taskruns import hushed
 from turncoder.model.backbone import count_embeddings, load_causal_lm, load_model_config, resolve_model
 from turncoder.model.conversion import is_converted
 from turncoder.model.influence import look_around
 from turncoder.model.prior import Prior, read_prior
 
-__all__ = ["CausalModel", "hushed", "open_model"]
+__all__ = ["CausalModel", "open_model"]
 
 LARGEST_BATCH, LOGITS_BYTES = 32, 2**30
 """Where no batch size is given."""
@@ -152,28 +150,10 @@ def _check_kind(name: str, described: PretrainedConfig, length: int | None) -> N
 
 def _complete(model: PreTrainedModel, prior: Prior) -> None:
     """Make a headless model give the logits of the language model, in whatever calls it."""
-    bonus_V = ((1 - prior.tau) * prior.log_p_V).to(model.device)
+    bias_V = prior.bias_V.to(model.device)
 
     def complete(_: torch.nn.Module, __: Any, output: Any) -> Any:
-        output.logits = output.logits / prior.temperature + bonus_V
+        output.logits = output.logits / prior.temperature + bias_V
         return output
 
     model.register_forward_hook(complete)
-
-
-@contextlib.contextmanager
-def hushed() -> Iterator[None]:
-    """Keep lm-eval quiet, which prints, warns and draws bars, and let it bootstrap in this process alone."""
-    before = os.environ.get("DISABLE_MULTIPROC")
-    os.environ["DISABLE_MULTIPROC"] = "1"
-    with (
-        Path(os.devnull).open("w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-    ):
-        try:
-            yield
-        finally:
-            os.environ.pop("DISABLE_MULTIPROC")
-            if before is not None:
-                os.environ["DISABLE_MULTIPROC"] = before

@@ -22,7 +22,7 @@ from turncoder.config import settings
 from turncoder.config.language import LanguageConfig
 from turncoder.errors import UserError, first_line
 from turncoder.evaluate.taskfiles import TaskFile, open_task_file
-from turncoder.evaluate.taskruns import keep_files, open_scores, read_done, score_tasks
+from turncoder.evaluate.taskruns import hushed, keep_files, open_scores, read_done, score_tasks
 from turncoder.model.backbone import describe_model, digest_module
 from turncoder.model.source import read_json
 from turncoder.progress import open_bar
@@ -61,8 +61,6 @@ class Asked:
 
     def load(self, wanted: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
         """Load tasks and their data: what lm-eval scores, and why others could not be loaded."""
-        from turncoder.evaluate.harness import hushed
-
         loaded: dict[str, dict[str, Any]] = {}
         failed: dict[str, str] = {}
         for name in wanted:
@@ -151,8 +149,6 @@ def _open_manager(everything: bool) -> TaskManager:
     """Open lm-eval, with its tasks or with none; reading their 14,000 names takes seconds."""
     try:
         from lm_eval.tasks import TaskManager
-
-        from turncoder.evaluate.harness import hushed
     except ImportError as error:
         missing = str(error.name).partition(".")[0]
         raise UserError(f"evaluate language needs {missing}: pip install 'turncoder[language]'") from error
@@ -201,8 +197,6 @@ def digest_language(opened: CausalModel) -> str:
 def _score(config: LanguageConfig, model: CausalModel, name: str, tasks: dict[str, Any]) -> dict[str, Any]:
     """Score one task, or group, as lm-eval does; what it gives does not depend on the tasks before."""
     import lm_eval
-
-    from turncoder.evaluate.harness import hushed
 
     for task in tasks["tasks"].values():
         own = task.get_config("num_fewshot")

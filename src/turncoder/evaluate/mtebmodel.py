@@ -54,8 +54,6 @@ class EncoderModel(AbsEncoder):
     ----------
     encoder
         Any `SentenceTransformer` that reads texts.
-    name, revision
-        For mteb's records.
     prompts
         From `turncoder.prompts.read_prompt_file`; where they say nothing of a task, or None, those of the encoder.
     falls_back
@@ -81,14 +79,12 @@ class EncoderModel(AbsEncoder):
         self,
         encoder: SentenceTransformer,
         *,
-        name: str = "model",
-        revision: str = "0",
         prompts: Mapping[str, Any] | None = None,
         falls_back: bool = False,
         batch_tokens: int | None = None,
     ) -> None:
         self.model = encoder
-        self.mteb_model_meta = describe(name, revision, encoder.similarity_fn_name)
+        self.mteb_model_meta = describe("model", "0", encoder.similarity_fn_name)
         self.table, self.falls_back = prompts or {}, falls_back
         self.plain = BatchEncoder(encoder, prompt="", batch_tokens=batch_tokens)
         self.batches: dict[str, BatchEncoder] = {"": self.plain}

@@ -16,7 +16,7 @@ from turncoder.encode.encoder import open_encoder
 from turncoder.encode.workers import digest_encoder
 from turncoder.errors import UserError
 from turncoder.evaluate.sentencefiles import SentenceFile, open_sentence_file
-from turncoder.evaluate.taskruns import NO_NETWORK, keep_files, list_names, open_scores, tell_remedy
+from turncoder.evaluate.taskruns import NO_NETWORK, hushed, keep_files, list_names, open_scores, tell_remedy
 from turncoder.plan import Plan, tell_time
 from turncoder.prompts import read_prompt_file
 from turncoder.samples import show_text
@@ -96,7 +96,7 @@ def _read_asked(config: SentencesConfig) -> Asked:
     files = [open_sentence_file(spec) for spec in config.task_file]
     prompts = read_prompt_file(config.prompt_file) if config.prompt_file else None
     try:
-        from turncoder.evaluate.mtebtasks import find_tasks, hushed
+        from turncoder.evaluate.mtebtasks import find_tasks
         from turncoder.evaluate.sentencetasks import make_task
     except ImportError as error:
         missing = str(error.name).partition(".")[0]
@@ -190,7 +190,7 @@ def _leave_out_absent(names: list[str], asked: Asked, done: Iterable[str]) -> di
 
 def _join(config: SentencesConfig, before: dict[str, Any], asked: Asked, done: dict[str, Any]) -> SentencesConfig:
     """Also ask for what the folder has by its earlier configuration, and what is asked for now does not replace."""
-    from turncoder.evaluate.mtebtasks import find_tasks, hushed, name_tasks
+    from turncoder.evaluate.mtebtasks import find_tasks, name_tasks
 
     files, kept, tasks = keep_files(before["task_file"], done, asked.tasks), done.keys() - asked.tasks.keys(), []
     with hushed():

@@ -19,7 +19,7 @@ from rich.table import Table
 from turncoder.config.sentences import SentencesConfig
 from turncoder.errors import UserError, first_line
 from turncoder.evaluate.mtebplan import Work, describe_data, estimate, prepare
-from turncoder.evaluate.taskruns import score_tasks
+from turncoder.evaluate.taskruns import hushed, score_tasks
 from turncoder.model.source import read_json
 from turncoder.progress import open_bar
 from turncoder.report.taskrows import BASELINES
@@ -97,8 +97,6 @@ def _say_cut(tasks: list[dict[str, Any]]) -> None:
 
 def _load(task: AbsTask) -> None:
     """Load the data of a task; raises UserError."""
-    from turncoder.evaluate.mtebtasks import hushed
-
     try:
         with hushed():
             task.load_data()
@@ -122,7 +120,6 @@ def _score(config: SentencesConfig, folder: Path, model: EncoderModel, task: Abs
 
     from turncoder.evaluate.baselines import score_baselines, score_task
     from turncoder.evaluate.items import place_items, read_items
-    from turncoder.evaluate.mtebtasks import hushed
 
     name = task.metadata.name
     begin = time.perf_counter()

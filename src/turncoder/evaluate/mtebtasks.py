@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-import os
-import warnings
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -25,7 +21,7 @@ from turncoder.errors import UserError
 from turncoder.evaluate.sentencefiles import SentenceFile
 from turncoder.prompts import read_instructions
 
-__all__ = ["SETS", "check_prompts", "find_tasks", "hushed", "is_here", "name_tasks", "split_parts", "weigh_task"]
+__all__ = ["SETS", "check_prompts", "find_tasks", "is_here", "name_tasks", "split_parts", "weigh_task"]
 
 SETS: dict[str, tuple[str, ...]] = {
     "smoke": ("STSBenchmark", "NFCorpus", "Banking77Classification"),
@@ -197,24 +193,3 @@ def weigh_task(task: AbsTask, file: SentenceFile | None) -> tuple[int, int, list
     prose = task.metadata.description
     texts = [(prose[turn:] + prose[:turn]) * math.ceil(length / max(1, len(prose))) for turn in range(PROSE_TEXTS)]
     return round(count * share), round(characters * share), [text[:length] for text in texts if text[:length]]
-
-
-@contextlib.contextmanager
-def hushed() -> Iterator[None]:
-    """Keep mteb and `datasets` quiet, which log, warn and draw bars."""
-    shown, level = datasets.are_progress_bars_disabled(), logging.getLogger("mteb").level
-    datasets.disable_progress_bars()
-    logging.getLogger("mteb").setLevel(logging.CRITICAL)
-    with (
-        warnings.catch_warnings(),
-        Path(os.devnull).open("w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-    ):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logging.getLogger("mteb").setLevel(level)
-            if not shown:
-                datasets.enable_progress_bars()

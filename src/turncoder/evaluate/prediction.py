@@ -93,7 +93,6 @@ def predict(
     heads: Sequence[Head],
     *,
     backbone: Any = None,
-    batch_tokens: int | None = None,
     where: str | None = None,
 ) -> list[list[list[str]]]:
     """Tag the words of sentences by every head, in one pass through the backbone.
@@ -110,8 +109,6 @@ def predict(
         Any number.
     backbone
         Read instead of the encoder's own: the same, with an adapter around it.
-    batch_tokens
-        Tokens of a batch; None finds it.
     where
         What the sentences are called in notices; None: there are none.
 
@@ -128,7 +125,6 @@ def predict(
         layers=sorted({layer for head in heads for layer in head.layers}),
         readings=sorted({head.reading for head in heads}),
         merge=reader.merge,
-        batch_tokens=batch_tokens,
         pad_token_id=pad_token_id(encoder.tokenizer),
     )
     guesses: list[list[np.ndarray]] = [[] for _ in heads]

@@ -34,11 +34,11 @@ def project(vectors_ND: np.ndarray) -> tuple[np.ndarray, list[float]]:
         Points, float64 [N, 2]; and the shares of the variance along the two axes, which are 0 where all are the same.
         An axis points where its largest component is positive, so that the same vectors give the same picture.
     """
-    centred_ND = np.asarray(vectors_ND, dtype=np.float64)
-    centred_ND = centred_ND - centred_ND.mean(axis=0)
+    from sklearn.decomposition import PCA
+
     # of the small square matrix: the axes of a hundred thousand vectors cost what those of a hundred do
-    variance_D, axis_DD = np.linalg.eigh(centred_ND.T @ centred_ND)
-    axis_D2 = axis_DD[:, :-3:-1]
-    axis_D2 = axis_D2 * np.sign(axis_D2[np.abs(axis_D2).argmax(axis=0), np.arange(2)])
-    whole = max(float(variance_D.clip(0).sum()), np.finfo(np.float64).tiny)
-    return centred_ND @ axis_D2, [float(max(0, one) / whole) for one in variance_D[:-3:-1]]
+    pca = PCA(2, svd_solver="covariance_eigh")
+    vectors_ND = np.asarray(vectors_ND, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # no variance to have a share of
+        points_N2 = pca.fit_transform(vectors_ND - vectors_ND.mean(axis=0))
+    return points_N2, np.nan_to_num(pca.explained_variance_ratio_).tolist()

@@ -20,36 +20,27 @@ from turncoder.data.labels import LabelSet
 from turncoder.data.words import WordSet, find_column, open_words
 from turncoder.errors import UserError
 from turncoder.evaluate.prediction import Head, predict
+from turncoder.evaluate.results import read_results, show_score
 from turncoder.evaluate.tagger import Tagger, load_tagger
 from turncoder.evaluate.wordfiles import write_confusion, write_predictions
 from turncoder.evaluate.words import summarise, tally
 from turncoder.hub import find_run
 from turncoder.model.source import read_json
-from turncoder.train.running import MARKER, Run, complete_checkpoints, write_atomically
+from turncoder.train.running import MARKER, complete_checkpoints, write_atomically
 from turncoder.train.wordtasks import Task
 
 __all__ = [
     "copy_tables",
     "evaluate_run",
     "gather_seeds",
-    "read_results",
     "score_tagger",
     "show",
-    "show_score",
-    "write_results",
 ]
 
 logger = logging.getLogger("turncoder")
 
 TABLES = ("predictions.tsv", "confusion.csv", "confusion.png")
 SHOWN = ("token_accuracy", "macro_f1", "weighted_f1", "span_precision", "span_recall", "span_f1")
-
-
-def write_results(run: Run, results: dict[str, Any]) -> None:
-    """Write ``results.json``, and the means into the record."""
-    write_atomically(run.folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    means = {task: told["mean"] for task, told in results["tasks"].items()}
-    run.update(results=next(iter(means.values())) if len(means) == 1 else means)
 
 
 def score_tagger(
@@ -254,11 +245,6 @@ def open_trained(name: str) -> Tagger:
     return load_tagger(run, checkpoint=checkpoint)
 
 
-def read_results(run: Path) -> dict[str, Any]:
-    """Read what a run found."""
-    return json.loads((run / "results.json").read_text(encoding="utf8"))
-
-
 def show(results: dict[str, Any], console: Console) -> None:
     """Print the scores of each task, a column each: mean and standard deviation over seeds."""
     tasks = results["tasks"]
@@ -281,10 +267,3 @@ def show(results: dict[str, Any], console: Console) -> None:
         if told["unseen_labels"]:
             labels = ", ".join(f"{name} ({count})" for name, count in told["unseen_labels"].items())
             console.print(f"{task}: labels that training did not have count as wrong: {labels}", highlight=False)
-
-
-def show_score(mean: float | None, std: float | None) -> str:
-    """Write a score in percent, with its deviation where there are several seeds; a dash for none."""
-    if mean is None:
-        return "-"
-    return f"{100 * mean:.2f}" + (f" ± {100 * std:.2f}" if std is not None else "")

@@ -13,7 +13,7 @@ from typing import Any
 
 from turncoder.data.columns import find_shape
 from turncoder.data.files import split_places
-from turncoder.data.records import RECORD_ENDINGS, decode, name_set, read_records, split_lines, split_tabs
+from turncoder.data.records import RECORD_ENDINGS, decode, name_set, read_records, split_lines, split_tabs, take_value
 from turncoder.errors import UserError
 from turncoder.evaluate.sentences import read_sts
 
@@ -155,7 +155,7 @@ def _read_labelled(path: Path, fewest: int = 2) -> Columns:
     for where, record in read_records(path):
         name = next((one for one in LABEL_COLUMNS if one in record), LABEL_COLUMNS[0])
         texts.append(_take_text(record, "text", where))
-        label = _take(record, name, where)
+        label = take_value(record, name, where)
         if not isinstance(label, str | int) or not str(label).strip():
             raise UserError(f"{where}: {name} = {label!r} is no label; give a word or a whole number")
         labels.append(str(label))
@@ -189,7 +189,7 @@ def _read_pairs(path: Path) -> dict[str, Columns]:
         names = next((two for two in PAIR_COLUMNS if set(two) <= set(record)), PAIR_COLUMNS[0])
         for column, name in zip(columns, names, strict=False):
             columns[column].append(_take_text(record, name, where))
-        label = record["labels"] if "labels" in record else _take(record, "label", where)
+        label = record["labels"] if "labels" in record else take_value(record, "label", where)
         truth = TRUTH.get(str(label).strip().lower())
         if truth is None:
             raise UserError(f"{where}: label = {label!r} must be 1 (the two belong together) or 0")
@@ -243,12 +243,12 @@ def _read_triplets(path: Path) -> dict[str, Columns]:
 def _read_beir(folder: Path) -> dict[str, Columns]:
     corpus: Columns = {"id": [], "title": [], "text": []}
     for where, record in read_records(_find_beir(folder, "corpus")):
-        corpus["id"].append(str(_take(record, "_id", where)))
+        corpus["id"].append(str(take_value(record, "_id", where)))
         corpus["title"].append(str(record.get("title") or ""))
-        corpus["text"].append(str(_take(record, "text", where)))
+        corpus["text"].append(str(take_value(record, "text", where)))
     queries: Columns = {"id": [], "text": []}
     for where, record in read_records(_find_beir(folder, "queries")):
-        queries["id"].append(str(_take(record, "_id", where)))
+        queries["id"].append(str(take_value(record, "_id", where)))
         queries["text"].append(_take_text(record, "text", where))
     for name, columns in (("corpus", corpus), ("queries", queries)):
         (most, count), *_ = Counter(columns["id"]).most_common(1) or [("", 0)]
@@ -273,8 +273,8 @@ def _read_qrels(folder: Path, queries: list[str], documents: list[str]) -> Colum
     qrels: Columns = {"query": [], "document": [], "score": []}
     absent = 0
     for where, record in read_records(path):
-        query, document = (str(_take(record, name, where)) for name in ("query-id", "corpus-id"))
-        score = _take(record, "score", where)
+        query, document = (str(take_value(record, name, where)) for name in ("query-id", "corpus-id"))
+        score = take_value(record, "score", where)
         if query not in known[0]:
             raise UserError(f"{where}: the query {query!r} is not in queries.jsonl")
         try:
@@ -291,14 +291,8 @@ def _read_qrels(folder: Path, queries: list[str], documents: list[str]) -> Colum
     return qrels
 
 
-def _take(record: dict[str, Any], name: str, where: str) -> Any:
-    if name not in record:
-        raise UserError(f"{where}: no column {name!r}; there are {', '.join(record)}")
-    return record[name]
-
-
 def _take_text(record: dict[str, Any], name: str, where: str) -> str:
-    value = _take(record, name, where)
+    value = take_value(record, name, where)
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where}: {name} = {value!r} is no text; give it one, or drop the row")
     return value

@@ -3,7 +3,6 @@
 Shapes: S sentences, K classes (1 where all are pooled), N items, V scores that differ, B resampled test files.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -173,14 +172,11 @@ def compare_seeds(first: tuple[float, float, int], second: tuple[float, float, i
     first, second
         Mean, standard deviation (ddof = 1) and number of seeds, two or more.
     """
-    from scipy.special import stdtr
+    from scipy.stats import ttest_ind_from_stats
 
-    parts = [deviation**2 / count for _, deviation, count in (first, second)]
-    error = math.sqrt(sum(parts))
-    if not error:
+    if not first[1] and not second[1]:
         return float(first[0] == second[0])
-    freedom = sum(parts) ** 2 / sum(part**2 / (one[2] - 1) for part, one in zip(parts, (first, second), strict=True))
-    return float(2 * stdtr(freedom, -abs(first[0] - second[0]) / error))
+    return float(ttest_ind_from_stats(*first, *second, equal_var=False).pvalue)
 
 
 def _count(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], metric: Metric) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from turncoder.data.files import read_file
-from turncoder.data.records import name_set, read_records
+from turncoder.data.records import name_set, read_records, take_value
 from turncoder.errors import UserError
 
 __all__ = ["KINDS", "TaskFile", "open_task_file"]
@@ -154,7 +154,7 @@ def _split_last(text: str, where: str) -> dict[str, Any]:
 
 
 def _take_question(record: dict[str, Any], where: str) -> dict[str, Any]:
-    question, choices, answer = (_take(record, name, where) for name in ("question", "choices", "answer"))
+    question, choices, answer = (take_value(record, name, where) for name in ("question", "choices", "answer"))
     _check_text(question, "question", where)
     if not isinstance(choices, list) or len(choices) < 2:
         raise UserError(f"{where}: choices = {choices!r} must be a list of two texts or more")
@@ -172,18 +172,12 @@ def _take_pair(record: dict[str, Any], where: str) -> dict[str, Any]:
     names = PAIR_COLUMNS[0] if "good" in record else PAIR_COLUMNS[1]
     if not set(names) & set(record):
         names = PAIR_COLUMNS[0]
-    sentences = [_take(record, name, where) for name in names]
+    sentences = [take_value(record, name, where) for name in names]
     for name, sentence in zip(names, sentences, strict=True):
         _check_text(sentence, name, where)
     if sentences[0] == sentences[1]:
         raise UserError(f"{where}: {names[0]} and {names[1]} are the same sentence, {sentences[0]!r}")
     return {"sentences": sentences}
-
-
-def _take(record: dict[str, Any], name: str, where: str) -> Any:
-    if name not in record:
-        raise UserError(f"{where}: no column {name!r}; there are {', '.join(record)}")
-    return record[name]
 
 
 def _check_text(value: Any, name: str, where: str) -> None:

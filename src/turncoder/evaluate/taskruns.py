@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import time
-from collections.abc import Callable, Container, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from turncoder.model.source import read_json
 from turncoder.train.running import Run, write_atomically
 from turncoder.train.stage import tell_parents
 
-__all__ = ["NO_NETWORK", "keep_files", "list_names", "open_scores", "read_done", "score_tasks", "tell_remedy"]
+__all__ = ["NO_NETWORK", "hushed", "keep_files", "list_names", "open_scores", "read_done", "score_tasks", "tell_remedy"]
 
 logger = logging.getLogger("turncoder")
 
@@ -136,3 +139,31 @@ def list_names(names: list[str]) -> str:
     """List names, the first twelve of many."""
     rest = len(names) - LISTED
     return ", ".join(names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Keep mteb, lm-eval and `datasets` quiet, which log, warn and draw bars; lm-eval bootstraps in this process."""
+    import datasets
+
+    shown, level = datasets.are_progress_bars_disabled(), logging.getLogger("mteb").level
+    before = os.environ.get("DISABLE_MULTIPROC")
+    datasets.disable_progress_bars()
+    logging.getLogger("mteb").setLevel(logging.CRITICAL)
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    with (
+        warnings.catch_warnings(),
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.getLogger("mteb").setLevel(level)
+            if not shown:
+                datasets.enable_progress_bars()
+            os.environ.pop("DISABLE_MULTIPROC")
+            if before is not None:
+                os.environ["DISABLE_MULTIPROC"] = before

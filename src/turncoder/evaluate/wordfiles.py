@@ -17,10 +17,10 @@ ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 PLAIN = {escaped: plain for plain, escaped in ESCAPES.items()}
 
 
-def find_confusions(counted: Tally, limit: int = CONFUSIONS) -> list[tuple[str, str, int]]:
+def find_confusions(counted: Tally) -> list[tuple[str, str, int]]:
     """Give the most frequent mistakes: gold label, predicted label, words."""
     wrong = [(right, said, count) for (right, said), count in counted.confusion.items() if right != said]
-    return sorted(wrong, key=lambda one: (-one[2], one[:2]))[:limit]
+    return sorted(wrong, key=lambda one: (-one[2], one[:2]))[:CONFUSIONS]
 
 
 def write_confusion(counted: Tally, folder: Path) -> list[tuple[str, str, int]]:

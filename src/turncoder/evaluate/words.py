@@ -1,7 +1,6 @@
 """Scores of word labels: token accuracy, F1 over classes, chunks as conlleval counts them.
 
-A sentence is a sequence of label names. All scores follow from integer sums (`Tally`), so that parts of a test file
-add up to the whole.
+A sentence is a sequence of label names. All scores follow from integer sums (`Tally`).
 """
 
 import statistics
@@ -62,7 +61,7 @@ def find_spans(tags: Sequence[str]) -> list[tuple[int, int, str]]:
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts from which every score follows; those of two parts of a test file add up.
+    """Counts from which every score follows.
 
     Attributes
     ----------
@@ -82,11 +81,6 @@ class Tally:
     def words_scored(self) -> int:
         """Count the words that have a gold label."""
         return self.confusion.total()
-
-    def __add__(self, other: "Tally") -> "Tally":
-        assert (self.spans is None) == (other.spans is None), "chunks and other labels do not add up"
-        spans = None if self.spans is None or other.spans is None else self.spans + other.spans
-        return Tally(self.confusion + other.confusion, spans, self.unseen + other.unseen)
 
 
 def tally(

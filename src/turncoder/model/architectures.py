@@ -12,7 +12,7 @@ from turncoder.errors import ConversionError
 from turncoder.model.attention import inspect_attention
 from turncoder.model.conversion import REPAIRS, convert
 from turncoder.model.isolation import can_isolate
-from turncoder.model.proof import first_line, prove
+from turncoder.model.proof import describe_error, prove
 from turncoder.model.twin import causal_architectures, tiny_model
 from turncoder.model.views import AttentionReport
 
@@ -72,7 +72,7 @@ def check_architecture(name: str) -> ArchitectureRow:
             convert(model, REPAIRS if proof.error else proof.repairs)
             reports[implementation] = inspect_attention(model)
         except Exception as raised:  # what a class raises that does not stand alone, or lacks the implementation
-            error = str(raised) if isinstance(raised, ConversionError) else first_line(raised)
+            error = str(raised) if isinstance(raised, ConversionError) else describe_error(raised)
             continue
         if not isolates and reports[implementation].verdict == "bidirectional":
             answer = can_isolate(model)

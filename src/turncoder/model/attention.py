@@ -32,8 +32,8 @@ from turncoder.model.proof import (
     LENGTH,
     Proof,
     build_small,
+    describe_error,
     differ,
-    first_line,
     layer_kinds,
     measure,
     prove,
@@ -143,7 +143,7 @@ def inspect_attention(model: PreTrainedModel) -> AttentionReport:
         try:
             proof = dataclasses.replace(measure(backbone), before="causal", reopens="fails")
         except Exception as error:
-            reason = f"it does not run on token ids alone ({first_line(error)})"
+            reason = f"it does not run on token ids alone ({describe_error(error)})"
             raise ConversionError(f"{type(backbone).__name__}: {reason}; remedy: none exists") from error
     views, whole, padding = look(model, proof)
     verdict, reason, remedy = find_fault(views, proof, whole=whole, padding=padding and proof.right_padding)

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from turncoder.model.conversion import convert, is_converted
 from turncoder.model.influence import backbone_of, run_model, test_tokens
 from turncoder.model.memory import remember
-from turncoder.model.proof import EXACT, HALF_EXACT, LENGTH, build_small, differ, first_line, prove, window_of
+from turncoder.model.proof import EXACT, HALF_EXACT, LENGTH, build_small, describe_error, differ, prove, window_of
 
 __all__ = ["can_isolate", "isolation_mask"]
 
@@ -115,7 +115,7 @@ def make_plan(backbone: PreTrainedModel) -> dict[str, Any] | str:
         try:
             fault = find_fault(small, plan)
         except Exception as error:  # whatever a class raises is the finding
-            fault = f"it takes no mask of four axes ({first_line(error)})"
+            fault = f"it takes no mask of four axes ({describe_error(error)})"
         if not fault:
             return dataclasses.asdict(plan)
         reason = fault if per_type == several and positions else reason

@@ -48,9 +48,14 @@ class Prior:
         counts_V = self.counts_V.double() + 1
         return (counts_V / counts_V.sum()).log().float()
 
+    @property
+    def bias_V(self) -> Tensor:
+        """What the logits lack."""
+        return (1 - self.tau) * self.log_p_V
+
     def complete(self, head: Head) -> Head:
         """Make a head give the logits of the language model: with temperature and prior."""
-        return head.add_prior((1 - self.tau) * self.log_p_V, self.temperature)
+        return head.add_prior(self.bias_V, self.temperature)
 
     def describe(self) -> dict[str, Any]:
         """Give what ``turncoder.json`` says of it."""

@@ -106,7 +106,7 @@ def examine(model: PreTrainedModel) -> Proof:
         with causal_masks(small):
             before = measure(small)
     except Exception as error:  # whatever a class raises is the finding
-        return dataclasses.replace(NOTHING, error=first_line(error))
+        return dataclasses.replace(NOTHING, error=describe_error(error))
     found = attempt(model, (), before)
     if not found.converted or not found.right_padding:
         helped = attempt(model, REPAIRS, before)
@@ -125,10 +125,10 @@ def attempt(model: PreTrainedModel, repairs: tuple[str, ...], before: Proof) -> 
         try:
             return dataclasses.replace(measure(small, before.layers), repairs=repairs)
         except Exception as error:
-            return dataclasses.replace(NOTHING, error=first_line(error))
+            return dataclasses.replace(NOTHING, error=describe_error(error))
 
 
-def first_line(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Return what an error of somebody else's code says, in one line."""
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 

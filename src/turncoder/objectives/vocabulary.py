@@ -84,9 +84,9 @@ def cross_entropy(rows_KD: Tensor, targets_K: Tensor, head: VocabularyHead, *, b
 
 @torch.no_grad()
 def score_rows(
-    rows_KD: Tensor, targets_K: Tensor, head: VocabularyHead, *, budget_bytes: int, k: int = 5
+    rows_KD: Tensor, targets_K: Tensor, head: VocabularyHead, *, budget_bytes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Score each target: its negative log-likelihood, and whether it is the first, or among the first k, in rank.
+    """Score each target: its negative log-likelihood, and whether it is the first, or among the first five, in rank.
 
     The rank of a target is the count of tokens with a strictly larger logit.
 
@@ -109,7 +109,7 @@ def score_rows(
         nll_K[lo:hi] = (logits_KV.sum(1).log_()[:, None] + highest_K1 - target_K1)[:, 0]
         # The first row tells the size of the vocabulary: own heads do not say it. Logits, their fp32 copy, a mask.
         lo, step = hi, max(1, min(256, budget_bytes // (logits_KV.shape[1] * 9)))
-    return nll_K, rank_K < 1, rank_K < k
+    return nll_K, rank_K < 1, rank_K < 5
 
 
 class _OwnHead(torch.autograd.Function):

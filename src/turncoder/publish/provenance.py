@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import HfApi, metadata_load, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabled
 
-from turncoder.config import settings
+from turncoder.config.files import write_toml
 from turncoder.config.keys import FitKeys
 from turncoder.config.publishing import PublishConfig
 from turncoder.errors import UserError
@@ -174,7 +174,7 @@ def tell_steps(steps: list[tuple[Path, dict[str, Any]]]) -> tuple[Step, ...]:
         words = [_hide_word(word, cwd) for word in words]
         path = folder / "config.toml"
         table = tomllib.loads(path.read_text(encoding="utf8")) if path.exists() else record["config"]
-        config = settings.write_toml(FitKeys, {key: _hide(value, cwd) for key, value in table.items()})
+        config = write_toml(FitKeys, {key: _hide(value, cwd) for key, value in table.items()})
         told.append(Step(record["stage"], f"turncoder {shlex.join(words)}", TOKEN.sub("hf_...", config)))
     return tuple(told)
 

@@ -1,4 +1,4 @@
-"""Pictures of scores: confusions, accuracy by layer, a grid of models and tasks. One style, colours for all eyes.
+"""Pictures of scores: confusions, a grid of models and tasks. One style, colours for all eyes.
 
 matplotlib draws without a display; nothing of its global state is touched.
 """
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_confusion", "draw_grid", "draw_layers"]
+__all__ = ["draw_confusion", "draw_grid"]
 
 # Okabe & Ito 2008, told apart with any kind of colour vision; black and yellow left out
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -76,54 +76,16 @@ def _shorten(count: int) -> str:
     return f"{count / 1000:.0f}k" if count < 999_500 else f"{count / 1e6:.1f}M"
 
 
-def draw_layers(rows: Sequence[Mapping[str, Any]], path: Path, *, score: str = "token accuracy") -> None:
-    """Draw a score by layer, a line for each name.
-
-    Parameters
-    ----------
-    rows
-        ``name`` (of the line), ``layer`` (0 is what the embedding gives), ``mean`` and ``std`` (or None), between 0
-        and 1.
-    path
-        The PNG to write.
-    score
-        What is drawn.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axes = figure.add_subplot()
-    names = list(dict.fromkeys(row["name"] for row in rows))
-    for number, name in enumerate(names):
-        own = sorted((row for row in rows if row["name"] == name), key=lambda row: row["layer"])
-        axes.errorbar(
-            [row["layer"] for row in own],
-            [100 * row["mean"] for row in own],
-            yerr=_bars(own),
-            label=name,
-            **_look(number),
-        )
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("layer")
-    axes.set_ylabel(f"{score} (%)")
-    _tidy(axes, "y")
-    _explain(figure, axes)
-    _save(figure, path)
-
-
-def draw_grid(rows: Sequence[Mapping[str, Any]], path: Path, *, score: str = "token accuracy") -> None:
+def draw_grid(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw a score of each model at each task: a panel for each task, a line for each model, a colour for each mode.
 
     Parameters
     ----------
     rows
         ``model``, ``task``, ``mean`` and ``std`` (or None), between 0 and 1; ``mode`` where there are several;
-        ``score`` where a task has another than the rest.
+        ``score`` where a task has another than token accuracy.
     path
         The PNG to write.
-    score
-        What is drawn.
     """
     from matplotlib.figure import Figure
 
@@ -144,7 +106,7 @@ def draw_grid(rows: Sequence[Mapping[str, Any]], path: Path, *, score: str = "to
                 **_look(number),
             )
         axes.set_title(task, fontsize=10)
-        named = next((row["score"] for row in rows if row["task"] == task and "score" in row), score)
+        named = next((row["score"] for row in rows if row["task"] == task and "score" in row), "token accuracy")
         axes.set_xlabel(f"{named} (%)", fontsize=9)
         axes.tick_params(axis="x", labelsize=8)
         axes.tick_params(axis="y", length=0)

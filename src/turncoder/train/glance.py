@@ -18,9 +18,9 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from turncoder.config.stages import SimcseConfig, SupervisedConfig
-from turncoder.data.pairs import Rows, number_rows, open_texts
+from turncoder.data.pairs import Rows, open_texts
 from turncoder.data.records import list_records, name_set, open_parquet, read_records
-from turncoder.data.saved import is_saved, open_dataset
+from turncoder.data.saved import is_saved, iterate_rows, open_dataset
 from turncoder.encode.encoder import find_template
 from turncoder.errors import UserError
 from turncoder.preview import SAMPLES, cache_in, open_streams, quiet, stream_rows, take_first, weigh
@@ -148,7 +148,7 @@ def _copy_pairs(config: SupervisedConfig, folder: str) -> _Copy:
         _copy_files(name, train, copy)
     else:
         _, rows = stream_rows(config)
-        _copy_first(number_rows(name, rows), train / f"{Path(name).name}.jsonl", copy, None)
+        _copy_first(iterate_rows(name, rows), train / f"{Path(name).name}.jsonl", copy, None)
     return copy
 
 
@@ -157,7 +157,7 @@ def _copy_files(source: str, folder: Path, copy: _Copy) -> None:
     if is_saved(path):
         data: Any = open_dataset(source)
         copied = folder / f"{path.name}.jsonl"
-        taken = _copy_first(number_rows(source, data), copied, copy, None)
+        taken = _copy_first(iterate_rows(source, data), copied, copy, None)
         copy.growth[name_set(copied)] = len(data) / max(taken, 1)
         return
     for file in list_records(path):

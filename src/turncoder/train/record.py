@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import importlib.metadata
 import json
 import platform
 import subprocess
@@ -16,7 +15,7 @@ from accelerate import PartialState
 
 from turncoder.config.keys import FitKeys
 from turncoder.config.stages import to_dict
-from turncoder.info import describe_machine
+from turncoder.info import describe_machine, find_versions
 
 __all__ = ["new_record", "tell_config", "tell_defaults"]
 
@@ -41,12 +40,6 @@ def tell_config(config: FitKeys) -> dict[str, Any]:
 
 def new_record(config: FitKeys, stage: str) -> dict[str, Any]:
     """Give the record of a run that begins now."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "stage": stage,
         "status": "running",
@@ -56,7 +49,7 @@ def new_record(config: FitKeys, stage: str) -> dict[str, Any]:
         "config": tell_config(config),
         "seed": config.seed,
         "processes": PartialState().num_processes,
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"python": platform.python_version(), **find_versions(PACKAGES)},
         "hardware": describe_machine(),
         "git": _git_revision(),
         "wall_time_s": 0.0,

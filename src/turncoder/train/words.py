@@ -6,7 +6,6 @@ states -> heads -> labels -> ``results.json``, ``predictions.tsv``, ``tagger/``.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from dataclasses import replace
@@ -25,11 +24,11 @@ from turncoder.data.alignment import choose_bos
 from turncoder.encode.encoder import limit_length
 from turncoder.evaluate.classifier import export_classifier
 from turncoder.evaluate.prediction import Reader
-from turncoder.evaluate.scoring import copy_tables, gather_seeds, score_tagger, write_results
+from turncoder.evaluate.results import read_results, write_results
+from turncoder.evaluate.scoring import copy_tables, gather_seeds, score_tagger
 from turncoder.evaluate.tagger import Tagger, load_tagger, save_tagger
 from turncoder.evaluate.words import summarise
 from turncoder.model.attention import inspect_attention
-from turncoder.report.plots import draw_layers
 from turncoder.train.finetuning import fine_tune, refuse_early
 from turncoder.train.probing import probe
 from turncoder.train.running import Run
@@ -148,8 +147,6 @@ def _finish(
     results = score_tagger(tagger, test, run.folder, compared=found.compared)
     if config.train_mode != "probe" and (run.folder / "model").exists():
         export_classifier(tagger, run.folder / "classifier")
-    if config.layer == "all":
-        _draw_layers(results, run.folder / "layers.png")
     for task in tasks:
         told = results["tasks"][task.name]
         told["chosen"] = found.chosen[task.name]
@@ -175,19 +172,6 @@ def _locate(name: str) -> str:
     return str(Path(name).expanduser().absolute()) if Path(name).expanduser().exists() else name
 
 
-def _draw_layers(results: dict[str, Any], path: Path) -> None:
-    """Draw the scores by layer."""
-    last = len(next(iter(results["tasks"].values()))["layers"]) - 1
-    rows = [
-        {"name": task, "layer": last if layer == "last" else int(layer), "mean": at["mean"][told["metric"]],
-         "std": at["std"][told["metric"]]}
-        for task, told in results["tasks"].items()
-        for layer, at in told["layers"].items()
-    ]  # fmt: skip
-    metrics = {told["metric"].replace("_", " ") for told in results["tasks"].values()}
-    draw_layers(rows, path, score=" or ".join(sorted(metrics)))
-
-
 def _train_each(config: WordsConfig, run: Run) -> None:
     """Train every seed and learning rate in a run of its own."""
     found: dict[float, dict[int, dict[str, Any]]] = {}
@@ -198,7 +182,7 @@ def _train_each(config: WordsConfig, run: Run) -> None:
             one = replace(config, seeds=(seed,), learning_rate=(rate,), output_dir=str(folder), overwrite=False)
             perform(one, one.STAGE, _train)
             folders[rate, seed] = folder
-            found.setdefault(rate, {})[seed] = json.loads((folder / "results.json").read_text(encoding="utf8"))
+            found.setdefault(rate, {})[seed] = read_results(folder)
     if PartialState().is_main_process:
         _put_together(config, run, found, folders)
     PartialState().wait_for_everyone()

@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 
 from turncoder.config.words import WordsConfig
 from turncoder.data.batching import permute
+from turncoder.data.corpus import is_held_out
 from turncoder.data.labels import LabelSet
 from turncoder.data.masking import EVALUATION_SEED
 from turncoder.data.saved import has_split
-from turncoder.data.store import is_held_out
 from turncoder.data.words import WordSet, find_column, open_words
 from turncoder.encode.encoder import load_encoder
 from turncoder.errors import UserError

@@ -18,14 +18,13 @@ import torch
 from accelerate import PartialState
 from rich.console import Console
 
-from turncoder.config import settings
+from turncoder.config.files import write_toml
 from turncoder.config.keys import locate_model
 from turncoder.config.stages import MntpConfig, TurnConfig, to_dict
 from turncoder.config.words import WordsConfig
-from turncoder.data.corpus import Corpus, check_column, open_corpus
+from turncoder.data.corpus import Corpus, check_column, is_held_out, open_corpus
 from turncoder.data.files import names_file
 from turncoder.data.pairs import Rows
-from turncoder.data.store import is_held_out
 from turncoder.data.tokenizer import load_tokenizer
 from turncoder.encode.encoder import MAX_SEQ_LENGTH
 from turncoder.errors import UserError
@@ -135,7 +134,7 @@ def _show_plan(plan: Plan, stage: Any, console: Console) -> None:
     """Print a plan, and of its keys those that are not as they would be without a word."""
     plain = {one.name: one.default for one in fields(stage)}
     told = {key: value for key, value in to_dict(stage).items() if value not in (plain[key], {}, [])}
-    plan.config = settings.write_toml(type(stage), told)
+    plan.config = write_toml(type(stage), told)
     show(plan, console)
 
 

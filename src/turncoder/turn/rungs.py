@@ -78,6 +78,7 @@ MACRO = " F1"
 """What the key of macro F1 ends in, which stands beside the share of right labels."""
 PROBE_SCORES = {"token_accuracy": "the share of right labels", "span_f1": "F1 over chunks (conlleval's)"}
 SHOWN_LABELS = 7
+SHOWN_SENTENCES = 4
 LOOKED_AT = 16, 128
 """Texts that anisotropy is measured on, and the tokens of each."""
 USUAL_TAG = "usual tag (words)"
@@ -175,7 +176,7 @@ def score_words(trial: Trial) -> list[dict[str, Any]]:
     return rows
 
 
-def score_rung(rung: Rung, trial: Trial, sentences: int = 4) -> dict[str, Any]:
+def score_rung(rung: Rung, trial: Trial) -> dict[str, Any]:
     """Score one rung; ``ranks``, a ``map``, ``neighbours``, a ``rendered`` text and ``anisotropy`` go along."""
     from turncoder.encode.encoder import load_encoder
     from turncoder.samples import show_text
@@ -189,7 +190,7 @@ def score_rung(rung: Rung, trial: Trial, sentences: int = 4) -> dict[str, Any]:
         vectors = encode_pairs(encoder, documents, query_prompt=query, document_prompt=document)
         rank_Q = rank_vectors(*vectors)
         row |= {**score_ranks(rank_Q), "ranks": rank_Q.tolist(), "map": map_pairs(*vectors)}
-        chosen = choose_sentences(documents.queries, sentences)
+        chosen = choose_sentences(documents.queries, SHOWN_SENTENCES)
         row["neighbours"] = [list(found) for found in nearest(encoder, documents.queries, chosen, query)]
         row["rendered"] = {"retrieval": show_text(encoder, documents.queries[0], query)}
     if trial.sts is not None:

@@ -20,7 +20,7 @@ from turncoder.data.files import names_file
 from turncoder.data.saved import is_saved
 from turncoder.data.words import WordSet, find_column, open_words
 from turncoder.errors import UserError
-from turncoder.evaluate.scoring import read_results
+from turncoder.evaluate.results import read_results
 from turncoder.evaluate.significance import bootstrap
 from turncoder.evaluate.wordfiles import read_predictions
 from turncoder.preview import quiet
