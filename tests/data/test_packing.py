@@ -250,6 +250,31 @@ def test_kill_in_the_middle_then_resume_to_the_same_bytes(
     assert not list((tmp_path / "killed").glob("*.partial"))
 
 
+@pytest.mark.parametrize("cut", ["train.tokens", "validation.ends"])
+def test_files_shorter_than_the_journal_says_are_made_anew(
+    tmp_path, texts, tokenizer, small_shards, monkeypatch, caplog, cut
+):
+    path = write(tmp_path, texts)
+    write_json, calls = tokens._write_json, itertools.count(1)
+
+    def fail(*arguments):
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        write_json(*arguments)
+
+    monkeypatch.setattr(tokens, "_write_json", fail)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(path, tokenizer, tmp_path / "cut")
+    (partial,) = (tmp_path / "cut").glob("*.partial")
+    os.truncate(partial / cut, 16)  # as a power cut leaves what was not synced
+    monkeypatch.setattr(tokens, "_write_json", write_json)
+    with caplog.at_level("INFO", logger="turncoder"):
+        prepare(path, tokenizer, tmp_path / "cut")
+    assert f"{cut} is shorter than its journal says" in caplog.text
+    prepare(path, tokenizer, tmp_path / "whole")
+    assert read_files(tmp_path / "cut") == read_files(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("trouble", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_full_disk_and_ctrl_c_leave_whole_shards(tmp_path, texts, tokenizer, small_shards, monkeypatch, trouble):
     path = write(tmp_path, texts)

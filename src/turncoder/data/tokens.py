@@ -100,18 +100,33 @@ class TokenPass:
 
     def _recover(self) -> _Journal:
         path = self.partial / "journal.json"
-        state = _Journal(dict.fromkeys(self.corpora, 0), {"train": [0, 0, 0], "validation": [0, 0, 0]})
-        if path.exists():
-            state = _Journal(**json.loads(path.read_text()))
+        fresh = _Journal(dict.fromkeys(self.corpora, 0), {"train": [0, 0, 0], "validation": [0, 0, 0]})
+        state = _Journal(**json.loads(path.read_text())) if path.exists() else fresh
+        cut = [
+            file.name
+            for file, size in self._sizes(state).items()
+            if size > (file.stat().st_size if file.exists() else 0)
+        ]
+        if cut:  # what is appended is not synced: after a power cut the journal may know more than the disk has
+            logger.info("%s: %s is shorter than its journal says; it begins anew", self.home, cut[0])
+            state = fresh
+        elif path.exists():
             logger.info("%s: taken up after %s documents", self.home, f"{sum(state.read.values()):,}")
         self._truncate(state)
         return state
 
+    def _sizes(self, state: _Journal) -> dict[Path, int]:
+        """Give the files, with the bytes of each that count."""
+        return {
+            self.partial / f"{name}.{ending}": size
+            for name, (tokens, documents, _) in state.splits.items()
+            for ending, size in (("tokens", tokens * self.encoder.dtype.itemsize), ("ends", documents * 8))
+        }
+
     def _truncate(self, state: _Journal) -> None:
-        for name, (tokens, documents, _) in state.splits.items():
-            for ending, size in (("tokens", tokens * self.encoder.dtype.itemsize), ("ends", documents * 8)):
-                with (self.partial / f"{name}.{ending}").open("ab") as stream:
-                    stream.truncate(size)
+        for path, size in self._sizes(state).items():
+            with path.open("ab") as stream:
+                stream.truncate(size)
 
     def _read(self, name: str, corpus: Corpus, state: _Journal, pool: Executor, width: int) -> None:
         boundary = 0
