@@ -176,8 +176,8 @@ def lock_output(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        path.unlink(missing_ok=True)  # while it is held: whoever has opened it tries again with a new one
         lock.release()
-        path.unlink(missing_ok=True)
 
 
 def _clear(out: Path) -> None:
