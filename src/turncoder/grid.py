@@ -15,6 +15,7 @@ from typing import Any
 
 from turncoder.config import settings
 from turncoder.config.words import WordsConfig
+from turncoder.disk import write_atomically
 from turncoder.errors import UserError
 
 __all__ = ["Cell", "list_missing", "open_grid", "run_grid"]
@@ -186,7 +187,6 @@ def _is_done(cell: Cell) -> bool:
 def _write_tables(folder: Path, cells: list[Cell]) -> None:
     """Write table and plot of the runs that are done."""
     from turncoder.report.plots import draw_grid
-    from turncoder.train.running import write_atomically
 
     rows: list[dict[str, Any]] = []
     for cell in cells:

@@ -23,6 +23,7 @@ import numpy as np
 
 from turncoder.data.corpus import Corpus
 from turncoder.data.encoding import Encoded, Encoder, start_workers
+from turncoder.disk import write_atomically
 from turncoder.errors import UserError
 from turncoder.progress import NOTICE_SECONDS, open_bar
 
@@ -163,7 +164,7 @@ class TokenPass:
             splits[name] = [tokens + len(token_ids), documents + len(lengths), read + size]
         before = state.read[corpus]
         after = _Journal({**state.read, corpus: position}, splits, state.empty + shard.empty)
-        _write_json(self.partial / "journal.json", after.__dict__)
+        write_atomically(self.partial / "journal.json", json.dumps(after.__dict__, indent=1) + "\n")
         state.__dict__.update(after.__dict__)
         self.written += len(shard.train[0]) + len(shard.validation[0])
         self._notice(state, (position - before) if self.by_rows else shard.size)
@@ -194,7 +195,7 @@ class TokenPass:
             for ending in ("tokens", "ends"):
                 with (self.partial / f"{name}.{ending}").open("rb") as stream:
                     os.fsync(stream.fileno())
-        _write_json(self.partial / "manifest.json", manifest)
+        write_atomically(self.partial / "manifest.json", json.dumps(manifest, indent=1) + "\n")
         (self.partial / "journal.json").unlink(missing_ok=True)
         self.partial.rename(self.home)
 
@@ -234,13 +235,3 @@ def _shards(corpus: Corpus, skip: int) -> Iterator[list[Any]]:
             rows, size = [], 0
     if rows:
         yield rows
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    partial = path.with_suffix(".new")
-    try:
-        partial.write_text(json.dumps(value, indent=1) + "\n")
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

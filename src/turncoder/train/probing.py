@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 
 from turncoder.config.words import WordsConfig
 from turncoder.data.labels import IGNORED
-from turncoder.data.packing import default_cache
 from turncoder.data.tokenizer import pad_token_id
 from turncoder.data.words import WordSet
+from turncoder.disk import default_cache
 from turncoder.evaluate.prediction import Head, Reader
 from turncoder.evaluate.words import score_chunks
 from turncoder.progress import open_bar
