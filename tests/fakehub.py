@@ -120,10 +120,11 @@ class _Handler(BaseHTTPRequestHandler):
             if role is None:
                 return self.refuse(401, message="Invalid credentials in Authorization header")
             return self.answer({"name": "me", "orgs": [{"name": "ours"}], "auth": {"accessToken": {"role": role}}})
-        if parts[:1] == ["api"] and parts[1] in ("models", "datasets") and len(parts) >= 4:
-            name = f"{parts[2]}/{parts[3]}"
+        if parts[:1] == ["api"] and parts[1] in ("models", "datasets") and len(parts) >= 3:
+            end = 3 if parts[3:4] in ([], ["revision"]) else 4  # some of the oldest have no owner
+            name = "/".join(parts[2:end])
             found = self.open_repository(name if parts[1] == "models" else f"datasets/{name}")
-            return None if found is None else self.tell(name, found, parts[4:])
+            return None if found is None else self.tell(name, found, parts[end:])
         if "resolve" in parts:
             place = parts.index("resolve")
             found = self.open_repository("/".join(parts[:place]))

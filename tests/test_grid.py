@@ -59,6 +59,17 @@ def test_a_grid_resumes_and_takes_no_run_of_another_configuration(grid: Callable
     assert [place.stat().st_mtime_ns for place in places] == before
 
 
+def test_the_table_is_written_without_touching_runs_that_want_more_steps(grid: Callable[..., str]) -> None:
+    run_grid(WordsConfig(grid=grid(epochs='1\nlr_scheduler_type = "constant"'), output_dir="out"))
+    folder = Path("out/tags/probe/two")
+    before = [(folder / name).read_text() for name in ("run.json", "config.toml")]
+    more = grid(epochs='2\nlr_scheduler_type = "constant"')
+    run_grid(WordsConfig(grid=more, output_dir="out", cell=0))
+    assert [(folder / name).read_text() for name in ("run.json", "config.toml")] == before
+    (row,) = json.loads(Path("out/grid.json").read_text())
+    assert row["model"] == "one", "the other is not one of this grid until it has its steps"
+
+
 def test_keys_beside_a_grid_are_refused(grid: Callable[..., str]) -> None:
     with pytest.raises(UserError, match=r"grid = 'grid.toml' and seeds are both set; keys of runs go into"):
         run_grid(WordsConfig(grid=grid(), output_dir="out", seeds=(3,)))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -20,13 +19,14 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from turncoder.data.tokenizer import pad_token_id
+from turncoder.disk import replace_folder
 from turncoder.model.attention import inspect_attention
 from turncoder.model.conversion import is_converted
 from turncoder.model.prior import Prior
 from turncoder.model.views import AttentionReport
 from turncoder.publish.card import OPENS, digest_card, write_card
 
-__all__ = ["OPENS", "put_in_place", "save_encoder", "save_language_model"]
+__all__ = ["OPENS", "save_encoder", "save_language_model"]
 
 logger = logging.getLogger("turncoder")
 
@@ -132,19 +132,21 @@ def save_encoder(
         },
         **(extra or {}),
     }
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "1_Pooling").mkdir(parents=True)
-    backbone.save_pretrained(partial)
-    if tokenizer_files is None:
-        tokenizer.save_pretrained(partial)
-    for file in tokenizer_files or []:
-        shutil.copyfile(file, partial / file.name)
-    for name, content in contents.items():
-        _write(partial / name, content)
-    (partial / "README.md").write_text(card, encoding="utf8")
-    _fit_servers(partial / "config.json", backbone, (record or {}).get("matryoshka_dims"))
-    put_in_place(partial, folder)
+    with replace_folder(folder) as partial:
+        (partial / "1_Pooling").mkdir()
+        backbone.save_pretrained(partial)
+        _save_tokenizer(tokenizer, tokenizer_files, partial)
+        for name, content in contents.items():
+            _write(partial / name, content)
+        (partial / "README.md").write_text(card, encoding="utf8")
+        _fit_servers(partial / "config.json", backbone, (record or {}).get("matryoshka_dims"))
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, files: list[Path] | None, folder: Path) -> None:
+    if files is None:
+        tokenizer.save_pretrained(folder)
+    for file in files or []:
+        shutil.copyfile(file, folder / file.name)
 
 
 def _name_here(folder: Path) -> str:
@@ -190,28 +192,12 @@ def save_language_model(
     record
         For ``turncoder.json``.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    if tokenizer_files is None:
-        tokenizer.save_pretrained(partial)
-    for file in tokenizer_files or []:
-        shutil.copyfile(file, partial / file.name)
-    if prior is not None:
-        prior.save(partial)
-    _write(partial / "turncoder.json", {**record, "prior": prior.describe() if prior else None})
-    put_in_place(partial, folder)
-
-
-def put_in_place(partial: Path, folder: Path) -> None:
-    """Rename a finished folder to its name, readable as the umask says: safetensors writes for the owner alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for file in partial.rglob("*"):
-        if file.is_file():
-            file.chmod(0o666 & ~umask)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
+    with replace_folder(folder) as partial:
+        model.save_pretrained(partial)
+        _save_tokenizer(tokenizer, tokenizer_files, partial)
+        if prior is not None:
+            prior.save(partial)
+        _write(partial / "turncoder.json", {**record, "prior": prior.describe() if prior else None})
 
 
 def _pooling_config(width: int, pooling: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 from turncoder.config import settings
 from turncoder.config.files import read_file
 from turncoder.config.words import WordsConfig
+from turncoder.disk import write_atomically
 from turncoder.errors import UserError
 
 __all__ = ["Cell", "list_missing", "open_grid", "run_grid"]
@@ -154,9 +155,12 @@ def _open(config: WordsConfig) -> tuple[Path, list[Cell]]:
 
 def _is_finished(cell: Cell) -> bool:
     """Say whether a run is done, and is one of this grid; raises UserError for one that is done under other keys."""
-    from turncoder.train.running import open_run
+    from turncoder.train.record import tell_config
+    from turncoder.train.resuming import wants_more
+    from turncoder.train.running import read_earlier
 
-    return _is_done(cell) and open_run(cell.config, cell.config.STAGE).finished
+    old = read_earlier(cell.config, cell.config.STAGE) if _is_done(cell) else None
+    return old is not None and not wants_more(old["config"], tell_config(cell.config))
 
 
 def _write_tables_of_all(folder: Path, cells: list[Cell]) -> None:
@@ -185,7 +189,6 @@ def _write_tables(folder: Path, cells: list[Cell]) -> None:
     """Write table and plot of the runs that are done."""
     from turncoder.evaluate.results import read_results
     from turncoder.report.plots import draw_grid
-    from turncoder.train.running import write_atomically
 
     rows: list[dict[str, Any]] = []
     for cell in cells:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import copy
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from turncoder.artifact import put_in_place, save_language_model
+from turncoder.artifact import save_language_model
 from turncoder.config.heads import HeadConfig
 from turncoder.config.keys import locate_model
 from turncoder.config.stages import to_toml
 from turncoder.data.tokenizer import load_tokenizer, tokenizer_files
+from turncoder.disk import replace_folder
 from turncoder.errors import UserError
 from turncoder.model.backbone import (
     find_kind,
@@ -88,21 +88,19 @@ def add_head(config: HeadConfig) -> Path:
     if not told["tied"]:
         logger.info("the head is a weight of its own: %s more", f"{model.get_output_embeddings().weight.numel():,}")
     record = read_record(name, **where)
-    made = out.with_name(f".{out.name}.made")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_language_model(
-        model,
-        made,
-        tokenizer=load_tokenizer(name, **where),
-        tokenizer_files=tokenizer_files(name, revision=config.model_revision, cache_dir=config.cache_dir),
-        prior=None,
-        record={
-            **{key: value for key, value in record.items() if key != "prior"},
-            "head": {**told, "prior": config.prior, **prior.describe()},
-            "parents": tell_parents(str(config.model_name_or_path)),
-        },
-    )
-    try:
+    with replace_folder(out) as made:
+        save_language_model(
+            model,
+            made,
+            tokenizer=load_tokenizer(name, **where),
+            tokenizer_files=tokenizer_files(name, revision=config.model_revision, cache_dir=config.cache_dir),
+            prior=None,
+            record={
+                **{key: value for key, value in record.items() if key != "prior"},
+                "head": {**told, "prior": config.prior, **prior.describe()},
+                "parents": tell_parents(str(config.model_name_or_path)),
+            },
+        )
         difference = compare(_load(config, str(made), revision="main"), target, take_backbone(original))
         exact = way != "fit" and target.softcap is None  # a cap stands behind what a temperature divides
         if exact and not difference < EXACT:
@@ -111,9 +109,6 @@ def add_head(config: HeadConfig) -> Path:
                 f"{difference:.2g} nats: it computes something after its head that is not known here; use --no-prior, "
                 "or the run as it is (mntp, turn and evaluate language add log p themselves)"
             )
-        put_in_place(made, out)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
     return out
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["find_run", "is_hub_id", "list_parents", "locate_parent", "look_for_hub"]
+__all__ = ["find_run", "is_hub_id", "list_parents", "locate_parent", "look_for_hub", "may_be_hub_id"]
 
 logger = logging.getLogger("turncoder")
 
@@ -58,8 +58,16 @@ def _find_ids(names: Iterable[str | None]) -> list[str]:
 
 
 def is_hub_id(name: str) -> bool:
-    """Say whether a name is that of a repository, and of no folder here."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
+    """Say whether a name is that of a repository with its owner, and of no folder here."""
+    return "/" in name and may_be_hub_id(name)
+
+
+def may_be_hub_id(name: str) -> bool:
+    """Say whether a name can be that of a repository, whose owner the oldest do without, and is that of no folder here.
+
+    For names that were opened once: a mistyped folder can be one too.
+    """
+    return bool(re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name)) and not Path(name).exists()
 
 
 def list_parents(folder: Path) -> list[str]:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from turncoder.data.words import WordSet
+from turncoder.disk import replace_file, write_atomically
 from turncoder.errors import UserError
 from turncoder.evaluate.words import score, summarise, tally
-from turncoder.train.running import write_atomically
 
 __all__ = ["export_machamp", "read_machamp"]
 
@@ -140,16 +140,14 @@ def export_machamp(
 def _write_columns(path: Path, words: WordSet, tasks: Mapping[str, str]) -> None:
     """Write a line for each word, and an empty one after each sentence."""
     without = dict.fromkeys(tasks, 0)
-    partial = path.with_name(f".{path.name}.partial")
     columns = [words.labels(column) for column in tasks.values()]
-    with partial.open("w", encoding="utf8", newline="\n") as file:
+    with replace_file(path) as partial, partial.open("w", encoding="utf8", newline="\n") as file:
         for forms, *labels in zip(words.forms(), *columns, strict=True):
             for task, tags in zip(tasks, labels, strict=True):
                 without[task] += tags.count("")
             for form, *tags in zip(forms, *labels, strict=True):
                 file.write("\t".join([form.translate(BREAKS), *(tag or UNLABELLED for tag in tags)]) + "\n")
             file.write("\n")
-    partial.replace(path)
     for task, count in without.items():
         if count:
             logger.warning(

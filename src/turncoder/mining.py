@@ -8,7 +8,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from turncoder.data.files import names_file
 from turncoder.data.pairs import open_pairs
 from turncoder.data.rows import scan_rows
 from turncoder.data.saved import is_saved
+from turncoder.disk import replace_file
 from turncoder.encode.encoder import open_encoder
 from turncoder.encode.texts import BatchEncoder, open_sides
 from turncoder.errors import UserError
@@ -99,16 +99,12 @@ def mine_file(config: MineConfig) -> Path:
             "--corpus_file"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
-    try:
+    with replace_file(out) as partial:
         if out.suffix == ".parquet":
             pq.write_table(pa.Table.from_pylist(rows), partial)
         else:
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             partial.write_text("".join(lines), encoding="utf8")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
     logger.info(
         "%s: %s of %s anchors got %s negatives each, from %s candidates; %s rows written, %s left out (%s had too few "
         "negatives, %s were repeated)",

@@ -8,14 +8,13 @@ Tensor names: B batch, L length.
 """
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from turncoder.artifact import put_in_place
+from turncoder.disk import replace_folder
 from turncoder.encode.encoder import load_encoder
 from turncoder.errors import UserError
 
@@ -78,17 +77,11 @@ def export_onnx(folder: str | Path, *, allow_partial: bool = False) -> Path:
         raise UserError(f"{folder} holds no transformers model to export")
     if hasattr(backbone, "set_experts_implementation"):  # ONNX has no operator for the others
         backbone.set_experts_implementation("batched_mm")
-    partial = folder / ".onnx.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with replace_folder(folder / "onnx") as partial:
         _export(States(backbone).eval(), partial / "model.onnx")
         session = onnxruntime.InferenceSession(partial / "model.onnx", providers=["CPUExecutionProvider"])
         _compare(backbone, session)
         del session
-        put_in_place(partial, folder / "onnx")
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder / "onnx" / "model.onnx"
 
 

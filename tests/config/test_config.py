@@ -26,7 +26,7 @@ from turncoder.config.stages import (
     to_dict,
     to_toml,
 )
-from turncoder.config.values import read_literal
+from turncoder.config.values import coerce, list_kinds, read_literal
 from turncoder.errors import UserError
 
 MINIMAL = ["--model_name_or_path", "m", "--train_file", "t.txt"]

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 
 from turncoder.data import encoding, packing, tokens
 from turncoder.data.corpus import open_corpora, open_corpus
-from turncoder.data.packing import default_cache, prepare_blocks
+from turncoder.data.packing import prepare_blocks
 from turncoder.data.tokenizer import load_tokenizer
 from turncoder.data.vocabulary import train_tokenizer
+from turncoder.disk import default_cache
 from turncoder.errors import UserError
 
 
@@ -210,16 +211,16 @@ from turncoder.data.corpus import open_corpus
 from turncoder.data.tokenizer import load_tokenizer
 tokens.SHARD_CHARACTERS = 4000
 folder, shards, stage = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-write, seen = tokens._write_json, 0
-def die(path, value):
+write, seen = tokens.write_atomically, 0
+def die(path, text):
     global seen
     seen += 1
     if seen == shards and stage == "before":
         os.kill(os.getpid(), signal.SIGKILL)
-    write(path, value)
+    write(path, text)
     if seen == shards:
         os.kill(os.getpid(), signal.SIGKILL)
-tokens._write_json = die
+tokens.write_atomically = die
 packing.prepare_blocks(corpus=open_corpus(file=folder / "corpus.txt"), tokenizer=load_tokenizer(folder / "tokenizer"),
                        block_size=32, folder=folder / "killed")
 """
@@ -250,17 +251,42 @@ def test_kill_in_the_middle_then_resume_to_the_same_bytes(
     assert not list((tmp_path / "killed").glob("*.partial"))
 
 
+@pytest.mark.parametrize("cut", ["train.tokens", "validation.ends"])
+def test_files_shorter_than_the_journal_says_are_made_anew(
+    tmp_path, texts, tokenizer, small_shards, monkeypatch, caplog, cut
+):
+    path = write(tmp_path, texts)
+    write_whole, calls = tokens.write_atomically, itertools.count(1)
+
+    def fail(*arguments):
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        write_whole(*arguments)
+
+    monkeypatch.setattr(tokens, "write_atomically", fail)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(path, tokenizer, tmp_path / "cut")
+    (partial,) = (tmp_path / "cut").glob("*.partial")
+    os.truncate(partial / cut, 16)  # as a power cut leaves what was not synced
+    monkeypatch.setattr(tokens, "write_atomically", write_whole)
+    with caplog.at_level("INFO", logger="turncoder"):
+        prepare(path, tokenizer, tmp_path / "cut")
+    assert f"{cut} is shorter than its journal says" in caplog.text
+    prepare(path, tokenizer, tmp_path / "whole")
+    assert read_files(tmp_path / "cut") == read_files(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("trouble", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_full_disk_and_ctrl_c_leave_whole_shards(tmp_path, texts, tokenizer, small_shards, monkeypatch, trouble):
     path = write(tmp_path, texts)
-    write_json, calls = tokens._write_json, itertools.count(1)
+    write_whole, calls = tokens.write_atomically, itertools.count(1)
 
     def fail(*arguments):
         if next(calls) == 4:
             raise trouble
-        write_json(*arguments)
+        write_whole(*arguments)
 
-    monkeypatch.setattr(tokens, "_write_json", fail)
+    monkeypatch.setattr(tokens, "write_atomically", fail)
     with pytest.raises(type(trouble)) as caught:
         prepare(path, tokenizer, tmp_path / "full")
     assert caught.value is trouble
@@ -269,7 +295,7 @@ def test_a_full_disk_and_ctrl_c_leave_whole_shards(tmp_path, texts, tokenizer, s
     for name, (count, documents, _) in journal["splits"].items():
         assert (partial / f"{name}.tokens").stat().st_size == count * 2
         assert (partial / f"{name}.ends").stat().st_size == documents * 8
-    assert not list(partial.glob("*.new"))
+    assert not list(partial.glob("*.partial"))
     prepare(path, tokenizer, tmp_path / "full")
     monkeypatch.undo()
     prepare(path, tokenizer, tmp_path / "whole")
@@ -309,6 +335,12 @@ def test_what_nothing_can_be_trained_on_is_refused(tmp_path, tokenizer, lines, o
         prepare(path, tokenizer, tmp_path / "cache", **options)
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "cache").glob("*.partial")), "nothing half-written"
+
+
+def test_another_user_of_the_cache_can_read_all_of_it(tmp_path, texts, tokenizer):
+    train, _ = prepare(write(tmp_path, texts), tokenizer, tmp_path / "cache", line_by_line=True)
+    assert len(train)
+    assert len({path.stat().st_mode for path in (tmp_path / "cache").rglob("*") if path.is_file()}) == 1
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, texts, tokenizer):

@@ -45,3 +45,10 @@ def test_a_hub_data_set_is_asked_for_its_configuration_and_split(
     assert set(asked) == {("someone/texts", "en", "test", "there")}
     scan_rows("someone/texts")
     assert asked[-1] == ("someone/texts", None, "train", None)
+
+
+def test_long_texts_keep_their_ids_in_every_shard(tmp_path: Path) -> None:
+    path, texts = tmp_path / "texts.csv", [letter * 140_000 for letter in "abc"]
+    path.write_text("id,text\n" + "".join(f"{number},{text}\n" for number, text in enumerate(texts)))
+    rows = scan_rows(str(path), text_column="text", id_column="id")
+    assert list(rows.shards(2)) == [(texts[:2], ["0", "1"]), (texts[2:], ["2"])]

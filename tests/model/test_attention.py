@@ -283,6 +283,18 @@ def test_a_report_is_json_and_a_table():
     assert report.summary == "2 of 2 layers look both ways, windows of +-64"
 
 
+def test_proofs_lie_in_the_cache_for_every_user_to_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TURNCODER_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    remember(tiny_model("llama"), "topic", dict)
+    (path,) = (tmp_path / "home/.cache/turncoder/proofs").iterdir()
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
 def test_proofs_are_remembered_and_a_broken_memory_is_none(tmp_path, monkeypatch):
     monkeypatch.setenv("TURNCODER_CACHE", str(tmp_path))
     model = tiny_model("llama")

@@ -55,6 +55,17 @@ def test_the_header_names_what_is_known_and_no_licence(report: AttentionReport) 
     assert "`princeton-nlp/Sheared-LLaMA` \u2192 mntp \u2192 simcse" in written.text
 
 
+def test_a_base_model_without_an_owner_is_one_unless_it_is_a_folder(
+    report: AttentionReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    record = {"stage": "mntp", "parents": [{"name": "gpt2"}]}
+    assert "\nbase_model: gpt2\n" in card(report, record=record).content
+    (tmp_path / "gpt2").mkdir()
+    assert "base_model" not in card(report, record=record).content
+    assert "base_model" not in card(report, record={**record, "parents": [{"name": "/gone/gpt2"}]}).content
+
+
 def test_a_folder_on_this_machine_is_no_base_model(report: AttentionReport, tmp_path: Path) -> None:
     record = {"stage": "merge", "parents": [{"name": str(tmp_path / "base")}, {"name": str(tmp_path / "adapter")}]}
     written = card(report, record=record)

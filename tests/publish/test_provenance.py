@@ -40,6 +40,19 @@ def test_a_licence_is_inherited_from_the_hub(hub: FakeHub) -> None:
         ask("them/base", online=False)
 
 
+def test_the_oldest_of_the_hub_have_no_owner(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repositories |= {"gpt2": Repository(card={"license": "mit"})}
+    hub.repositories |= {"datasets/wikitext": Repository(card={"license": "cc-by-sa-3.0", "language": ["en"]})}
+    assert ask("gpt2")[::3] == ("mit", "that of gpt2, by its card")
+    assert data({"dataset_name": "wikitext"}) == (("wikitext",), (), "cc-by-sa-3.0", ("en",))
+    assert data({"text": "wikitext", "pairs": "gone.jsonl"})[:2] == (("wikitext",), ("gone.jsonl",))
+    assert data({"train_file": "texts"}, {"text": "./texts"})[:2] == ((), ("texts",))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    with pytest.raises(UserError, match="the card of gpt2 names none"):
+        ask("gpt2")
+
+
 def test_a_licence_that_was_given_wins_and_another_one_is_said(tmp_path: Path, caplog: Any) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
     with caplog.at_level(logging.WARNING, "turncoder"):

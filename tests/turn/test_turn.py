@@ -29,6 +29,7 @@ from turncoder.data.tokenizer import load_tokenizer
 from turncoder.evaluate.sentences import read_sts
 from turncoder.evaluate.wordfiles import read_predictions
 from turncoder.report.summary import write_report
+from turncoder.train.course import count_steps
 from turncoder.turn import ladder as module
 from turncoder.turn.ladder import tell_opening
 from turncoder.turn.sizes import Sizes, configure_stages, derive_sizes
@@ -333,6 +334,33 @@ def test_steps_follow_what_the_user_says_of_a_stage(monkeypatch: pytest.MonkeyPa
     assert "(9 epochs)" in sizes.reasons[1] and "learning rate 1e-06" in sizes.reasons[1]
     config = TurnConfig(model_name_or_path="m", text="t", mntp={"max_steps": "77"})
     assert "77 steps" in derive_sizes(config, Sizes(), 10**6, 10**6, 128, 2000).reasons[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "steps"),
+    [
+        ({}, None, 1000),  # of 2,500 that an epoch has at 8 rows a step
+        ({"num_train_epochs": "2"}, None, 5000),
+        ({"max_steps": "4000"}, None, 4000),
+        ({"stop_after_n_steps": "1200"}, None, 1200),
+        ({"num_train_epochs": "0.1"}, None, 250),
+        ({}, 20_000, 20_000),
+    ],
+)
+def test_every_stage_takes_1000_steps_at_most_unless_it_is_told_how_many(
+    given: dict[str, str], asked: int | None, steps: int
+) -> None:
+    names = ("mntp", "simcse", "supervised")
+    keys = {name: {"per_device_train_batch_size": "8", **given} for name in names}
+    config = TurnConfig(
+        model_name_or_path="m", text="t", pairs="p", **keys, **{f"steps_{name}": asked for name in names}
+    )
+    sizes = derive_sizes(config, Sizes(), 10**6, 20_000 * 128, 128, 20_000, 20_000)
+    assert [f" {steps:,} steps " in reason for reason in sizes.reasons[1:]] == [True] * 3
+    stages = configure_stages(config, sizes)
+    assert {name: count_steps(stages[name], 20_000)[0] for name in ("control", *names)} == dict.fromkeys(
+        ("control", *names), steps
+    )
 
 
 def test_frozen_weights_are_bfloat16_where_the_device_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,6 @@ Shape legend: L tokens of a row, N rows.
 """
 
 import hashlib
-import os
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from turncoder.data.batching import permute
+from turncoder.disk import replace_file
 
 __all__ = ["FORMAT", "Blocks", "Layout", "TokenFile"]
 
@@ -209,24 +208,18 @@ class Blocks:
 def _write_rows(path: Path, ends: np.ndarray, block_size: int, layout: Layout) -> None:
     """Write start and length of each row, a slice of the documents at a time, atomically."""
     step = DOCUMENTS_AT_ONCE // GROUP * GROUP
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            begin = 0
-            for place in range(0, len(ends), step):
-                stops = ends[place : place + step].astype(np.int64)
-                starts = np.concatenate([[begin], stops[:-1]])
-                begin = int(stops[-1])
-                if layout == "llm2vec":
-                    starts, stops = (
-                        starts[::GROUP],
-                        np.append(stops[GROUP - 1 :: GROUP], stops[-1:])[: len(starts[::GROUP])],
-                    )
-                stream.write(_cut(starts, stops, block_size, layout).tobytes())
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    with replace_file(path) as partial, partial.open("wb") as stream:
+        begin = 0
+        for place in range(0, len(ends), step):
+            stops = ends[place : place + step].astype(np.int64)
+            starts = np.concatenate([[begin], stops[:-1]])
+            begin = int(stops[-1])
+            if layout == "llm2vec":
+                starts, stops = (
+                    starts[::GROUP],
+                    np.append(stops[GROUP - 1 :: GROUP], stops[-1:])[: len(starts[::GROUP])],
+                )
+            stream.write(_cut(starts, stops, block_size, layout).tobytes())
 
 
 def _cut(starts: np.ndarray, stops: np.ndarray, block_size: int, layout: Layout) -> np.ndarray:

@@ -7,7 +7,6 @@ How they are cut into rows is decided when they are read (`turncoder.data.blocks
 import hashlib
 import json
 import logging
-import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,22 +15,15 @@ from turncoder.data.blocks import FORMAT, Blocks, Layout, TokenFile
 from turncoder.data.corpus import Corpus
 from turncoder.data.tokenizer import digest_tokenizer
 from turncoder.data.tokens import TokenPass
+from turncoder.disk import default_cache
 from turncoder.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Blocks", "default_cache", "prepare_blocks"]
+__all__ = ["Blocks", "prepare_blocks"]
 
 logger = logging.getLogger("turncoder")
-
-
-def default_cache() -> Path:
-    """Say where prepared tokens are kept: ``TURNCODER_CACHE``, else ``turncoder`` in the user's cache folder."""
-    named = os.environ.get("TURNCODER_CACHE")
-    if named:
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "turncoder"
 
 
 def prepare_blocks(
@@ -57,7 +49,7 @@ def prepare_blocks(
     block_size
         Largest number of tokens in a row.
     folder
-        Under which the tokens are kept, in a folder named by their fingerprint; None means :func:`default_cache`.
+        Under which the tokens are kept, in a folder named by their fingerprint; None means that of `turncoder.disk`.
     validation_percentage
         Without a validation corpus: the share of documents, by a hash of their text, that becomes one. 0 means none.
     line_by_line

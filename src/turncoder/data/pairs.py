@@ -20,11 +20,11 @@ from datasets import Dataset
 from turncoder.data.batching import permute
 from turncoder.data.columns import Shape, find_shape
 from turncoder.data.corpus import Corpus
-from turncoder.data.packing import default_cache
 from turncoder.data.records import list_records, name_set, read_records
 from turncoder.data.saved import is_saved, iterate_rows, open_dataset
 from turncoder.data.sentences import split_sentences
 from turncoder.data.store import Begin, Reader, hash_text, store_rows
+from turncoder.disk import default_cache
 from turncoder.encode.texts import clean
 from turncoder.errors import UserError
 

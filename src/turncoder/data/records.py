@@ -41,6 +41,8 @@ CHUNK_BYTES = 1 << 20
 PARQUET_ROWS = 256
 BLANK = re.compile(r"\s*")
 
+csv.field_size_limit(2**31 - 1)  # of the whole process: files that are read at once share it
+
 
 def list_records(path: Path, key: str = "train_file") -> list[Path]:
     """List the files of records in a folder, in the order of their names; a file is its own list.
@@ -272,8 +274,6 @@ def read_rows(path: Path, *, strict: bool = False) -> Iterator[tuple[int, list[s
 
     With ``strict`` a quotation mark out of place is an error.
     """
-    limit = csv.field_size_limit()
-    csv.field_size_limit(2**31 - 1)
     reader = csv.reader((line + "\n" for line in split_lines(decode(path))), strict=strict)
     try:
         for row in reader:
@@ -281,8 +281,6 @@ def read_rows(path: Path, *, strict: bool = False) -> Iterator[tuple[int, list[s
                 yield reader.line_num, row
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: broken CSV, {error}") from error
-    finally:
-        csv.field_size_limit(limit)
 
 
 @contextmanager

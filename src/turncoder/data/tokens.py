@@ -23,6 +23,7 @@ import numpy as np
 
 from turncoder.data.corpus import Corpus
 from turncoder.data.encoding import Encoded, Encoder, start_workers
+from turncoder.disk import write_atomically
 from turncoder.errors import UserError
 from turncoder.progress import NOTICE_SECONDS, open_bar
 
@@ -100,18 +101,33 @@ class TokenPass:
 
     def _recover(self) -> _Journal:
         path = self.partial / "journal.json"
-        state = _Journal(dict.fromkeys(self.corpora, 0), {"train": [0, 0, 0], "validation": [0, 0, 0]})
-        if path.exists():
-            state = _Journal(**json.loads(path.read_text()))
+        fresh = _Journal(dict.fromkeys(self.corpora, 0), {"train": [0, 0, 0], "validation": [0, 0, 0]})
+        state = _Journal(**json.loads(path.read_text())) if path.exists() else fresh
+        cut = [
+            file.name
+            for file, size in self._sizes(state).items()
+            if size > (file.stat().st_size if file.exists() else 0)
+        ]
+        if cut:  # what is appended is not synced: after a power cut the journal may know more than the disk has
+            logger.info("%s: %s is shorter than its journal says; it begins anew", self.home, cut[0])
+            state = fresh
+        elif path.exists():
             logger.info("%s: taken up after %s documents", self.home, f"{sum(state.read.values()):,}")
         self._truncate(state)
         return state
 
+    def _sizes(self, state: _Journal) -> dict[Path, int]:
+        """Give the files, with the bytes of each that count."""
+        return {
+            self.partial / f"{name}.{ending}": size
+            for name, (tokens, documents, _) in state.splits.items()
+            for ending, size in (("tokens", tokens * self.encoder.dtype.itemsize), ("ends", documents * 8))
+        }
+
     def _truncate(self, state: _Journal) -> None:
-        for name, (tokens, documents, _) in state.splits.items():
-            for ending, size in (("tokens", tokens * self.encoder.dtype.itemsize), ("ends", documents * 8)):
-                with (self.partial / f"{name}.{ending}").open("ab") as stream:
-                    stream.truncate(size)
+        for path, size in self._sizes(state).items():
+            with path.open("ab") as stream:
+                stream.truncate(size)
 
     def _read(self, name: str, corpus: Corpus, state: _Journal, pool: Executor, width: int) -> None:
         boundary = 0
@@ -148,7 +164,7 @@ class TokenPass:
             splits[name] = [tokens + len(token_ids), documents + len(lengths), read + size]
         before = state.read[corpus]
         after = _Journal({**state.read, corpus: position}, splits, state.empty + shard.empty)
-        _write_json(self.partial / "journal.json", after.__dict__)
+        write_atomically(self.partial / "journal.json", json.dumps(after.__dict__, indent=1) + "\n")
         state.__dict__.update(after.__dict__)
         self.written += len(shard.train[0]) + len(shard.validation[0])
         self._notice(state, (position - before) if self.by_rows else shard.size)
@@ -179,7 +195,7 @@ class TokenPass:
             for ending in ("tokens", "ends"):
                 with (self.partial / f"{name}.{ending}").open("rb") as stream:
                     os.fsync(stream.fileno())
-        _write_json(self.partial / "manifest.json", manifest)
+        write_atomically(self.partial / "manifest.json", json.dumps(manifest, indent=1) + "\n")
         (self.partial / "journal.json").unlink(missing_ok=True)
         self.partial.rename(self.home)
 
@@ -219,13 +235,3 @@ def _shards(corpus: Corpus, skip: int) -> Iterator[list[Any]]:
             rows, size = [], 0
     if rows:
         yield rows
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    partial = path.with_suffix(".new")
-    try:
-        partial.write_text(json.dumps(value, indent=1) + "\n")
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from turncoder.data.corpus import Corpus
+from turncoder.disk import replace_folder
 from turncoder.errors import UserError
 
 if TYPE_CHECKING:
@@ -120,8 +120,6 @@ def open_trained(
                 vocab_size,
                 len(tokenizer),
             )
-        partial = home.with_name(f"{home.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        tokenizer.save_pretrained(partial)
-        partial.rename(home)
+        with replace_folder(home) as partial:
+            tokenizer.save_pretrained(partial)
     return home

@@ -12,12 +12,12 @@ from pathlib import Path
 from datasets import Dataset
 
 from turncoder.data.labels import Scheme
-from turncoder.data.packing import default_cache
 from turncoder.data.records import read_records
 from turncoder.data.saved import is_saved, iterate_rows, open_dataset
 from turncoder.data.wordformats import Sentence, find_layout, read_sentences
 from turncoder.data.wordrecords import find_class_names, open_word_records
 from turncoder.data.wordtable import BATCH_SENTENCES, DATA, FACTS, FEATURE, TOLD, Begin, write_words
+from turncoder.disk import default_cache
 from turncoder.errors import UserError
 
 __all__ = ["WordSet", "find_column", "open_words"]

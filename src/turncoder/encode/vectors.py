@@ -22,6 +22,7 @@ from turncoder.config.encoding import EncodeConfig
 from turncoder.config.stages import ACTIONS, differences, to_dict
 from turncoder.data.rows import Rows, scan_rows
 from turncoder.data.vectorfile import VectorFile, is_whole
+from turncoder.disk import write_atomically
 from turncoder.encode.encoder import check_flags
 from turncoder.encode.texts import SHARD_TEXTS, Counts
 from turncoder.encode.workers import Workers
@@ -177,8 +178,8 @@ def lock_output(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        path.unlink(missing_ok=True)  # while it is held: whoever has opened it tries again with a new one
         lock.release()
-        path.unlink(missing_ok=True)
 
 
 def _clear(out: Path) -> None:
@@ -248,9 +249,7 @@ def _encode_to_folder(
     for path in out.glob("*.partial"):  # of a job that was killed
         path.unlink()
     if not (out / "manifest.json").exists():
-        partial = out / "manifest.partial"
-        partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf8")
-        partial.replace(out / "manifest.json")
+        write_atomically(out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     size, names = manifest["shard_texts"], name_shards(out, manifest, source)
     rows = [min(size, source.count - number * size) for number in range(len(names))]
     there = [is_whole(name, count, manifest["dimension"]) for name, count in zip(names, rows, strict=True)]

@@ -5,7 +5,6 @@ averages probabilities (``aggregation_strategy="average"``) or takes the first (
 """
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, PreTrainedModel
 
-from turncoder.artifact import put_in_place
+from turncoder.disk import replace_folder
 from turncoder.evaluate.prediction import Head
 from turncoder.evaluate.tagger import Tagger
 from turncoder.train.features import LAST
@@ -51,11 +50,9 @@ def export_classifier(tagger: Tagger, folder: Path) -> bool:
         logger.warning("%s/ is not written: %s", folder.name, reason)
         return False
     assert isinstance(model, PreTrainedModel)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tagger.encoder.tokenizer.save_pretrained(partial)
-    put_in_place(partial, folder)
+    with replace_folder(folder) as partial:
+        model.save_pretrained(partial)
+        tagger.encoder.tokenizer.save_pretrained(partial)
     return True
 
 

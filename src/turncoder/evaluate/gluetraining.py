@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, set_seed
 
 from turncoder.budget import keep_freed_memory
 from turncoder.config.glue import GlueConfig, count_epochs
+from turncoder.disk import write_atomically
 from turncoder.encode.encoder import find_template, load_encoder
 from turncoder.encode.llm2vec import LLM2VecTransformer
 from turncoder.encode.pooling import pools_first
@@ -34,7 +35,7 @@ from turncoder.train.arguments import training_arguments
 from turncoder.train.classifying import LabelledTexts, TextCollator, TextModel, choose_loss, predict
 from turncoder.train.course import lay_course
 from turncoder.train.headtrainer import HeadTrainer
-from turncoder.train.running import Run, write_atomically
+from turncoder.train.running import Run
 from turncoder.train.stage import check_data, choose_trainables, fit, tell_parameters, tell_parents
 
 __all__ = ["choose_prompt", "open_model", "refuse_early", "tell_apart", "train_one"]

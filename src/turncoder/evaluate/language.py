@@ -20,13 +20,14 @@ from transformers import set_seed
 
 from turncoder.config import settings
 from turncoder.config.language import LanguageConfig
+from turncoder.disk import write_atomically
 from turncoder.errors import UserError, first_line
 from turncoder.evaluate.taskfiles import TaskFile, open_task_file
 from turncoder.evaluate.taskruns import hushed, keep_files, open_scores, read_done, score_tasks
 from turncoder.model.backbone import describe_model, digest_module
 from turncoder.model.source import read_json
 from turncoder.progress import open_bar
-from turncoder.train.running import Run, read_earlier, write_atomically
+from turncoder.train.running import Run, read_earlier
 from turncoder.train.stage import perform
 
 if TYPE_CHECKING:

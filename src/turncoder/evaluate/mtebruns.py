@@ -17,13 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 from turncoder.config.sentences import SentencesConfig
+from turncoder.disk import write_atomically
 from turncoder.errors import UserError, first_line
 from turncoder.evaluate.mtebplan import Work, describe_data, estimate, prepare
 from turncoder.evaluate.taskruns import hushed, score_tasks
 from turncoder.model.source import read_json
 from turncoder.progress import open_bar
 from turncoder.report.taskrows import BASELINES
-from turncoder.train.running import Run, write_atomically
+from turncoder.train.running import Run
 from turncoder.train.stage import perform
 
 if TYPE_CHECKING:

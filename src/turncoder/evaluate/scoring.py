@@ -18,6 +18,7 @@ from turncoder.config.words import WordsConfig
 from turncoder.data.files import refuse_file
 from turncoder.data.labels import LabelSet
 from turncoder.data.words import WordSet, find_column, open_words
+from turncoder.disk import write_atomically
 from turncoder.errors import UserError
 from turncoder.evaluate.prediction import Head, predict
 from turncoder.evaluate.results import read_results, show_score
@@ -26,7 +27,7 @@ from turncoder.evaluate.wordfiles import write_confusion, write_predictions
 from turncoder.evaluate.words import summarise, tally
 from turncoder.hub import find_run
 from turncoder.model.source import read_json
-from turncoder.train.running import MARKER, complete_checkpoints, write_atomically
+from turncoder.train.running import MARKER, complete_checkpoints
 from turncoder.train.wordtasks import Task
 
 __all__ = [

@@ -7,7 +7,6 @@ What a run keeps in ``tagger/``: ``tagger.json`` says which model is read at whi
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,8 +21,8 @@ from huggingface_hub.errors import HTTPError
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from turncoder.artifact import put_in_place
 from turncoder.config.words import WordsConfig
+from turncoder.disk import replace_folder
 from turncoder.encode.encoder import load_encoder
 from turncoder.encode.wordvectors import split_words
 from turncoder.errors import UserError, first_line
@@ -201,12 +200,9 @@ def save_tagger(folder: Path, tagger: Tagger, model: dict[str, Any]) -> None:
     for head in tagger.heads:
         weights[f"{head.task}.{head.seed}.weight"] = head.weight_CE.contiguous()
         weights[f"{head.task}.{head.seed}.bias"] = head.bias_C.contiguous()
-    partial = folder / ".tagger.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(weights, partial / "heads.safetensors")
-    (partial / "tagger.json").write_text(json.dumps(spec, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
-    put_in_place(partial, folder / "tagger")
+    with replace_folder(folder / "tagger") as partial:
+        save_file(weights, partial / "heads.safetensors")
+        (partial / "tagger.json").write_text(json.dumps(spec, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
 
 
 def load_tagger(

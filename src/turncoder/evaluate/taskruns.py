@@ -12,9 +12,10 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from turncoder.disk import write_atomically
 from turncoder.errors import UnfinishedError, UserError, first_line
 from turncoder.model.source import read_json
-from turncoder.train.running import Run, write_atomically
+from turncoder.train.running import Run
 from turncoder.train.stage import tell_parents
 
 __all__ = ["NO_NETWORK", "hushed", "keep_files", "list_names", "open_scores", "read_done", "score_tasks", "tell_remedy"]

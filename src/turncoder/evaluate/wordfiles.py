@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from turncoder.disk import write_atomically
 from turncoder.errors import UserError
 from turncoder.evaluate.words import Tally
 
@@ -26,7 +27,6 @@ def find_confusions(counted: Tally) -> list[tuple[str, str, int]]:
 def write_confusion(counted: Tally, folder: Path) -> list[tuple[str, str, int]]:
     """Write ``confusion.csv`` (all labels; gold in rows) and ``confusion.png``, and give `find_confusions`."""
     from turncoder.report.plots import draw_confusion
-    from turncoder.train.running import write_atomically
 
     often: Counter[str] = Counter()
     for pair, count in counted.confusion.items():
@@ -51,8 +51,6 @@ def write_predictions(
 
     Tab, line end and backslash in a word become ``\t``, ``\n``, ``\r`` and ``\\``.
     """
-    from turncoder.train.running import write_atomically
-
     table = str.maketrans(ESCAPES)
     lines: list[str] = []
     for columns in zip(words, gold, predicted, strict=True):

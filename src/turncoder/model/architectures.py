@@ -3,11 +3,11 @@
 import dataclasses
 import importlib.metadata
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from turncoder.disk import write_atomically
 from turncoder.errors import ConversionError
 from turncoder.model.attention import inspect_attention
 from turncoder.model.conversion import REPAIRS, convert
@@ -137,7 +137,4 @@ def architectures_markdown(rows: list[ArchitectureRow]) -> str:
 
 def write_docs(path: Path, rows: list[ArchitectureRow] | None = None) -> None:
     """Write docs/architectures.md, atomically."""
-    text = architectures_markdown(check_all() if rows is None else rows)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf8")
-    partial.replace(path)
+    write_atomically(path, architectures_markdown(check_all() if rows is None else rows))

@@ -6,8 +6,6 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from turncoder.disk import default_cache, write_atomically
 from turncoder.model.conversion import causal_config
 from turncoder.model.influence import backbone_of
 
@@ -27,10 +26,9 @@ def remember(model: PreTrainedModel, topic: str, compute: Callable[[], Any]) -> 
     """Return what ``compute`` finds about a model's architecture, from the cache if it has been found before.
 
     The key is the class with its source, the small configuration, the attention implementation, the versions of torch
-    and transformers, and our own sources. The cache lies in ``$TURNCODER_CACHE``, else in the user's cache folder.
+    and transformers, and our own sources.
     """
-    root = os.environ.get("TURNCODER_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "turncoder"
-    path = Path(root).expanduser() / "proofs" / f"{topic}-{fingerprint(model)}.json"
+    path = default_cache() / "proofs" / f"{topic}-{fingerprint(model)}.json"
     with contextlib.suppress(OSError, ValueError):
         return json.loads(path.read_text(encoding="utf8"))
     threads = torch.get_num_threads()
@@ -42,9 +40,7 @@ def remember(model: PreTrainedModel, topic: str, compute: Callable[[], Any]) -> 
         torch.set_num_threads(threads)
     with contextlib.suppress(OSError):  # a read-only home costs the time of the proof, not the run
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf8") as partial:
-            json.dump(found, partial)
-        Path(partial.name).replace(path)
+        write_atomically(path, json.dumps(found))
     return found
 
 

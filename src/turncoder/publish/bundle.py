@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from turncoder.config.publishing import PublishConfig
 from turncoder.data.tokenizer import OTHER_FILES, VOCABULARY_FILES, tokenizer_files
 from turncoder.errors import UserError
-from turncoder.hub import locate_parent
+from turncoder.hub import locate_parent, may_be_hub_id
 from turncoder.model.source import read_json
 
 __all__ = ["Bundle", "follow_base", "is_published", "open_bundle"]
@@ -237,7 +237,7 @@ def _open_adapter(bundle: Bundle, config: PublishConfig) -> Bundle:
     adapters, base, bundle.base_revision = _find_chain(bundle.home)
     bundle.base = base
     named = config.base_model or base
-    if Path(named).exists() or "/" not in named:
+    if not may_be_hub_id(named):
         raise UserError(
             f"adapter_only: the adapter belongs to {base}, a folder that nobody else has; say by what id the hub has "
             "it (--base_model OWNER/NAME), or publish with --merged"

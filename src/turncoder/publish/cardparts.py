@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from turncoder.hub import is_hub_id
+from turncoder.hub import may_be_hub_id
 from turncoder.publish.usage import EXAMPLES
 
 __all__ = [
@@ -84,7 +84,7 @@ class Published:
 def show_header(record: dict[str, Any], published: Published | None, name: str, **told: Any) -> str:
     """Show the header for the hub, and the title; ``told`` are fields of `ModelCardData`."""
     base = next((parent["name"] for parent in record.get("parents", []) if "stage" not in parent), None)
-    told["base_model"] = base if base and is_hub_id(base) else None
+    told["base_model"] = base if base and may_be_hub_id(base) else None
     if published is not None:
         told |= {
             "base_model": published.base_model,
@@ -104,7 +104,7 @@ def show_header(record: dict[str, Any], published: Published | None, name: str, 
 
 def tell_name(name: str) -> str:
     """Say the name of a model without the folders of this machine."""
-    return name if is_hub_id(name) else Path(name.removesuffix("/model")).name
+    return name if may_be_hub_id(name) else Path(name.removesuffix("/model")).name
 
 
 def name_chain(stage: str | None, parents: list[dict[str, Any]]) -> Iterator[str]:

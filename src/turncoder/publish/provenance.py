@@ -16,8 +16,9 @@ from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabl
 from turncoder.config.files import write_toml
 from turncoder.config.keys import FitKeys
 from turncoder.config.publishing import PublishConfig
+from turncoder.data.files import names_file
 from turncoder.errors import UserError
-from turncoder.hub import is_hub_id, locate_parent
+from turncoder.hub import locate_parent, may_be_hub_id
 from turncoder.model.source import read_json
 from turncoder.publish.bundle import Bundle
 from turncoder.publish.cardparts import Step, tell_name
@@ -67,7 +68,7 @@ def find_licence(config: PublishConfig, bundle: Bundle, *, online: bool) -> Lice
     UserError
         None was given and none is found, or the base model's card is behind a gate.
     """
-    base = config.base_model or (bundle.base if bundle.base and is_hub_id(bundle.base) else None)
+    base = config.base_model or (bundle.base if bundle.base and may_be_hub_id(bundle.base) else None)
     places = [(bundle.base, bundle.base_revision)] if bundle.base and Path(bundle.base).is_dir() else []
     places += [(base, "main" if config.base_model else bundle.base_revision)] if base else []
     ask = online and not config.license
@@ -100,7 +101,8 @@ def find_data(config: PublishConfig, steps: list[tuple[Path, dict[str, Any]]], *
     for _, record in steps:
         for key in TEXTS:
             name = record["config"].get(key)
-            if name and is_hub_id(locate_parent(name, record)) and (key != "train_file" or not Path(name).suffix):
+            place = locate_parent(name, record) if name else ""
+            if name and key != "train_file" and may_be_hub_id(place) and not names_file(place):
                 datasets.append(name)
             elif name:
                 files.append(Path(name).name)

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from turncoder.config.publishing import PublishConfig
 from turncoder.errors import UserError
-from turncoder.hub import is_hub_id
+from turncoder.hub import may_be_hub_id
 from turncoder.model.attention import inspect_attention
 from turncoder.model.backbone import load_backbone
 from turncoder.model.views import AttentionFacts
@@ -106,7 +106,7 @@ def _write(config: PublishConfig, bundle: Bundle, *, online: bool) -> str:
     licence = find_licence(config, bundle, online=online)
     data = find_data(config, steps, online=online)
     scores, index = find_scores(bundle, config.results, name)
-    base = config.base_model or (bundle.base if bundle.base and is_hub_id(bundle.base) else None)
+    base = config.base_model or (bundle.base if bundle.base and may_be_hub_id(bundle.base) else None)
     published = Published(
         license=licence.license,
         source=licence.source,

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from turncoder.disk import write_atomically
 from turncoder.quickstart.prose import Prose
 
 __all__ = ["COLUMNS", "label_words", "write_tagged"]
@@ -69,9 +70,7 @@ def write_tagged(prose: Prose, folder: Path, passages: int) -> None:
         chosen = found[:: max(1, len(found) // max(1, count))][:count]
         lines = [f"# global.columns = {' '.join(('FORM', *COLUMNS))}"]
         lines += ["\n".join(["\t".join(row) for row in passage] + [""]) for passage in chosen]
-        partial = folder / f".{name}.partial"
-        partial.write_text("\n".join(lines) + "\n", encoding="utf8")
-        partial.replace(folder / f"{name}.conll")
+        write_atomically(folder / f"{name}.conll", "\n".join(lines) + "\n")
 
 
 def _cut(texts: Iterable[str]) -> Iterator[list[tuple[str, str, str]]]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from turncoder.disk import write_atomically
 from turncoder.errors import UserError
 from turncoder.quickstart.casing import COLUMNS, write_tagged
 from turncoder.quickstart.prose import Prose, gather_prose, is_held_out, source_roots
@@ -206,7 +207,7 @@ def _open(output: Path, asked: dict[str, Any]) -> None:
     elif output.exists() and any(output.iterdir()):
         raise UserError(f"--output {output} exists and is no quickstart: name another folder, or empty it")
     output.mkdir(parents=True, exist_ok=True)
-    _write(record, json.dumps(asked, indent=1) + "\n")
+    write_atomically(record, json.dumps(asked, indent=1) + "\n")
 
 
 def gather(text: str | Path | None, output: Path, sizes: Sizes) -> None:
@@ -216,7 +217,7 @@ def gather(text: str | Path | None, output: Path, sizes: Sizes) -> None:
         prose = _sample(text, sizes.words) if text else gather_prose(source_roots(), words=sizes.words)
         train.parent.mkdir(exist_ok=True)
         for path, texts in ((train, prose.train), (held_out, prose.held_out)):
-            _write(path, "".join(json.dumps({"text": line}) + "\n" for line in texts))
+            write_atomically(path, "".join(json.dumps({"text": line}) + "\n" for line in texts))
     texts, others = ([json.loads(line)["text"] for line in path.open(encoding="utf8")] for path in (train, held_out))
     words = sum(len(line.split()) for line in texts)
     logger.info("      %s texts, %s words; %s texts held out", f"{len(texts):,}", f"{words:,}", f"{len(others):,}")
@@ -314,9 +315,3 @@ def configure(base: str, output: Path, sizes: Sizes, seed: int) -> "TurnConfig":
             "learning_rate": sizes.simcse_learning_rate,
         },
     )
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf8")
-    partial.replace(path)

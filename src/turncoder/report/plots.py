@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from turncoder.disk import replace_file
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -148,6 +150,5 @@ def _explain(figure: "Figure", axes: "Axes") -> None:
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=DPI)
-    partial.replace(path)
+    with replace_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=DPI)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from turncoder.config.stages import differences
 from turncoder.data.files import refuse_file
+from turncoder.disk import write_atomically
 from turncoder.errors import UserError, first_line
 from turncoder.report.boards import Named
 from turncoder.report.page import GENERATOR, Lines, Page, Part, Section, write_html, write_markdown
@@ -149,9 +150,7 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
     check_output(str(output))
     text = WRITERS[output.suffix](build_page(folders))
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    partial.write_text(text, encoding="utf8")
-    partial.replace(output)
+    write_atomically(output, text)
 
 
 def leave_report(folder: Path) -> None:

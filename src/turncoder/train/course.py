@@ -57,7 +57,7 @@ def lay_course(config: FitKeys, run: Run, rows: int) -> Course:
     return Course(steps, scheduled, per_step, math.ceil(rows / per_step), record, callbacks)
 
 
-def count_steps(config: Any, rows: int | None, processes: int = 1) -> tuple[int, int]:
+def count_steps(config: Any, rows: int | None, processes: int = 1, per_step: int | None = None) -> tuple[int, int]:
     """Count the optimizer steps that are run, and those that the learning-rate schedule is laid out for.
 
     Parameters
@@ -68,13 +68,15 @@ def count_steps(config: Any, rows: int | None, processes: int = 1) -> tuple[int,
         Training rows of an epoch; None where they are not known (``max_steps`` or ``stop_after_n_steps`` decides).
     processes
         Devices that share a batch.
+    per_step
+        Rows of a step; None means those that the configuration's batches have over all processes.
 
     Returns
     -------
     tuple of int
         ``(steps, scheduled)``: equal, unless ``as_llm2vec`` keeps LLM2Vec's schedule. 0 when nothing is known.
     """
-    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+    per_step = per_step or config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
     if config.max_steps > 0:
         planned = config.max_steps
     elif rows is not None:

@@ -11,7 +11,6 @@ In the names of tensors: M words, B rows of a batch, L positions, D width, N win
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -27,6 +26,7 @@ from transformers import PreTrainedModel
 from turncoder.budget import choose_batch_tokens, keep_freed_memory
 from turncoder.data.alignment import Alignment
 from turncoder.data.batching import budget_batches
+from turncoder.disk import replace_file
 from turncoder.encode.encoder import check_finite
 from turncoder.encode.lanes import count_lanes, run_batches
 from turncoder.errors import UserError
@@ -287,25 +287,16 @@ class _Pass:
 
 def _write(paths: dict[Key, Path], work: _Pass) -> None:
     """Write every file under another name, and rename them when all are whole."""
-    partials = {key: path.with_name(f"{path.name}.{os.getpid()}.partial") for key, path in paths.items()}
     streams: dict[Key, IO[bytes]] = {}
-    try:
-        with open_bar() as bar, ExitStack() as stack:
-            for shard in work.shards(bar):
-                for key, states_MD in shard.items():
-                    if key not in streams:
-                        streams[key] = stack.enter_context(partials[key].open("wb"))
-                        shape = (len(work.alignment.word_window), states_MD.shape[1])
-                        streams[key].write(_head(shape, states_MD.dtype))
-                    streams[key].write(states_MD.view(torch.uint8).numpy().data)
-            for stream in streams.values():
-                stream.flush()
-                os.fsync(stream.fileno())
-        for key, path in paths.items():
-            partials[key].replace(path)
-    finally:
-        for partial in partials.values():
-            partial.unlink(missing_ok=True)
+    with open_bar() as bar, ExitStack() as stack:
+        partials = {key: stack.enter_context(replace_file(path)) for key, path in paths.items()}
+        for shard in work.shards(bar):
+            for key, states_MD in shard.items():
+                if key not in streams:
+                    streams[key] = stack.enter_context(partials[key].open("wb"))
+                    shape = (len(work.alignment.word_window), states_MD.shape[1])
+                    streams[key].write(_head(shape, states_MD.dtype))
+                streams[key].write(states_MD.view(torch.uint8).numpy().data)
 
 
 def _head(shape: tuple[int, int], dtype: torch.dtype) -> bytes:

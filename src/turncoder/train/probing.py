@@ -6,7 +6,6 @@ In the names of tensors: M words, S seeds, R learning rates.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,12 +18,13 @@ from transformers import PreTrainedModel
 
 from turncoder.config.words import WordsConfig
 from turncoder.data.labels import IGNORED
-from turncoder.data.packing import default_cache
 from turncoder.data.tokenizer import pad_token_id
 from turncoder.data.words import WordSet
+from turncoder.disk import default_cache
 from turncoder.evaluate.prediction import Head, Reader
 from turncoder.evaluate.words import score_chunks
 from turncoder.progress import open_bar
+from turncoder.train.course import count_steps
 from turncoder.train.features import Features, Reading, compute_features
 from turncoder.train.linear import Heads, Recipe, Words, fit_heads
 from turncoder.train.running import Run
@@ -199,12 +199,10 @@ def _try(
     name = f"{task.name} {reading} {tell_layers(layers)}"
     rows = int((exam.train_M >= 0).sum())
     batch_words = config.probe_batch_words or min(max(rows // PASS_STEPS, FEWEST_WORDS), MOST_WORDS)
-    planned = math.ceil(rows / batch_words * config.num_train_epochs)
-    planned = config.max_steps if config.max_steps > 0 else planned
     recipe = Recipe(
         seeds=config.seeds,
         learning_rates=config.learning_rate,
-        steps=min(planned, config.stop_after_n_steps or planned),
+        steps=count_steps(config, rows, per_step=batch_words)[0],
         batch_words=batch_words,
         dropout=config.classifier_dropout,
         weight_decay=config.weight_decay,

@@ -18,7 +18,8 @@ from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from turncoder import pausing
-from turncoder.train.running import MARKER, Run, complete_checkpoints, write_atomically
+from turncoder.disk import write_atomically
+from turncoder.train.running import MARKER, Run, complete_checkpoints
 
 __all__ = ["AnisotropyLog", "RunCallback", "StopAfter", "take_scores"]
 

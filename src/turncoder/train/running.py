@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from accelerate import PartialState
 from turncoder.config.keys import FitKeys
 from turncoder.config.stages import to_toml
 from turncoder.data.files import refuse_file
+from turncoder.disk import write_atomically
 from turncoder.errors import UserError
 from turncoder.train.record import new_record, tell_config, tell_defaults
 from turncoder.train.resuming import check_rows, check_same, failed_early, wants_more
@@ -32,22 +32,11 @@ __all__ = [
     "complete_checkpoints",
     "open_run",
     "read_earlier",
-    "write_atomically",
 ]
 
 logger = logging.getLogger("turncoder")
 
 MARKER = "complete"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` under a temporary name beside ``path``, flush it to disk, and rename it."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 @dataclasses.dataclass

@@ -15,8 +15,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from turncoder.artifact import put_in_place, save_encoder
+from turncoder.artifact import save_encoder
 from turncoder.config.keys import TrainKeys
+from turncoder.disk import replace_folder
 from turncoder.encode.pooling import name_pooling
 from turncoder.errors import UnfinishedError, UserError, first_line
 from turncoder.info import measure_memory
@@ -26,7 +27,7 @@ from turncoder.model.heads import Head
 from turncoder.publish.cardparts import count_held_out
 from turncoder.train.course import Course
 from turncoder.train.recording import RunCallback, take_scores
-from turncoder.train.running import Run, checkpoint_step, open_run, write_atomically
+from turncoder.train.running import Run, checkpoint_step, open_run
 
 __all__ = [
     "check_data",
@@ -273,16 +274,17 @@ def save_result(
     }
     artifact["record"] = {**artifact["record"], **told}
     if isinstance(model, PeftModel):
-        partial = run.folder / ".adapter.partial"
-        save_adapter(partial)
         kept: dict[str, Any] = {
             key: artifact[key] for key in ("max_seq_length", "prompts", "default_prompt_name") if key in artifact
         }
         kept["pooling"] = name_pooling(artifact.get("pooling", "mean"), tokenizer)
         kept["chat_template"] = bool(artifact.get("inputs"))
         kept["bidirectional"] = is_converted(model.config) or artifact["record"]["bidirectional"]
-        write_atomically(partial / "encoder.json", json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
-        put_in_place(partial, run.folder / "adapter")
+        with replace_folder(run.folder / "adapter") as partial:
+            save_adapter(partial)
+            (partial / "encoder.json").write_text(
+                json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf8"
+            )
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         if not will_merge(config, size):
             logger.warning("model/ is not written (save_merged = %s, %.1f GB)", config.save_merged, size / 1e9)

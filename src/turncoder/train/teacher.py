@@ -19,9 +19,9 @@ from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 
 from turncoder.config.stages import SimcseConfig, SupervisedConfig
-from turncoder.data.packing import default_cache
 from turncoder.data.pairs import Rows, hash_rows
 from turncoder.data.vectorfile import VectorFile, is_whole
+from turncoder.disk import default_cache
 from turncoder.encode.encoder import load_encoder
 from turncoder.encode.texts import SHARD_TEXTS, BatchEncoder, open_sides
 from turncoder.encode.workers import digest_encoder

@@ -18,9 +18,10 @@ from turncoder.config.pretraining import PretrainConfig, VocabularyKeys
 from turncoder.config.stages import MntpConfig
 from turncoder.data.corpus import open_corpora
 from turncoder.data.masking import EVALUATION_SEED, IGNORED, Masking, MaskingStyle, collate
-from turncoder.data.packing import Blocks, default_cache, prepare_blocks
+from turncoder.data.packing import Blocks, prepare_blocks
 from turncoder.data.tokenizer import find_padding, load_tokenizer, mask_token_id, pad_token_id, special_ids
 from turncoder.data.vocabulary import open_trained
+from turncoder.disk import default_cache
 from turncoder.encode.encoder import limit_length
 from turncoder.errors import UserError
 from turncoder.model.backbone import read_record, resolve_model

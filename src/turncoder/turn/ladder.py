@@ -26,6 +26,7 @@ from turncoder.data.corpus import Corpus, check_column, is_held_out, open_corpus
 from turncoder.data.files import names_file
 from turncoder.data.pairs import Rows
 from turncoder.data.tokenizer import load_tokenizer
+from turncoder.disk import write_atomically
 from turncoder.encode.encoder import MAX_SEQ_LENGTH
 from turncoder.errors import UserError
 from turncoder.evaluate.sentences import read_sts
@@ -38,7 +39,7 @@ from turncoder.prompts import check_prompt
 from turncoder.skeleton import build_unstored
 from turncoder.train.planning import plan_training
 from turncoder.train.rows import open_rows
-from turncoder.train.running import Run, write_atomically
+from turncoder.train.running import Run
 from turncoder.train.stage import perform
 from turncoder.train.text import open_blocks
 from turncoder.train.wordplan import plan_words

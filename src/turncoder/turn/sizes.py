@@ -66,21 +66,24 @@ def derive_sizes(
     batch = max(8, min(128 if fast else 64, (pairs or sentences) // 8))
     sizes.supervised = {
         "max_seq_length": min(256, length), "per_device_train_batch_size": batch, "per_device_eval_batch_size": batch,
-        "learning_rate": float(f"{min(MOST_PAIRS_RATE, 4 * rate):.1e}"),
-        "stop_after_n_steps": config.steps_supervised or MOST_STEPS, "logging_steps": 20, "warmup_steps": 0.1,
+        "learning_rate": float(f"{min(MOST_PAIRS_RATE, 4 * rate):.1e}"), "logging_steps": 20, "warmup_steps": 0.1,
         "save_steps": 200, **common,
     }  # fmt: skip
     for name in ("mntp", "simcse", "supervised"):
         if asked := getattr(config, f"steps_{name}"):
-            getattr(sizes, name)["max_steps"] = asked
+            getattr(sizes, name).update(max_steps=asked, stop_after_n_steps=asked)
+        elif not {"num_train_epochs", "max_steps"} & set(getattr(config, name)):
+            getattr(sizes, name)["stop_after_n_steps"] = MOST_STEPS
     stages = configure_stages(config, sizes)
     for name, stage in stages.items():
         if name != "control" and has_bf16() and stage.train_mode == "lora":
             getattr(sizes, name)["dtype"] = "bfloat16"  # of what is frozen
     mntp, simcse = stages["mntp"], stages["simcse"]
-    blocks = min(math.ceil(tokens / length), mntp.max_train_samples or math.inf)
-    steps = {"mntp": _count_steps(config.mntp, mntp, blocks, processes)}
-    steps["simcse"] = _count_steps(config.simcse, simcse, sentences, processes)
+    blocks = math.ceil(tokens / length)
+    blocks = min(blocks, mntp.max_train_samples or blocks)
+    steps = {
+        name: count_steps(stages[name], rows, processes)[0] for name, rows in (("mntp", blocks), ("simcse", sentences))
+    }
     for name, count in steps.items():
         getattr(sizes, name).update(_schedule(count))
     units = "different sentences" if simcse.split_sentences else "texts"
@@ -102,15 +105,6 @@ def derive_sizes(
 
 def _count_rows(stage: Any, processes: int) -> int:
     return stage.per_device_train_batch_size * stage.gradient_accumulation_steps * processes
-
-
-def _count_steps(given: dict[str, Any], stage: Any, rows: float, processes: int) -> int:
-    """Count the steps of a stage: so many epochs of its rows, and not too many where the user leaves it to us."""
-    steps = stage.max_steps
-    if steps < 1:
-        steps = max(1, math.ceil(stage.num_train_epochs * rows / _count_rows(stage, processes)))
-        steps = steps if "num_train_epochs" in given else min(steps, MOST_STEPS)
-    return min(steps, stage.stop_after_n_steps or steps)
 
 
 def _tell_steps(stage: Any, steps: int, rows: float, processes: int) -> str:

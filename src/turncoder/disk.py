@@ -1,0 +1,59 @@
+"""Where things are kept on disk, and how they get there: under their name when they are whole, and not before."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["default_cache", "replace_file", "replace_folder", "write_atomically"]
+
+
+def default_cache() -> Path:
+    """Say where what was prepared is kept: ``TURNCODER_CACHE``, else ``turncoder`` in the user's cache folder."""
+    named = os.environ.get("TURNCODER_CACHE")
+    if named:
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "turncoder"
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Give a name to write to, beside ``path``: flushed to disk and renamed at the end, gone after an error."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        yield partial
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` under a temporary name beside ``path``, flush it to disk, and rename it."""
+    with replace_file(path) as partial:
+        partial.write_text(text, encoding="utf8")
+
+
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to fill, beside ``folder``: renamed to it at the end, gone after an error.
+
+    Its files are readable as the umask says: safetensors writes for the owner alone.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        umask = os.umask(0)
+        os.umask(umask)
+        for file in partial.rglob("*"):
+            if file.is_file():
+                file.chmod(0o666 & ~umask)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,51 @@
+"""What is written is there as a whole or not at all, and for everyone whom the umask lets read."""
+
+from pathlib import Path
+
+import pytest
+
+from turncoder.disk import default_cache, replace_file, replace_folder, write_atomically
+
+
+def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
+    path, plain = tmp_path / "file.txt", tmp_path / "plain"
+    plain.touch()
+    write_atomically(path, "old \u2192\n")
+    assert path.read_bytes() == "old \u2192\n".encode() and path.stat().st_mode == plain.stat().st_mode
+    with pytest.raises(OSError, match="full"), replace_file(path) as partial:
+        partial.write_text("new")
+        assert path.read_text(encoding="utf8") == "old \u2192\n"
+        raise OSError("full")
+    assert path.read_text(encoding="utf8") == "old \u2192\n" and set(tmp_path.iterdir()) == {path, plain}
+
+
+def test_a_folder_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
+    folder, plain = tmp_path / "deep" / "model", tmp_path / "plain"
+    plain.touch()
+    with replace_folder(folder) as partial:
+        (partial / "old").touch(mode=0o600)
+        killed = partial
+    assert (folder / "old").stat().st_mode == plain.stat().st_mode
+    with pytest.raises(KeyboardInterrupt), replace_folder(folder) as partial:
+        raise KeyboardInterrupt
+    assert [path.name for path in folder.iterdir()] == ["old"] and list(folder.parent.iterdir()) == [folder]
+    killed.mkdir()
+    (killed / "half").touch()  # of a process that was killed
+    with replace_folder(folder) as partial:
+        (partial / "new").touch()
+    assert [path.name for path in folder.iterdir()] == ["new"] and list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(
+    ("named", "users", "expected"),
+    [("~/kept", "/cache", "home/kept"), ("", "/cache", "/cache/turncoder"), (None, "", "home/.cache/turncoder")],
+)
+def test_the_cache_lies_where_the_user_says(
+    named: str | None, users: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", users)
+    monkeypatch.delenv("TURNCODER_CACHE")
+    if named is not None:
+        monkeypatch.setenv("TURNCODER_CACHE", named)
+    assert default_cache() == tmp_path / expected
