@@ -3,7 +3,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from turncoder.data.corpus import open_corpora
+from turncoder.data.corpus import open_corpus
 from turncoder.data.packing import prepare_blocks
 from turncoder.train.text import measure_bytes
 
@@ -32,7 +32,7 @@ def test_a_token_stands_for_bytes_of_the_text_and_not_of_what_is_decoded(uncased
     path.write_text("".join(json.dumps({"text": f"{text} {number}" if text.strip() else text}) + "\n"
                             for number, text in enumerate(TEXTS)))  # fmt: skip
     texts = [f"{text} {number}" for number, text in enumerate(TEXTS) if text.strip()]
-    corpus, _ = open_corpora(train_file=str(path))
+    corpus = open_corpus(file=str(path))
     blocks = prepare_blocks(
         corpus=corpus,
         tokenizer=uncased,
@@ -57,7 +57,7 @@ def test_text_that_came_as_tokens_is_decoded(uncased, tmp_path):
 
     rows = uncased(["ein fluß", "a b"])["input_ids"]
     datasets.Dataset.from_dict({"input_ids": rows}).save_to_disk(tmp_path / "saved")
-    corpus, _ = open_corpora(dataset_name=str(tmp_path / "saved"))
+    corpus = open_corpus(dataset_name=str(tmp_path / "saved"))
     train, _ = prepare_blocks(
         corpus=corpus, tokenizer=uncased, block_size=8, folder=tmp_path / "tokens", validation_percentage=0
     )
