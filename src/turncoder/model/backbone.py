@@ -37,8 +37,7 @@ __all__ = [
     "find_file",
     "find_kind",
     "load_backbone",
-    "load_causal_lm",
-    "load_masked_lm",
+    "load_language_model",
     "load_model_config",
     "read_record",
     "resolve_model",
@@ -96,9 +95,10 @@ def find_kind(name: str, *, trust_remote_code: bool = False, **where: Any) -> Li
     return "mlm" if any(one.endswith("ForMaskedLM") for one in config.architectures or ()) else "clm"
 
 
-def load_causal_lm(
+def load_language_model(
     name: str,
     *,
+    kind: Literal["clm", "mlm"] = "clm",
     revision: str = "main",
     cache_dir: str | None = None,
     trust_remote_code: bool = False,
@@ -106,12 +106,14 @@ def load_causal_lm(
     attn_implementation: str | None = "sdpa",
     is_decoder: bool | None = None,
 ) -> PreTrainedModel:
-    """Load a causal language model as it was trained: causal, with its head.
+    """Load a language model with its head, and its attention as it was trained.
 
     Parameters
     ----------
     name
         A folder, a run folder of ours, or a hub id.
+    kind
+        What it predicts: the next token (clm), or masked ones (mlm); see `find_kind`.
     dtype
         ``float32`` (also for None), ``bfloat16``, ``float16``, or ``auto`` for the dtype of the files.
     attn_implementation
@@ -130,22 +132,8 @@ def load_causal_lm(
         No weights, weights that lack parameters of the architecture (the head, for example), or an unknown model.
     """
     where = {"revision": revision, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
-    return _load(AutoModelForCausalLM, name, where, dtype, attn_implementation, is_decoder)
-
-
-def load_masked_lm(
-    name: str,
-    *,
-    revision: str = "main",
-    cache_dir: str | None = None,
-    trust_remote_code: bool = False,
-    dtype: str | None = None,
-    attn_implementation: str | None = "sdpa",
-    is_decoder: bool | None = None,
-) -> PreTrainedModel:
-    """Load a masked language model with its head; parameters and errors as for :func:`load_causal_lm`."""
-    where = {"revision": revision, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
-    return _load(AutoModelForMaskedLM, name, where, dtype, attn_implementation, is_decoder)
+    auto_class = AutoModelForCausalLM if kind == "clm" else AutoModelForMaskedLM
+    return _load(auto_class, name, where, dtype, attn_implementation, is_decoder)
 
 
 def load_backbone(
@@ -157,7 +145,7 @@ def load_backbone(
     dtype: str | None = None,
     attn_implementation: str | None = "sdpa",
 ) -> PreTrainedModel:
-    """Load a decoder or an encoder without its head; parameters and errors as for :func:`load_causal_lm`."""
+    """Load a decoder or an encoder without its head; parameters and errors as for :func:`load_language_model`."""
     where = {"revision": revision, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
     return _load(AutoModel, name, where, dtype, attn_implementation)
 

@@ -26,7 +26,7 @@ from turncoder.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer
 from turncoder.errors import UserError
 from turncoder.model.adapters import choose_targets, count_parameters, load_adapter
 from turncoder.model.attention import make_bidirectional, settle_implementation
-from turncoder.model.backbone import count_embeddings, load_causal_lm, resolve_model
+from turncoder.model.backbone import count_embeddings, load_language_model, resolve_model
 from turncoder.model.heads import Head, take_backbone, take_head
 from turncoder.model.prior import Prior, read_prior
 from turncoder.train.arguments import training_arguments
@@ -81,7 +81,7 @@ def _train(config: MntpConfig, run: Run) -> None:
     set_seed(config.seed)
     name, where = resolve_model(config.model_name_or_path), locate_model(config)
     tokenizer = load_tokenizer(config.tokenizer_name or name, **where)
-    causal_lm = load_causal_lm(name, dtype=config.dtype, attn_implementation=config.attn_implementation, **where)
+    causal_lm = load_language_model(name, dtype=config.dtype, attn_implementation=config.attn_implementation, **where)
     check_vocabulary(tokenizer, count_embeddings(causal_lm))
     backbone, head = take_backbone(causal_lm), take_head(causal_lm)
     if prior := read_prior(name, **where):  # of a headless model
