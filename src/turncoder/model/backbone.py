@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from turncoder.errors import UserError, first_line
+from turncoder.hub import is_local
 
 __all__ = [
     "count_embeddings",
@@ -231,7 +232,7 @@ def try_implementations(name: str, asked: str | None, load: Callable[[str], Load
 def split_revision(name: str, revision: str = "main") -> tuple[str, str]:
     """Split ``owner/name@revision``; a path is left as it is, and a name without revision gets the one given."""
     repository, at, own = name.partition("@")
-    if not at or Path(name).exists() or name.startswith((".", "/", "~")):
+    if not at or is_local(name):
         return name, revision
     return repository, own
 
@@ -241,7 +242,7 @@ def find_file(name: str, file: str, *, revision: str = "main", cache_dir: str | 
     if Path(name).is_dir():
         path = Path(name) / file
         return path if path.exists() else None
-    if Path(name).exists() or name.startswith((".", "/", "~")):
+    if is_local(name):
         return None
     try:
         return Path(hf_hub_download(name, file, revision=revision, cache_dir=cache_dir))
@@ -302,7 +303,7 @@ def _why_not(name: str, error: Exception) -> str:
         if isinstance(error, OSError) and not weights:
             return f"model_name_or_path: {name} has no weights (*.safetensors): name a folder that holds a whole model"
         return f"model_name_or_path: {name} cannot be opened: {first_line(error)}"
-    if folder.exists() or name.startswith((".", "/", "~")):
+    if is_local(name):
         return f"model_name_or_path: there is no model folder {name}"
     return (
         f"model_name_or_path: {name} is neither a folder nor a model that the hub gives: {first_line(error)} "

@@ -31,6 +31,7 @@ from turncoder.plan import (
     count_operations,
     list_files,
     measure_rate,
+    note_unseen,
     tell_bytes,
     tell_time,
 )
@@ -39,7 +40,7 @@ from turncoder.skeleton import build_unstored, open_unstored
 from turncoder.train.glance import Glance, glance_at_rows
 from turncoder.train.text import choose_block_size
 
-__all__ = ["note_unseen", "plan_contrast", "plan_mntp", "plan_training"]
+__all__ = ["plan_contrast", "plan_mntp", "plan_training"]
 
 
 def plan_training(config: MntpConfig | SimcseConfig | SupervisedConfig) -> Plan:
@@ -128,13 +129,6 @@ def _add_teacher(plan: Plan, config: SupervisedConfig, name: str, glance: Glance
     seconds = count_operations(teacher, length) * tokens / (HALF * rate)
     plan.seconds += seconds
     plan.assumptions.append(f"{told}), in {tell_time(seconds)} of the time, as if no text came twice")
-
-
-def note_unseen(plan: Plan, error: UserError, name: str | None, lost: str) -> None:
-    """Keep what the hub did not give as a line of the plan; a local path that is wrong stays an error."""
-    if name is None or Path(name).exists() or name.startswith((".", "/", "~")):
-        raise error
-    plan.unseen.append(f"{error} -- {lost}")
 
 
 def _add_blocks(plan: Plan, config: MntpConfig, preview: Preview | None, block_size: int) -> None:

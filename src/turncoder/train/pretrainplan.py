@@ -18,9 +18,8 @@ from turncoder.encode.encoder import limit_length
 from turncoder.errors import UserError
 from turncoder.model.backbone import load_model_config, resolve_model
 from turncoder.model.scratch import build_config
-from turncoder.plan import Plan, add_disk, add_memory, add_steps, add_time, list_files
+from turncoder.plan import Plan, add_disk, add_memory, add_steps, add_time, list_files, note_unseen
 from turncoder.preview import Preview, open_streams, preview_corpus, take_first, weigh
-from turncoder.train.planning import note_unseen
 from turncoder.train.pretrain import check_early, settle_kind, sketch_model
 from turncoder.train.text import VOCABULARY, choose_block_size, open_tokenizer
 
