@@ -14,7 +14,7 @@ from transformers import AutoModel, PreTrainedModel
 from turncoder.artifact import save_encoder
 from turncoder.data.tokenizer import load_tokenizer, tokenizer_files
 from turncoder.model.attention import make_bidirectional
-from turncoder.model.backbone import load_causal_lm
+from turncoder.model.backbone import load_language_model
 from turncoder.model.heads import take_backbone
 from turncoder.model.twin import tiny_model
 
@@ -23,7 +23,7 @@ TEXTS = ["Once upon a time", "The little dog ran home to its mother", "a"]
 
 @pytest.fixture
 def folder(stories: Path, tmp_path: Path) -> Path:
-    backbone = take_backbone(load_causal_lm(str(stories)))
+    backbone = take_backbone(load_language_model(str(stories)))
     make_bidirectional(backbone)
     target = tmp_path / "model"
     target.mkdir()
@@ -77,7 +77,7 @@ def test_servers_find_their_keys(name: str, server_key: bool, stories: Path, tmp
 
 def test_dimensions_that_were_trained_are_kept(stories: Path, tmp_path: Path) -> None:
     """sentence-transformers keeps no such key; vLLM asks config.json, people the card."""
-    backbone = take_backbone(load_causal_lm(str(stories)))
+    backbone = take_backbone(load_language_model(str(stories)))
     make_bidirectional(backbone)
     record = {"stage": "simcse", "matryoshka_dims": [64, 16]}
     folder = save(backbone, tmp_path / "model", stories, max_seq_length=64, record=record)

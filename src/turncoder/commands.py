@@ -165,9 +165,9 @@ def _check(flags: Check, words: list[str], console: Console) -> int:
     look_for_hub(words[0])
     from turncoder.artifact import OPENS
     from turncoder.model.attention import make_bidirectional
-    from turncoder.model.backbone import load_causal_lm
+    from turncoder.model.backbone import load_language_model
 
-    model = load_causal_lm(
+    model = load_language_model(
         words[0],
         **locate_model(flags),
         dtype=flags.dtype,

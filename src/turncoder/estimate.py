@@ -8,7 +8,6 @@ import logging
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from turncoder.budget import count_token_bytes
 from turncoder.config.encoding import EncodeConfig, MergeConfig, MineConfig
@@ -22,7 +21,7 @@ from turncoder.encode.wordvectors import open_word_reader, open_word_source
 from turncoder.encode.workers import count_gpus, digest_encoder, open_batches
 from turncoder.merging import check_output, name_settings, open_merged
 from turncoder.mining import look_at_mine
-from turncoder.plan import Plan
+from turncoder.plan import Plan, add_weights
 from turncoder.preview import SAMPLES, cache_in, read_tokens
 from turncoder.samples import show_text
 
@@ -60,7 +59,7 @@ def plan_encode(config: EncodeConfig) -> Plan:
     manifest = describe_job(config, texts, facts, kept, processes)
     sample = texts.sample or ("a",)
     plan.samples = [show_text(batches.encoder, text, batches.prompt) for text in sample[:SAMPLES]]
-    _add_model(plan, batches.encoder)
+    add_weights(plan, batches.encoder)
     model = batches.encoder.transformers_model
     longest = batches.encoder.max_seq_length
     lanes = max(1, count_lanes(model, batches.encoder.device, batches.batch_tokens, longest) // processes)
@@ -108,7 +107,7 @@ def _plan_words(config: EncodeConfig) -> Plan:
         ]
         pairs = [f"{word} [{tokens}]" for word, tokens in zip(one["words"][0], read, strict=True)]
         plan.samples.append(" ".join(pairs[:SHOWN_WORDS]) + " ..." * (len(pairs) > SHOWN_WORDS))
-    _add_model(plan, reader.encoder)
+    add_weights(plan, reader.encoder)
     start = time.perf_counter()
     alignment = reader.align(data)
     width = max((vectors.shape[1] for vectors in reader.read(alignment)), default=0)
@@ -138,7 +137,7 @@ def plan_mine(config: MineConfig) -> Plan:
     sides = open_sides(encoder, config.query_prompt, config.document_prompt, config.batch_tokens)
     anchors = list(candidates.own())
     plan.steps = {"pairs": len(candidates.pairs), "anchors": len(anchors), "candidates": len(candidates.corpus)}
-    _add_model(plan, encoder)
+    add_weights(plan, encoder)
     plan.memory["vectors"] = 4 * (len(anchors) + len(candidates.corpus)) * sides[0].width
     plan.seconds = 0.0
     for batches, texts in zip(sides, (anchors, candidates.corpus), strict=True):
@@ -162,13 +161,7 @@ def plan_merge(config: MergeConfig) -> Plan:
     plan = Plan(to_toml(config))
     out = check_output(config)
     encoder = open_merged(config)
-    _add_model(plan, encoder)
+    add_weights(plan, encoder)
     plan.disk = {"weights": plan.memory["model"]}
     plan.files = [str(out / name) for name in (*MERGED_FILES, *name_settings(encoder))]
     return plan
-
-
-def _add_model(plan: Plan, encoder: Any) -> None:
-    parameters = list(encoder.parameters())
-    plan.parameters = {"total": sum(one.numel() for one in parameters)}
-    plan.memory = {"model": sum(one.numel() * one.element_size() for one in parameters)}

@@ -23,8 +23,7 @@ from turncoder.disk import replace_folder
 from turncoder.errors import UserError
 from turncoder.model.backbone import (
     find_kind,
-    load_causal_lm,
-    load_masked_lm,
+    load_language_model,
     load_model_config,
     read_record,
     resolve_model,
@@ -157,8 +156,7 @@ def _open(config: HeadConfig) -> tuple[Path, Prior, PreTrainedModel]:
 
 def _load(config: HeadConfig, name: str, *, revision: str) -> PreTrainedModel:
     where = {**locate_model(config), "revision": revision}
-    load = load_masked_lm if find_kind(name, **where) == "mlm" else load_causal_lm
-    return load(name, **where)
+    return load_language_model(name, kind=find_kind(name, **where), **where)
 
 
 def _complete(head: Head, prior: Prior, config: HeadConfig) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["find_run", "is_hub_id", "list_parents", "locate_parent", "look_for_hub", "may_be_hub_id"]
+__all__ = ["find_run", "is_hub_id", "is_local", "list_parents", "locate_parent", "look_for_hub", "may_be_hub_id"]
 
 logger = logging.getLogger("turncoder")
 
@@ -40,6 +40,11 @@ def look_for_hub(*names: str | None) -> None:
         logger.warning("%s cannot be reached: only what is on this machine is used", endpoint)
 
 
+def is_local(name: str) -> bool:
+    """Say whether a name is that of a file or folder: one is there, or it begins like a path."""
+    return Path(name).exists() or name.startswith((".", "/", "~"))
+
+
 def _find_ids(names: Iterable[str | None]) -> list[str]:
     """List the hub ids among names, and among what local ones were made from."""
     ids: list[str] = []
@@ -52,7 +57,7 @@ def _find_ids(names: Iterable[str | None]) -> list[str]:
         seen.add(name)
         if Path(name).exists():
             queue += [] if (Path(name) / "model").is_dir() else list_parents(Path(name))
-        elif not name.startswith((".", "/", "~")):
+        elif not is_local(name):
             ids.append(name)
     return ids
 

@@ -12,6 +12,8 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from turncoder.config.keys import FitKeys, TrainKeys
+from turncoder.errors import UserError
+from turncoder.hub import is_local
 from turncoder.model.activations import count_passes
 from turncoder.model.adapters import count_parameters
 from turncoder.train.course import count_steps
@@ -23,9 +25,11 @@ __all__ = [
     "add_memory",
     "add_steps",
     "add_time",
+    "add_weights",
     "count_operations",
     "list_files",
     "measure_rate",
+    "note_unseen",
     "show",
 ]
 
@@ -73,6 +77,20 @@ class Plan:
     unseen: list[str] = field(default_factory=list)
     assumptions: list[str] = field(default_factory=list)
     legend: str = "samples as the model would see them: [put in->to be predicted]"
+
+
+def note_unseen(plan: Plan, error: UserError, name: str | None, lost: str) -> None:
+    """Keep what the hub did not give as a line of the plan; a local path that is wrong stays an error."""
+    if name is None or is_local(name):
+        raise error
+    plan.unseen.append(f"{error} -- {lost}")
+
+
+def add_weights(plan: Plan, model: torch.nn.Module) -> None:
+    """Put parameters and memory of a model that is only used into a plan."""
+    parameters = list(model.parameters())
+    plan.parameters = {"total": sum(one.numel() for one in parameters)}
+    plan.memory = {"model": sum(one.numel() * one.element_size() for one in parameters)}
 
 
 def add_steps(plan: Plan, config: Any, rows: int | None, row_tokens: float) -> None:

@@ -124,14 +124,7 @@ def open_streams(config: MntpConfig | SimcseConfig | PretrainConfig) -> tuple[Co
     """Open the corpus; a data set on the hub as a stream, so that its first texts are all that is fetched."""
     if config.dataset_name and not Path(config.dataset_name).exists():
         return _stream(config), None
-    return open_corpora(
-        dataset_name=config.dataset_name,
-        dataset_config_name=config.dataset_config_name,
-        train_file=config.train_file,
-        validation_file=config.validation_file,
-        text_column=config.text_column,
-        cache_dir=config.cache_dir,
-    )
+    return open_corpora(config)
 
 
 def stream_rows(config: DataKeys) -> tuple[dict[str, Any], datasets.IterableDataset]:

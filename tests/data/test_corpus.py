@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from turncoder.config.stages import MntpConfig
 from turncoder.data import corpus as corpora
 from turncoder.data import files, records
 from turncoder.data.corpus import open_corpora, open_corpus
@@ -73,7 +74,9 @@ def test_a_local_copy_of_a_hub_dataset_keeps_its_splits(tmp_path):
     (tmp_path / "copy").mkdir()
     for name, texts in (("train", ["1", "2"]), ("validation", ["3"])):
         write(tmp_path / "copy", ".jsonl", texts).rename(tmp_path / "copy" / f"{name}.jsonl")
-    train, validation = open_corpora(dataset_name=str(tmp_path / "copy"), cache_dir=str(tmp_path / "cache"))
+    train, validation = open_corpora(
+        MntpConfig(model_name_or_path="m", dataset_name=str(tmp_path / "copy"), cache_dir=str(tmp_path / "cache"))
+    )
     assert list(train) == ["1", "2"]
     assert list(validation) == ["3"]
 
@@ -107,7 +110,7 @@ def test_saved_datasets_raw_and_tokenised(tmp_path):
     assert list(open_corpus(file=tmp_path / "raw")) == TEXTS
     parts = datasets.DatasetDict({"train": raw, "validation": raw.select([0])})
     parts.save_to_disk(tmp_path / "parts")
-    train, validation = open_corpora(train_file=tmp_path / "parts")
+    train, validation = open_corpora(MntpConfig(model_name_or_path="m", train_file=str(tmp_path / "parts")))
     assert list(train) == TEXTS
     assert list(validation) == TEXTS[:1]
     with pytest.raises(UserError, match="no split 'test'; it has train, validation"):
@@ -204,8 +207,9 @@ def test_wrong_column_type_and_wrong_column_of_a_saved_dataset(tmp_path):
 def test_missing_files_and_empty_folders(tmp_path):
     with pytest.raises(UserError, match=r"train_file: .*no such file"):
         open_corpus(file=tmp_path / "nope.txt")
+    paths = {"train_file": str(write(tmp_path, ".txt")), "validation_file": str(tmp_path / "nope.txt")}
     with pytest.raises(UserError, match=r"validation_file: .*no such file"):
-        open_corpora(train_file=write(tmp_path, ".txt"), validation_file=tmp_path / "nope.txt")
+        open_corpora(MntpConfig(model_name_or_path="m", **paths))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no text in this folder"):
         open_corpus(file=tmp_path / "empty")

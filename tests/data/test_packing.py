@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from turncoder.config.stages import MntpConfig
 from turncoder.data import encoding, packing, tokens
 from turncoder.data.corpus import open_corpora, open_corpus
 from turncoder.data.packing import prepare_blocks
@@ -157,7 +158,9 @@ def test_split_goes_by_the_text(tmp_path, texts, tokenizer):
 
 def test_a_validation_file_is_taken_whole(tmp_path, texts, tokenizer):
     paths = write(tmp_path, texts[:50]), write(tmp_path, texts[50:60], "other.txt")
-    train, validation = open_corpora(train_file=paths[0], validation_file=paths[1])
+    train, validation = open_corpora(
+        MntpConfig(model_name_or_path="m", train_file=str(paths[0]), validation_file=str(paths[1]))
+    )
     blocks = prepare_blocks(
         corpus=train, validation=validation, tokenizer=tokenizer, block_size=16, folder=tmp_path / "cache"
     )
@@ -443,7 +446,7 @@ def test_peak_memory_is_flat(tmp_path, texts, tokenizer):
 
 def test_a_prepared_folder_is_a_corpus(tmp_path, texts, tokenizer):
     made = prepare(write(tmp_path, texts), tokenizer, tmp_path / "made")
-    corpus, _ = open_corpora(train_file=tmp_path / "made")
+    corpus = open_corpus(file=tmp_path / "made")
     assert corpus.tokenised
     assert [row.tolist() for row in corpus] == read_rows(made[0].by_document(10**6))
     found = prepare_blocks(corpus=corpus, tokenizer=tokenizer, block_size=32, folder=tmp_path / "unused")

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from turncoder.data import pairs
-from turncoder.data.corpus import open_corpora
+from turncoder.data.corpus import open_corpus
 from turncoder.data.pairs import hash_rows, open_pairs, open_texts
 from turncoder.data.sentences import split_sentences
 from turncoder.errors import UserError
@@ -157,7 +157,7 @@ def test_real_texts(split: bool, shared: Path):
     path = shared / "data" / "wiki_paragraphs_en" / "wiki_en.txt"
     lines = path.read_text(encoding="utf8").split("\n")
     lines = lines[:3000] + lines[:100] + [""] * 7  # some twice, some empty
-    corpus, _ = open_corpora(train_file=str(write_lines(lines)))
+    corpus = open_corpus(file=str(write_lines(lines)))
     train, held_out = open_texts(corpus, split=split, share=10.0)
     pieces = [text.strip() for line in lines for text in (split_sentences(line) if split else [line]) if text.strip()]
     assert sorted(take(train) + take(held_out)) == [(text,) for text in sorted(set(pieces))]
@@ -295,17 +295,17 @@ def test_what_is_not_there(options: dict, message: str, tmp_path: Path, monkeypa
 def test_texts_that_are_no_texts_or_too_few(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"input_ids": [1, 2]}\n{"input_ids": [3]}\n')
     with pytest.raises(UserError, match="holds token ids"):
-        open_texts(open_corpora(train_file=str(tmp_path / "a.jsonl"))[0])
+        open_texts(open_corpus(file=str(tmp_path / "a.jsonl")))
     (tmp_path / "b.txt").write_text("one\n\none\n one\n")
     with pytest.raises(UserError, match=r"1 rows to train on \((1 empty|2 repeated), (1 empty|2 repeated) left out\)"):
-        open_texts(open_corpora(train_file=str(tmp_path / "b.txt"))[0])
+        open_texts(open_corpus(file=str(tmp_path / "b.txt")))
 
 
 def test_half_a_surrogate_pair(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"anchor": "\\ud800a", "positive": "b"}\n' * 2)
     assert take(open_one(tmp_path / "a.jsonl")) == [("\ufffda", "b")] * 2
     (tmp_path / "b.jsonl").write_text('{"text": "\\ud800a"}\n{"text": "b"}\n')
-    assert take(open_texts(open_corpora(train_file=str(tmp_path / "b.jsonl"))[0])[0]) == [("\ufffda",), ("b",)]
+    assert take(open_texts(open_corpus(file=str(tmp_path / "b.jsonl")))[0]) == [("\ufffda",), ("b",)]
 
 
 def test_a_second_opening_parses_nothing(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
@@ -379,8 +379,8 @@ def test_memory_stays_flat(kind: str, most: int, tmp_path: Path):
 
 
 OPEN_TEXTS = (
-    "import sys; from turncoder.data.corpus import open_corpora; from turncoder.data.pairs import open_texts; "
-    "print(len(open_texts(open_corpora(train_file=sys.argv[1])[0])[0]))"
+    "import sys; from turncoder.data.corpus import open_corpus; from turncoder.data.pairs import open_texts; "
+    "print(len(open_texts(open_corpus(file=sys.argv[1]))[0]))"
 )
 
 

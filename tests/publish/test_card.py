@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from turncoder.artifact import save_encoder
 from turncoder.data.tokenizer import load_tokenizer, tokenizer_files
 from turncoder.model.attention import inspect_attention, make_bidirectional
-from turncoder.model.backbone import load_causal_lm
+from turncoder.model.backbone import load_language_model
 from turncoder.model.heads import take_backbone
 from turncoder.model.twin import tiny_model
 from turncoder.model.views import AttentionReport
@@ -115,7 +115,7 @@ def test_what_does_not_look_ahead_or_opens_otherwise_is_said(report: AttentionRe
 
 
 def test_its_examples_run(stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone = take_backbone(load_causal_lm(str(stories)))
+    backbone = take_backbone(load_language_model(str(stories)))
     make_bidirectional(backbone)
     save_encoder(
         backbone,

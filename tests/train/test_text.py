@@ -4,7 +4,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from turncoder.data.corpus import open_corpora
+from turncoder.data.corpus import open_corpus
 from turncoder.data.masking import MaskedBlocks, Masking
 from turncoder.data.packing import prepare_blocks
 from turncoder.model.prior import Prior
@@ -37,7 +37,7 @@ def test_a_token_stands_for_bytes_of_the_text_and_not_of_what_is_decoded(uncased
     path.write_text("".join(json.dumps({"text": f"{text} {number}" if text.strip() else text}) + "\n"
                             for number, text in enumerate(TEXTS)))  # fmt: skip
     texts = [f"{text} {number}" for number, text in enumerate(TEXTS) if text.strip()]
-    corpus, _ = open_corpora(train_file=str(path))
+    corpus = open_corpus(file=str(path))
     blocks = prepare_blocks(
         corpus=corpus,
         tokenizer=uncased,
@@ -62,7 +62,7 @@ def test_text_that_came_as_tokens_is_decoded(uncased, tmp_path):
 
     rows = uncased(["ein fluß", "a b"])["input_ids"]
     datasets.Dataset.from_dict({"input_ids": rows}).save_to_disk(tmp_path / "saved")
-    corpus, _ = open_corpora(dataset_name=str(tmp_path / "saved"))
+    corpus = open_corpus(dataset_name=str(tmp_path / "saved"))
     train, _ = prepare_blocks(
         corpus=corpus, tokenizer=uncased, block_size=8, folder=tmp_path / "tokens", validation_percentage=0
     )
@@ -78,7 +78,7 @@ def test_what_is_counted_is_what_batches_ask_for(uncased, tmp_path, layout, mark
         uncased.backend_tokenizer.post_processor = None
     path = tmp_path / "text.txt"
     path.write_text("ein fluß, zwei\na b ein\nb\nzwei b, b\n" * 3, encoding="utf8")
-    corpus, _ = open_corpora(train_file=str(path))
+    corpus = open_corpus(file=str(path))
     blocks, _ = prepare_blocks(
         corpus=corpus,
         tokenizer=uncased,
@@ -108,7 +108,7 @@ def test_what_is_counted_is_what_batches_ask_for(uncased, tmp_path, layout, mark
 def test_negatives_are_drawn_as_often_as_they_stand_in_the_text(uncased, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("ein fluß, zwei\na b ein\nb\nzwei b, b\n" * 3, encoding="utf8")
-    corpus, _ = open_corpora(train_file=str(path))
+    corpus = open_corpus(file=str(path))
     folder = tmp_path / "tokens"
     blocks, _ = prepare_blocks(corpus=corpus, tokenizer=uncased, block_size=512, folder=folder, validation_percentage=0)
     masking = Masking(mlm_probability=0.2, mask_token_id=1, vocab_size=len(uncased), special_ids=(0, 1, 2, 3))

@@ -286,6 +286,14 @@ def test_too_few_words_to_hold_some_out(say: Say) -> None:
         ({"num_train_epochs": 0}, ["num_train_epochs"]),
         ({"output_dir": None}, ["--output is missing"]),
         ({"dataset_name": "words", "train_file": None, "test_file": None}, ["dataset_name = 'words'", "('dev')"]),
+        (
+            {
+                "dataset_name": "./gone",
+                **dict.fromkeys(("train_file", "validation_file", "test_file")),
+                "dry_run": True,
+            },
+            ["./gone"],
+        ),
         ({"model": "gone"}, ["gone"]),
         ({"train_mode": "frozen"}, ["train_mode", "probe"]),
         ({"seeds": [1, 2], "train_mode": "full", "layer": 9}, ["layer = 9"]),

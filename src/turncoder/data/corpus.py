@@ -21,6 +21,9 @@ from turncoder.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from turncoder.config.keys import CorpusKeys
+    from turncoder.config.stages import SimcseConfig
+
 __all__ = ["Corpus", "check_column", "is_held_out", "open_corpora", "open_corpus"]
 
 logger = logging.getLogger("turncoder")
@@ -125,16 +128,8 @@ def open_corpus(
     return corpus
 
 
-def open_corpora(
-    *,
-    dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    train_file: str | Path | None = None,
-    validation_file: str | Path | None = None,
-    text_column: str | None = None,
-    cache_dir: str | None = None,
-) -> tuple[Corpus, Corpus | None]:
-    """Open the training corpus and, where there is one, its validation corpus.
+def open_corpora(config: "CorpusKeys | SimcseConfig") -> tuple[Corpus, Corpus | None]:
+    """Open the training corpus that a config names and, where there is one, its validation corpus.
 
     The validation corpus is ``validation_file``, else the dataset's own ``validation`` split, else None: then packing
     splits the training corpus.
@@ -144,19 +139,22 @@ def open_corpora(
     UserError
         As :func:`open_corpus`.
     """
-    shape: dict[str, Any] = {
-        "dataset_config_name": dataset_config_name,
-        "text_column": text_column,
-        "cache_dir": cache_dir,
+    name, file, column = config.dataset_name, config.train_file, config.text_column
+    source: dict[str, Any] = {
+        "dataset_name": name,
+        "dataset_config_name": config.dataset_config_name,
+        "file": file,
+        "text_column": column,
+        "cache_dir": config.cache_dir,
     }
-    check_column(text_column, train_file or dataset_name, validation_file)
-    train = open_corpus(dataset_name=dataset_name, file=train_file, **shape)
-    if validation_file is not None:
+    check_column(column, file or name, config.validation_file)
+    train = open_corpus(**source)
+    if config.validation_file is not None:
         return train, open_corpus(
-            file=validation_file, split="validation", text_column=text_column, key="validation_file"
+            file=config.validation_file, split="validation", text_column=column, key="validation_file"
         )
-    if _has_validation(dataset_name, dataset_config_name, train_file, cache_dir):
-        return train, open_corpus(dataset_name=dataset_name, file=train_file, split="validation", **shape)
+    if _has_validation(name, config.dataset_config_name, file, config.cache_dir):
+        return train, open_corpus(**source, split="validation")
     return train, None
 
 

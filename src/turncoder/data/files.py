@@ -22,6 +22,7 @@ from turncoder.data.records import (
     split_lines,
 )
 from turncoder.errors import UserError
+from turncoder.hub import is_local
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,9 +55,7 @@ def find_ending(path: Path) -> str | None:
 
 def names_file(name: str) -> bool:
     """Tell a file or folder from a hub id: it exists, has an ending that is read, or begins like a path."""
-    path = Path(name).expanduser()
-    known = path.name.lower().removesuffix(".gz").endswith((*ENDINGS, *RECORD_ENDINGS))
-    return known or path.exists() or name.startswith((".", "/", "~"))
+    return is_local(name) or Path(name).name.lower().removesuffix(".gz").endswith((*ENDINGS, *RECORD_ENDINGS))
 
 
 def split_places(place: str) -> list[Path]:

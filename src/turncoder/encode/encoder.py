@@ -159,9 +159,9 @@ def load_encoder(
     return encoder.eval()
 
 
-def open_encoder(keys: OpenKeys, **others: Any) -> SentenceTransformer:
-    """Open an encoder as the keys of a command say; ``others`` win over them."""
-    told = {field.name: getattr(keys, field.name) for field in fields(OpenKeys)}
+def open_encoder(config: Any, **others: Any) -> SentenceTransformer:
+    """Open an encoder as those of `OpenKeys` that a configuration has say; ``others`` win over them."""
+    told = {field.name: getattr(config, field.name) for field in fields(OpenKeys) if hasattr(config, field.name)}
     told["name"], told["revision"] = told.pop("model_name_or_path"), told.pop("model_revision")
     return load_encoder(**{**told, **others})
 

@@ -14,7 +14,7 @@ from turncoder.errors import UserError
 from turncoder.evaluate.gluedata import Splits, find_jobs, open_splits
 from turncoder.evaluate.gluetasks import Job
 from turncoder.evaluate.gluetraining import choose_prompt, tell_apart
-from turncoder.plan import Plan, add_memory, add_time
+from turncoder.plan import Plan, add_memory, add_time, note_unseen
 from turncoder.preview import SAMPLES, read_tokens
 from turncoder.skeleton import open_unstored
 from turncoder.train.classifying import TextCollator
@@ -61,9 +61,7 @@ def _open_model(plan: Plan, config: GlueConfig) -> SentenceTransformer | None:
     try:
         encoder = open_unstored(settle(config, config.tasks[0], rows=1))
     except UserError as error:
-        if Path(name).exists() or name.startswith((".", "/", "~")):
-            raise
-        plan.unseen.append(f"{error} -- parameters, memory, time and disk are not planned")
+        note_unseen(plan, error, name, "parameters, memory, time and disk are not planned")
         return None
     tell_apart(config, encoder)
     return encoder

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, set_seed
 from turncoder.budget import keep_freed_memory
 from turncoder.config.glue import GlueConfig, count_epochs
 from turncoder.disk import write_atomically
-from turncoder.encode.encoder import find_template, load_encoder
+from turncoder.encode.encoder import find_template, open_encoder
 from turncoder.encode.llm2vec import LLM2VecTransformer
 from turncoder.encode.pooling import pools_first
 from turncoder.errors import UserError
@@ -140,21 +140,7 @@ def train_one(config: GlueConfig, run: Run, job: Job) -> None:
 
 def open_model(config: GlueConfig) -> SentenceTransformer:
     """Open the model, and see that its tokenizer tells two texts apart."""
-    encoder = load_encoder(
-        str(config.model_name_or_path),
-        adapters=config.adapters,
-        pooling=config.pooling,
-        bidirectional=config.bidirectional,
-        allow_partial=config.allow_partial,
-        max_seq_length=config.max_seq_length,
-        llm2vec=False,
-        dtype=config.dtype,
-        attn_implementation=config.attn_implementation,
-        revision=config.model_revision,
-        cache_dir=config.cache_dir,
-        trust_remote_code=config.trust_remote_code,
-        device="cpu" if not torch.accelerator.is_available() else None,
-    )
+    encoder = open_encoder(config, llm2vec=False)
     module: Any = encoder[0]
     if not isinstance(encoder.transformers_model, PreTrainedModel) or isinstance(module, LLM2VecTransformer):
         raise UserError(

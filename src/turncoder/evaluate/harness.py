@@ -18,7 +18,7 @@ from turncoder.data.tokenizer import check_vocabulary, load_tokenizer
 from turncoder.encode.encoder import check_flags
 from turncoder.errors import UserError
 from turncoder.evaluate.taskruns import hushed
-from turncoder.model.backbone import count_embeddings, load_causal_lm, load_model_config, resolve_model
+from turncoder.model.backbone import count_embeddings, load_language_model, load_model_config, resolve_model
 from turncoder.model.conversion import is_converted
 from turncoder.model.influence import look_around
 from turncoder.model.prior import Prior, read_prior
@@ -116,7 +116,7 @@ def open_model(config: LanguageConfig) -> CausalModel:
     name, where = config.model_name_or_path, locate_model(config)
     check_flags(None, config.dtype, config.device, None)
     _check_kind(name, load_model_config(name, **where), config.max_seq_length)
-    model = load_causal_lm(name, **where, dtype=config.dtype, attn_implementation=config.attn_implementation)
+    model = load_language_model(name, **where, dtype=config.dtype, attn_implementation=config.attn_implementation)
     tokenizer = load_tokenizer(resolve_model(name), **where)
     check_vocabulary(tokenizer, count_embeddings(model))
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

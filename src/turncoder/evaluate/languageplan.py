@@ -9,7 +9,7 @@ from typing import Any
 from turncoder.config.language import LanguageConfig
 from turncoder.config.stages import to_toml
 from turncoder.evaluate.language import open_results, prepare
-from turncoder.plan import Plan
+from turncoder.plan import Plan, add_weights
 
 __all__ = ["plan_language"]
 
@@ -27,7 +27,7 @@ def plan_language(config: LanguageConfig) -> Plan:
     asked, done, whole = prepare(config)
     plan = Plan(to_toml(whole), legend="the first text of each task: what is given [->what is scored]")
     opened = open_model(config)
-    model, folder = opened.model, Path(config.output_dir or "RUN")
+    folder = Path(config.output_dir or "RUN")
     open_results(config, folder if done else None, opened)  # refuses scores of other weights
     missing = asked.list_missing(done)
     loaded, failed = asked.load(missing)
@@ -40,9 +40,7 @@ def plan_language(config: LanguageConfig) -> Plan:
             texts = math.ceil(texts * config.limit) if config.limit < 1 else min(texts, int(config.limit))
         plan.samples.append(f"{name}, {texts:,} texts: {_show_request(task)}")
         plan.steps["texts"] = plan.steps.get("texts", 0) + texts
-    parameters = list(model.parameters())
-    plan.parameters = {"total": sum(one.numel() for one in parameters)}
-    plan.memory = {"model": sum(one.numel() * one.element_size() for one in parameters)}
+    add_weights(plan, opened.model)
     plan.files = [str(folder / name) for name in ("run.json", "config.toml", "results.json", "report.html")]
     plan.files += [str(folder / "lm_eval" / f"{name}.json") for name in loaded]
     return plan

@@ -17,7 +17,7 @@ from turncoder.encode.workers import digest_encoder
 from turncoder.errors import UserError
 from turncoder.evaluate.sentencefiles import SentenceFile, open_sentence_file
 from turncoder.evaluate.taskruns import NO_NETWORK, hushed, keep_files, list_names, open_scores, tell_remedy
-from turncoder.plan import Plan, tell_time
+from turncoder.plan import Plan, add_weights, tell_time
 from turncoder.prompts import read_prompt_file
 from turncoder.samples import show_text
 from turncoder.train.running import read_earlier
@@ -261,9 +261,7 @@ def plan_sentences(config: SentencesConfig) -> Plan:
     scored = len(asked.tasks) - len(work.missing) - len(work.absent)
     plan.steps = {"tasks scored already": scored} if scored else {}
     plan.steps["texts"] = total
-    parameters = list(model.model.parameters())
-    plan.parameters = {"total": sum(one.numel() for one in parameters)}
-    plan.memory = {"model": sum(one.numel() * one.element_size() for one in parameters)}
+    add_weights(plan, model.model)
     folder = Path(config.output_dir or "RUN")
     own = ["run.json", "config.toml", *(["results.json"] if tasks else []), "report.html"]
     plan.files = [str(folder / name) for name in own]

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from turncoder.errors import UserError, first_line
+from turncoder.hub import is_local
 
 __all__ = [
     "count_embeddings",
@@ -37,8 +38,7 @@ __all__ = [
     "find_file",
     "find_kind",
     "load_backbone",
-    "load_causal_lm",
-    "load_masked_lm",
+    "load_language_model",
     "load_model_config",
     "read_record",
     "resolve_model",
@@ -96,9 +96,10 @@ def find_kind(name: str, *, trust_remote_code: bool = False, **where: Any) -> Li
     return "mlm" if any(one.endswith("ForMaskedLM") for one in config.architectures or ()) else "clm"
 
 
-def load_causal_lm(
+def load_language_model(
     name: str,
     *,
+    kind: Literal["clm", "mlm"] = "clm",
     revision: str = "main",
     cache_dir: str | None = None,
     trust_remote_code: bool = False,
@@ -106,12 +107,14 @@ def load_causal_lm(
     attn_implementation: str | None = "sdpa",
     is_decoder: bool | None = None,
 ) -> PreTrainedModel:
-    """Load a causal language model as it was trained: causal, with its head.
+    """Load a language model with its head, and its attention as it was trained.
 
     Parameters
     ----------
     name
         A folder, a run folder of ours, or a hub id.
+    kind
+        What it predicts: the next token (clm), or masked ones (mlm); see `find_kind`.
     dtype
         ``float32`` (also for None), ``bfloat16``, ``float16``, or ``auto`` for the dtype of the files.
     attn_implementation
@@ -130,22 +133,8 @@ def load_causal_lm(
         No weights, weights that lack parameters of the architecture (the head, for example), or an unknown model.
     """
     where = {"revision": revision, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
-    return _load(AutoModelForCausalLM, name, where, dtype, attn_implementation, is_decoder)
-
-
-def load_masked_lm(
-    name: str,
-    *,
-    revision: str = "main",
-    cache_dir: str | None = None,
-    trust_remote_code: bool = False,
-    dtype: str | None = None,
-    attn_implementation: str | None = "sdpa",
-    is_decoder: bool | None = None,
-) -> PreTrainedModel:
-    """Load a masked language model with its head; parameters and errors as for :func:`load_causal_lm`."""
-    where = {"revision": revision, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
-    return _load(AutoModelForMaskedLM, name, where, dtype, attn_implementation, is_decoder)
+    auto_class = AutoModelForCausalLM if kind == "clm" else AutoModelForMaskedLM
+    return _load(auto_class, name, where, dtype, attn_implementation, is_decoder)
 
 
 def load_backbone(
@@ -157,7 +146,7 @@ def load_backbone(
     dtype: str | None = None,
     attn_implementation: str | None = "sdpa",
 ) -> PreTrainedModel:
-    """Load a decoder or an encoder without its head; parameters and errors as for :func:`load_causal_lm`."""
+    """Load a decoder or an encoder without its head; parameters and errors as for :func:`load_language_model`."""
     where = {"revision": revision, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
     return _load(AutoModel, name, where, dtype, attn_implementation)
 
@@ -243,7 +232,7 @@ def try_implementations(name: str, asked: str | None, load: Callable[[str], Load
 def split_revision(name: str, revision: str = "main") -> tuple[str, str]:
     """Split ``owner/name@revision``; a path is left as it is, and a name without revision gets the one given."""
     repository, at, own = name.partition("@")
-    if not at or Path(name).exists() or name.startswith((".", "/", "~")):
+    if not at or is_local(name):
         return name, revision
     return repository, own
 
@@ -253,7 +242,7 @@ def find_file(name: str, file: str, *, revision: str = "main", cache_dir: str | 
     if Path(name).is_dir():
         path = Path(name) / file
         return path if path.exists() else None
-    if Path(name).exists() or name.startswith((".", "/", "~")):
+    if is_local(name):
         return None
     try:
         return Path(hf_hub_download(name, file, revision=revision, cache_dir=cache_dir))
@@ -314,7 +303,7 @@ def _why_not(name: str, error: Exception) -> str:
         if isinstance(error, OSError) and not weights:
             return f"model_name_or_path: {name} has no weights (*.safetensors): name a folder that holds a whole model"
         return f"model_name_or_path: {name} cannot be opened: {first_line(error)}"
-    if folder.exists() or name.startswith((".", "/", "~")):
+    if is_local(name):
         return f"model_name_or_path: there is no model folder {name}"
     return (
         f"model_name_or_path: {name} is neither a folder nor a model that the hub gives: {first_line(error)} "

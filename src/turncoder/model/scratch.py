@@ -29,8 +29,7 @@ from turncoder.data.tokenizer import find_padding, load_tokenizer, mask_token_id
 from turncoder.errors import UserError, first_line
 from turncoder.model.backbone import (
     count_embeddings,
-    load_causal_lm,
-    load_masked_lm,
+    load_language_model,
     load_model_config,
     resolve_model,
     try_implementations,
@@ -70,10 +69,14 @@ def start_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> P
     if config.config_name:
         model = _build(config, tokenizer)
     else:
-        load = load_causal_lm if config.kind == "clm" else load_masked_lm
-        name = str(config.model_name_or_path)
-        where, decodes = locate_model(config), config.kind == "clm"
-        model = load(name, attn_implementation=config.attn_implementation, is_decoder=decodes, **where)
+        name, where = str(config.model_name_or_path), locate_model(config)
+        model = load_language_model(
+            name,
+            kind=config.kind,
+            attn_implementation=config.attn_implementation,
+            is_decoder=config.kind == "clm",
+            **where,
+        )
         if config.swap_vocabulary:
             own = load_tokenizer(resolve_model(name), **where)
             _free_padding(config, model, own)  # before its zeros are handed on

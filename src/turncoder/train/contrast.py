@@ -24,7 +24,7 @@ from turncoder.config.stages import SimcseConfig, SupervisedConfig
 from turncoder.data.batching import SetBatches
 from turncoder.data.pairs import Rows, hash_rows
 from turncoder.data.tokenizer import load_tokenizer, tokenizer_files
-from turncoder.encode.encoder import MAX_SEQ_LENGTH, find_template, limit_length, load_encoder, take_pair
+from turncoder.encode.encoder import MAX_SEQ_LENGTH, find_template, limit_length, open_encoder, take_pair
 from turncoder.errors import UserError
 from turncoder.evaluate.sentences import Sts, read_sts
 from turncoder.model.adapters import choose_targets, count_parameters
@@ -133,21 +133,7 @@ def _train(config: Config, run: Run) -> None:
 
 def _open(config: Config) -> SentenceTransformer:
     """Open the model that training starts from, as an encoder of one model and its pooling."""
-    encoder = load_encoder(
-        config.model_name_or_path,
-        adapters=config.adapters,
-        pooling=config.pooling,
-        bidirectional=config.bidirectional,
-        allow_partial=config.allow_partial,
-        chat_template=config.chat_template,
-        llm2vec=False,
-        dtype=config.dtype,
-        attn_implementation=config.attn_implementation,
-        revision=config.model_revision,
-        cache_dir=config.cache_dir,
-        trust_remote_code=config.trust_remote_code,
-        device="cpu" if not torch.accelerator.is_available() else None,
-    )
+    encoder = open_encoder(config, llm2vec=False, max_seq_length=None)  # the folder's own length is to be known too
     module, _ = take_pair(encoder, config.model_name_or_path)
     module.unpad_inputs = False  # rows go through by length, and the loss takes batches apart
     width = encoder.get_embedding_dimension() or 0

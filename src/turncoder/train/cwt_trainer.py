@@ -5,6 +5,7 @@ Shapes: B batch, L length, K selected rows, D width, V vocabulary, U unique ids 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turncoder.config.pretraining import Source
+from turncoder.config.pretraining import PretrainConfig, Source
+from turncoder.config.stages import MntpConfig
+from turncoder.data.masking import MaskedBlocks
 from turncoder.objectives.alignment import select_targets
 from turncoder.objectives.cwt import Pool, contrast, draw_pool, pool_targets
+from turncoder.train.arguments import training_arguments
+from turncoder.train.course import Course
 from turncoder.train.optimizer import RowSparseAdamW, clip_norm
+from turncoder.train.running import Run
+from turncoder.train.text import Text
 from turncoder.train.trainer import GatheredTrainer
 
-__all__ = ["Contrast", "CwtTrainer"]
+__all__ = ["Contrast", "CwtTrainer", "build_gathered"]
 
 
 @dataclass(frozen=True)
@@ -148,3 +155,38 @@ class CwtTrainer(GatheredTrainer):
         if grad_norm is None and self.contrast.sparse:
             grad_norm = clip_norm(model.parameters(), float("inf"))
         return super()._get_grad_norm(model, grad_norm)
+
+
+def build_gathered(
+    config: MntpConfig | PretrainConfig,
+    run: Run,
+    text: Text,
+    course: Course,
+    contrast: Contrast | None,
+    arguments: dict[str, Any],
+    **others: Any,
+) -> GatheredTrainer:
+    """Build the trainer of a stage that predicts tokens.
+
+    Parameters
+    ----------
+    config, run, text, course
+        Of the training.
+    contrast
+        None for cross-entropy alone.
+    arguments
+        The Trainer's, besides those that the configuration gives.
+    others
+        As for `GatheredTrainer`.
+    """
+    epochs = math.ceil(course.scheduled * course.per_step / len(text.train))
+    others |= {
+        "course": course,
+        "isolate": text.isolate,
+        "budget_bytes": config.vocabulary_budget_mb * 10**6,
+        "args": training_arguments(config, run, steps=course.scheduled, steps_per_epoch=course.per_epoch, **arguments),
+        "data_collator": text.collate,
+        "train_dataset": MaskedBlocks(text.train, text.masking, epochs=epochs, batch_size=course.per_step),
+        "eval_dataset": MaskedBlocks(text.validation, text.eval_masking, evaluation=True),
+    }
+    return GatheredTrainer(**others) if contrast is None else CwtTrainer(contrast=contrast, **others)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from turncoder.config.keys import locate_model
 from turncoder.config.pretraining import split_negatives
 from turncoder.config.stages import MntpConfig
-from turncoder.data.masking import MaskedBlocks
 from turncoder.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_files
 from turncoder.errors import UserError
 from turncoder.model.adapters import choose_targets, count_parameters, load_adapter
 from turncoder.model.attention import make_bidirectional, settle_implementation
-from turncoder.model.backbone import count_embeddings, load_causal_lm, resolve_model
+from turncoder.model.backbone import count_embeddings, load_language_model, resolve_model
 from turncoder.model.heads import Head, take_backbone, take_head
 from turncoder.model.prior import Prior, read_prior
 from turncoder.train.arguments import training_arguments
 from turncoder.train.course import lay_course
-from turncoder.train.cwt_trainer import Contrast, CwtTrainer
+from turncoder.train.cwt_trainer import Contrast, build_gathered
 from turncoder.train.running import Run
 from turncoder.train.stage import (
     check_data,
@@ -81,7 +79,7 @@ def _train(config: MntpConfig, run: Run) -> None:
     set_seed(config.seed)
     name, where = resolve_model(config.model_name_or_path), locate_model(config)
     tokenizer = load_tokenizer(config.tokenizer_name or name, **where)
-    causal_lm = load_causal_lm(name, dtype=config.dtype, attn_implementation=config.attn_implementation, **where)
+    causal_lm = load_language_model(name, dtype=config.dtype, attn_implementation=config.attn_implementation, **where)
     check_vocabulary(tokenizer, count_embeddings(causal_lm))
     backbone, head = take_backbone(causal_lm), take_head(causal_lm)
     if prior := read_prior(name, **where):  # of a headless model
@@ -144,32 +142,15 @@ def _build_trainer(
 ) -> GatheredTrainer:
     """Lay out the steps and build the trainer for ``model``."""
     course = lay_course(config, run, len(text.train))
-    epochs = math.ceil(course.scheduled * course.per_step / len(text.train))
-    common: dict[str, Any] = {
-        "course": course,
-        "head": head,
-        "isolate": text.isolate,
-        "budget_bytes": config.vocabulary_budget_mb * 10**6,
-        "model": model,
-        "args": training_arguments(
-            config,
-            run,
-            steps=course.scheduled,
-            steps_per_epoch=course.per_epoch,
-            # The gradients of a head that trains come from outside of the wrapped forward
-            ddp_find_unused_parameters=False if head.trainable else None,
-        ),
-        "data_collator": text.collate,
-        "train_dataset": MaskedBlocks(text.train, text.masking, epochs=epochs, batch_size=course.per_step),
-        "eval_dataset": MaskedBlocks(text.validation, text.eval_masking, evaluation=True),
-    }
-    if config.objective == "cross_entropy":
-        return GatheredTrainer(**common)
-    source, size = split_negatives(config.negatives)
-    log_prior_V = Prior(count_targets(text, count_embeddings(backbone))).log_p_V
-    # The pool is a sample of the vocabulary by its frequency: divided by that, it stands for all of it (logQ)
-    contrast = Contrast(source=source, size=size, log_prior_V=log_prior_V, tau=1.0, keeps_bias=True, seed=config.seed)
-    return CwtTrainer(contrast=contrast, **common)
+    contrast = None
+    if config.objective == "cwt":
+        source, size = split_negatives(config.negatives)
+        # The pool is a sample of the vocabulary by its frequency: divided by that, it stands for all of it (logQ)
+        prior_V = Prior(count_targets(text, count_embeddings(backbone))).log_p_V
+        contrast = Contrast(source=source, size=size, log_prior_V=prior_V, tau=1.0, keeps_bias=True, seed=config.seed)
+    # The gradients of a head that trains come from outside of the wrapped forward
+    arguments = {"ddp_find_unused_parameters": False if head.trainable else None}
+    return build_gathered(config, run, text, course, contrast, arguments, head=head, model=model)
 
 
 def _save(

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from turncoder.budget import pass_tokens
 from turncoder.config.keys import locate_model
+from turncoder.config.pretraining import PretrainConfig
 from turncoder.config.stages import MntpConfig, SimcseConfig, SupervisedConfig, to_toml
 from turncoder.data.batching import SetBatches, budget_batches
 from turncoder.data.tokenizer import load_tokenizer
@@ -31,6 +32,7 @@ from turncoder.plan import (
     count_operations,
     list_files,
     measure_rate,
+    note_unseen,
     tell_bytes,
     tell_time,
 )
@@ -39,7 +41,7 @@ from turncoder.skeleton import build_unstored, open_unstored
 from turncoder.train.glance import Glance, glance_at_rows
 from turncoder.train.text import choose_block_size
 
-__all__ = ["note_unseen", "plan_contrast", "plan_mntp", "plan_training"]
+__all__ = ["add_blocks", "plan_contrast", "plan_mntp", "plan_training"]
 
 
 def plan_training(config: MntpConfig | SimcseConfig | SupervisedConfig) -> Plan:
@@ -73,7 +75,7 @@ def plan_mntp(config: MntpConfig) -> Plan:
             preview = preview_corpus(config, tokenizer, block_size)
         except UserError as error:
             note_unseen(plan, error, config.dataset_name, "samples and epochs are not shown")
-    _add_blocks(plan, config, preview, block_size)
+    add_blocks(plan, config, preview, block_size, _predicted_share(config))
     if model_config is not None:
         _add_causal_lm(plan, config, build_unstored(model_config, config), block_size)
     return plan
@@ -130,27 +132,23 @@ def _add_teacher(plan: Plan, config: SupervisedConfig, name: str, glance: Glance
     plan.assumptions.append(f"{told}), in {tell_time(seconds)} of the time, as if no text came twice")
 
 
-def note_unseen(plan: Plan, error: UserError, name: str | None, lost: str) -> None:
-    """Keep what the hub did not give as a line of the plan; a local path that is wrong stays an error."""
-    if name is None or Path(name).exists() or name.startswith((".", "/", "~")):
-        raise error
-    plan.unseen.append(f"{error} -- {lost}")
-
-
-def _add_blocks(plan: Plan, config: MntpConfig, preview: Preview | None, block_size: int) -> None:
+def add_blocks(
+    plan: Plan, config: MntpConfig | PretrainConfig, preview: Preview | None, block_size: int, share: float
+) -> None:
+    """Add samples and steps; ``share`` of the tokens carry loss."""
     rows = preview.rows if preview else None
     if rows is not None and config.max_train_samples:
         rows = min(rows, config.max_train_samples)
     row_tokens = preview.tokens / max(preview.rows or 1, 1) if preview and preview.tokens else float(block_size)
     add_steps(plan, config, rows, row_tokens)
-    plan.steps["predicted"] = round(plan.steps["tokens"] * predicted_share(config))
+    plan.steps["predicted"] = round(plan.steps["tokens"] * share)
     if preview:
         plan.samples = preview.samples
-    if preview and preview.assumption and rows is not None:
-        plan.assumptions.append(preview.assumption)
+        if preview.assumption and rows is not None:
+            plan.assumptions.append(preview.assumption)
 
 
-def predicted_share(config: MntpConfig) -> float:
+def _predicted_share(config: MntpConfig) -> float:
     """Share of tokens that carry loss."""
     return 1.0 if config.data_collator_type == "unmasked" else config.mlm_probability
 
@@ -159,10 +157,10 @@ def _add_causal_lm(plan: Plan, config: MntpConfig, model: PreTrainedModel, lengt
     rows = config.per_device_train_batch_size
     text_config = model.config.get_text_config()
     width, vocabulary = text_config.hidden_size, text_config.vocab_size
-    selected = math.ceil(rows * length * predicted_share(config))
+    selected = math.ceil(rows * length * _predicted_share(config))
     loss = min(selected * vocabulary * 4, config.vocabulary_budget_mb * 10**6) + 8 * selected * width
     add_memory(plan, config, model, [(rows, length)], {"vocabulary loss": loss})
-    add_time(plan, config, model, length, head=4 * vocabulary * width * predicted_share(config))
+    add_time(plan, config, model, length, head=4 * vocabulary * width * _predicted_share(config))
     add_disk(plan, config, model)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from turncoder.artifact import save_language_model
 from turncoder.config.heads import FinetuneConfig
 from turncoder.config.keys import locate_model
 from turncoder.config.pretraining import PretrainConfig, split_negatives
-from turncoder.data.masking import MaskedBlocks
 from turncoder.data.tokenizer import end_documents, tokenizer_files
 from turncoder.errors import UserError
 from turncoder.evaluate.anisotropy import measure_anisotropy
@@ -34,7 +32,7 @@ from turncoder.model.prior import Prior, read_prior
 from turncoder.model.scratch import build_config, check_direction, choose_class, start_model, tie_embeddings
 from turncoder.train.arguments import training_arguments
 from turncoder.train.course import lay_course
-from turncoder.train.cwt_trainer import Contrast, CwtTrainer
+from turncoder.train.cwt_trainer import Contrast, build_gathered
 from turncoder.train.recording import AnisotropyLog
 from turncoder.train.running import Run
 from turncoder.train.stage import (
@@ -266,33 +264,11 @@ def _build_trainer(
 ) -> GatheredTrainer:
     """Lay out the steps and build the trainer."""
     course = lay_course(config, run, len(text.train))
-    epochs = math.ceil(course.scheduled * course.per_step / len(text.train))
-    common: dict[str, Any] = {
-        "course": course,
-        "head": head,
-        "isolate": text.isolate,
-        "budget_bytes": config.vocabulary_budget_mb * 10**6,
-        "shift": 1 if config.kind == "clm" else 0,
-        "bytes_per_token": bytes_per_token,
-        "model": backbone,
-        "args": training_arguments(
-            config,
-            run,
-            steps=course.scheduled,
-            steps_per_epoch=course.per_epoch,
-            ddp_find_unused_parameters=False,  # the head's gradients come from outside of the wrapped forward
-            **_schedule(config, course.scheduled),
-        ),
-        "data_collator": text.collate,
-        "train_dataset": MaskedBlocks(text.train, text.masking, epochs=epochs, batch_size=course.per_step),
-        "eval_dataset": MaskedBlocks(text.validation, text.eval_masking, evaluation=True),
-    }
     course.callbacks.append(AnisotropyLog(run, functools.partial(_look, text, backbone)))
-    if config.objective == "cross_entropy":
-        return GatheredTrainer(**common)
-    source, size = split_negatives(config.negatives)
-    return CwtTrainer(
-        contrast=Contrast(
+    contrast = None
+    if config.objective != "cross_entropy":
+        source, size = split_negatives(config.negatives)
+        contrast = Contrast(
             source=source,
             size=size,
             log_prior_V=prior.log_p_V,
@@ -301,8 +277,20 @@ def _build_trainer(
             cross_entropy_weight=config.cross_entropy_weight if config.objective == "both" else 0.0,
             sparse=config.sparse_embeddings,
             seed=config.seed,
-        ),
-        **common,
+        )
+    # The head's gradients come from outside of the wrapped forward
+    arguments = {"ddp_find_unused_parameters": False, **_schedule(config, course.scheduled)}
+    return build_gathered(
+        config,
+        run,
+        text,
+        course,
+        contrast,
+        arguments,
+        head=head,
+        model=backbone,
+        shift=1 if config.kind == "clm" else 0,
+        bytes_per_token=bytes_per_token,
     )
 
 

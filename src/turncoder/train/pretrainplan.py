@@ -18,9 +18,9 @@ from turncoder.encode.encoder import limit_length
 from turncoder.errors import UserError
 from turncoder.model.backbone import load_model_config, resolve_model
 from turncoder.model.scratch import build_config
-from turncoder.plan import Plan, add_disk, add_memory, add_steps, add_time, list_files
-from turncoder.preview import Preview, open_streams, preview_corpus, take_first, weigh
-from turncoder.train.planning import note_unseen
+from turncoder.plan import Plan, add_disk, add_memory, add_time, list_files, note_unseen
+from turncoder.preview import open_streams, preview_corpus, take_first, weigh
+from turncoder.train.planning import add_blocks
 from turncoder.train.pretrain import check_early, settle_kind, sketch_model
 from turncoder.train.text import VOCABULARY, choose_block_size, open_tokenizer
 
@@ -59,7 +59,7 @@ def plan_pretrain(config: PretrainConfig) -> Plan:
             preview = preview_corpus(config, tokenizer, block_size)
         except UserError as error:
             note_unseen(plan, error, config.dataset_name, "samples and epochs are not shown")
-    _add_rows(plan, config, preview, block_size)
+    add_blocks(plan, config, preview, block_size, _predicted_share(config))
     if model is not None:
         _add_model(plan, config, model, block_size)
     return plan
@@ -115,19 +115,6 @@ def _open_model(
             )  # fmt: skip
         text_config.vocab_size = size if config.swap_vocabulary else max(size, text_config.vocab_size)
     return sketch_model(config, model_config).train()
-
-
-def _add_rows(plan: Plan, config: PretrainConfig, preview: Preview | None, block_size: int) -> None:
-    rows = preview.rows if preview else None
-    if rows is not None and config.max_train_samples:
-        rows = min(rows, config.max_train_samples)
-    row_tokens = preview.tokens / max(preview.rows or 1, 1) if preview and preview.tokens else float(block_size)
-    add_steps(plan, config, rows, row_tokens)
-    plan.steps["predicted"] = round(plan.steps["tokens"] * _predicted_share(config))
-    if preview:
-        plan.samples = preview.samples
-        if preview.assumption and rows is not None:
-            plan.assumptions.append(preview.assumption)
 
 
 def _predicted_share(config: PretrainConfig) -> float:

@@ -53,19 +53,9 @@ def open_rows(
     UserError
         Whatever is wrong with the data; a prompt that does not stay apart from the texts.
     """
-    where: dict[str, Any] = {
-        "dataset_name": config.dataset_name,
-        "dataset_config_name": config.dataset_config_name,
-        "cache_dir": config.cache_dir,
-    }
     share = 0.0 if config.validation_file or config.as_llm2vec else config.validation_split_percentage
     if isinstance(config, SimcseConfig):
-        corpus, validation = open_corpora(
-            **where,
-            train_file=config.train_file,
-            validation_file=config.validation_file,
-            text_column=config.text_column,
-        )
+        corpus, validation = open_corpora(config)
         options: dict[str, Any] = {"split": config.split_sentences, "distinct": not config.as_llm2vec}
         pairs = [open_texts(corpus, **options, share=0.0 if validation else share)]
         if validation is not None:
@@ -73,7 +63,15 @@ def open_rows(
         prompts = {"text": config.prompt} if config.prompt else {}
         pairs = [tuple(dataclasses.replace(rows, prompts=prompts) for rows in two) for two in pairs]  # type: ignore[misc]
     else:
-        pairs = open_pairs(file=config.train_file, **where, columns=config.columns, share=share, key=key)
+        pairs = open_pairs(
+            dataset_name=config.dataset_name,
+            dataset_config_name=config.dataset_config_name,
+            file=config.train_file,
+            columns=config.columns,
+            cache_dir=config.cache_dir,
+            share=share,
+            key=key,
+        )
         if config.validation_file:
             given = open_pairs(file=config.validation_file, columns=config.columns, key="validation_file")
             others = {rows.name: rows for rows, _ in given}

@@ -72,7 +72,6 @@ def open_teacher(config: SimcseConfig | SupervisedConfig) -> SentenceTransformer
             allow_partial=config.allow_partial,
             cache_dir=config.cache_dir,
             trust_remote_code=config.trust_remote_code,
-            device="cpu" if not torch.accelerator.is_available() else None,
         )
     except UserError as error:
         raise UserError(f"teacher_name_or_path = {config.teacher_name_or_path!r}: {error}") from error

@@ -161,14 +161,7 @@ def open_blocks(
     UserError
         The corpus cannot be read, is empty, or leaves nothing to train or to evaluate on.
     """
-    corpus, validation = open_corpora(
-        dataset_name=config.dataset_name,
-        dataset_config_name=config.dataset_config_name,
-        train_file=config.train_file,
-        validation_file=config.validation_file,
-        text_column=config.text_column,
-        cache_dir=config.cache_dir,
-    )
+    corpus, validation = open_corpora(config)
     train, held_out = prepare_blocks(
         corpus=corpus,
         validation=validation,
@@ -193,14 +186,7 @@ def open_tokenizer(config: VocabularyKeys) -> PreTrainedTokenizerBase:
                 f"config_name = {config.config_name!r} has no tokenizer: give tokenizer_name, or --train_tokenizer bpe"
             )
         return load_tokenizer(name, **locate_model(config))
-    corpus, _ = open_corpora(
-        dataset_name=config.dataset_name,
-        dataset_config_name=config.dataset_config_name,
-        train_file=config.train_file,
-        validation_file=config.validation_file,
-        text_column=config.text_column,
-        cache_dir=config.cache_dir,
-    )
+    corpus, _ = open_corpora(config)
     with PartialState().main_process_first():
         folder = open_trained(
             corpus,

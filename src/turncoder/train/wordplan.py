@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +18,8 @@ from turncoder.encode.encoder import limit_length
 from turncoder.errors import UserError
 from turncoder.model.backbone import load_model_config, split_revision
 from turncoder.model.source import find_source
-from turncoder.plan import HALF, Plan, add_disk, add_memory, add_steps, add_time, list_files, measure_rate
-from turncoder.preview import SAMPLES, read_tokens
+from turncoder.plan import HALF, Plan, add_disk, add_memory, add_steps, add_time, list_files, measure_rate, note_unseen
+from turncoder.preview import SAMPLES, cache_in, read_tokens
 from turncoder.skeleton import build_unstored
 from turncoder.train.wordtasks import READINGS, Splits, Task, choose_layers, open_splits, open_tasks, tell_idle
 
@@ -48,32 +45,16 @@ def plan_words(config: WordsConfig) -> Plan:
     plan.files += [str(folder / name) + ("/" if name.endswith("/") else "") for name in RESULTS]
     opened = _open_model(plan, config)
     splits = None
-    with _borrow_cache():
+    with tempfile.TemporaryDirectory() as cache, cache_in(Path(cache)):
         try:
             splits = open_splits(config)
         except UserError as error:
-            if not config.dataset_name or Path(config.dataset_name).exists():
-                raise
-            plan.unseen.append(f"{error} -- words, steps and time are not planned")
+            note_unseen(plan, error, config.dataset_name, "words, steps and time are not planned")
         if splits is not None:
             tasks = open_tasks(config, splits)
             if opened is not None:
                 _add_work(plan, config, *opened, splits, tasks)
     return plan
-
-
-@contextmanager
-def _borrow_cache() -> Iterator[None]:
-    """Keep what is read in a folder that is deleted: a plan writes nothing."""
-    before = os.environ.get("TURNCODER_CACHE")
-    with tempfile.TemporaryDirectory(prefix="turncoder-plan-") as folder:
-        os.environ["TURNCODER_CACHE"] = folder
-        try:
-            yield
-        finally:
-            del os.environ["TURNCODER_CACHE"]
-            if before is not None:
-                os.environ["TURNCODER_CACHE"] = before
 
 
 def _open_model(plan: Plan, config: WordsConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase] | None:
@@ -86,9 +67,7 @@ def _open_model(plan: Plan, config: WordsConfig) -> tuple[PreTrainedModel, PreTr
         place, revision = split_revision(source.tokenizer, source.revision)
         return build_unstored(model_config, config), load_tokenizer(place, revision=revision, **where)  # type: ignore[arg-type]
     except UserError as error:
-        if Path(name).exists() or name.startswith((".", "/", "~")):
-            raise
-        plan.unseen.append(f"{error} -- parameters, memory, time and disk are not planned")
+        note_unseen(plan, error, name, "parameters, memory, time and disk are not planned")
         return None
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
@@ -213,7 +212,7 @@ def tell_idle(config: WordsConfig) -> None:
 
 def open_backbone(config: WordsConfig) -> SentenceTransformer:
     """Open the model whose words are read; raises UserError."""
-    return load_encoder(**tell_model(config), device="cpu" if not torch.accelerator.is_available() else None)
+    return load_encoder(**tell_model(config))
 
 
 def tell_model(config: WordsConfig) -> dict[str, Any]:
