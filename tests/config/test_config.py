@@ -139,6 +139,12 @@ def test_a_key_that_is_an_old_name_elsewhere(tmp_path, caplog):
     assert not caplog.messages
 
 
+def test_an_old_name_of_a_key_that_is_not_had_is_unknown_as_it_was_typed(caplog):
+    with pytest.raises(UserError, match=r"^--batch_size is not a known flag; did you mean --batch_tokens\?"):
+        load_config(EncodeConfig, None, ["--model_name_or_path", "m", "--batch_size", "7"])
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [

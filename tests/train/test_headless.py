@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,24 @@ def test_a_head_under_rmsnorm_is_fitted_to_the_text_of_the_run(pretrain, tmp_pat
     changes = {"objective": "cross_entropy", "max_steps": 1, "max_eval_samples": 300}
     launch(command("pretrain", tmp_path / "out", pretrain.text, tmp_path / "on", **changes))
     assert first(tmp_path / "on", "untrained") == pytest.approx(told["cross_entropy"], rel=1e-4)
+
+
+def test_a_head_is_fitted_to_documents_apart_where_the_run_kept_them_apart(pretrain, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(pretrain("llama"), run)
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["isolate_documents"] = True
+    (run / "run.json").write_text(json.dumps(record))
+    launch(["head", "add", str(run), "--output", str(tmp_path / "out"), "--fit_steps", "1"])
+    told = json.loads((tmp_path / "out" / "turncoder.json").read_text())["head"]
+    changes = {"objective": "cross_entropy", "max_steps": 1, "max_eval_samples": 300}
+    losses = {}
+    for apart in (True, False):
+        place = tmp_path / f"on {apart}"
+        launch(command("pretrain", tmp_path / "out", pretrain.text, place, isolate_documents=apart, **changes))
+        losses[apart] = first(place, "untrained")
+    assert told["cross_entropy"] == pytest.approx(losses[True], rel=1e-5)
+    assert told["cross_entropy"] != pytest.approx(losses[False], rel=1e-3)
 
 
 def test_a_fit_that_leads_away_from_its_start_is_not_kept(pretrain, tmp_path: Path, monkeypatch) -> None:

@@ -100,27 +100,24 @@ def _gather(cls: type, raw: dict[str, Any], origin: str) -> dict[str, Entry]:
     ours = [f.name for f in fields(cls)]
     passed_over: frozenset[str] = getattr(cls, "PASSED_OVER", frozenset()) if origin != "--" else frozenset()
     translated, notices = legacy.translate(raw, origin, getattr(cls, "IGNORED", None), {*ours, *passed_over})
-    for notice in notices:
-        logger.warning("%s", notice)
     gathered = {}
     for name, value in translated.items():
         if name in passed_over or (passed_over and name not in ours and name in training_argument_names()):
             continue
         if name not in ours and not ("training" in ours and name in training_argument_names()):
-            raise UserError(_unknown(name, origin, ours, getattr(cls, "OF_HEADLESS", None)))
+            typed = next((old for old in raw if legacy.RENAMED.get(old) == name), name)
+            raise UserError(_unknown(typed, origin, ours, getattr(cls, "OF_HEADLESS", None)))
         gathered[name] = Entry(value, f"{origin}{name}")
+    for notice in notices:
+        logger.warning("%s", notice)
     return gathered
 
 
 def _unknown(name: str, origin: str, ours: list[str], stage: str | None) -> str:
     """Say which key nobody knows, and the nearest one that exists."""
-    known = [
-        *(n for n in ours if n != "training"),
-        *legacy.OLD_NAMES,
-        *(legacy_headless.list_names(stage) if stage else ()),
-    ]
+    known = [*(n for n in ours if n != "training"), *(legacy_headless.list_names(stage) if stage else ())]
     if "training" in ours:
-        known += training_argument_names()
+        known += [*legacy.OLD_NAMES, *training_argument_names()]
     flag = "--" if origin == "--" else ""
     return (
         f"{origin}{name} is not a known {'flag' if flag else 'key'}"

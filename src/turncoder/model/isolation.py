@@ -20,7 +20,7 @@ from turncoder.model.influence import backbone_of, run_model, test_tokens
 from turncoder.model.memory import remember
 from turncoder.model.proof import EXACT, HALF_EXACT, LENGTH, build_small, describe_error, differ, prove, window_of
 
-__all__ = ["can_isolate", "isolation_mask"]
+__all__ = ["can_isolate", "choose_masks", "isolation_mask"]
 
 PADDING = -1
 
@@ -50,6 +50,24 @@ def can_isolate(model: PreTrainedModel) -> bool | str:
     """
     plan = find_plan(model)
     return plan if isinstance(plan, str) else True
+
+
+def choose_masks(model: PreTrainedModel, batch: dict[str, torch.Tensor], *, isolate: bool) -> dict[str, Any]:
+    """Return the masks with which a model reads a batch: none without padding; documents apart where that is asked.
+
+    Parameters
+    ----------
+    model
+        As for `isolation_mask`.
+    batch
+        Its ``attention_mask`` and ``document_ids``, [B, L].
+    isolate
+        Whether documents that share a row must not see each other.
+    """
+    mask_BL, documents_BL = batch["attention_mask"], batch["document_ids"]
+    if isolate and bool((documents_BL > 0).any()):
+        return isolation_mask(model, documents_BL, next(model.parameters()).dtype)
+    return {"attention_mask": None if bool(mask_BL.all()) else mask_BL}
 
 
 def isolation_mask(model: PreTrainedModel, document_ids_BL: torch.Tensor, dtype: torch.dtype) -> dict[str, Any]:

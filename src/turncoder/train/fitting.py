@@ -24,6 +24,7 @@ from turncoder.hub import locate_parent
 from turncoder.model.backbone import find_kind, resolve_model
 from turncoder.model.completion import diverge, fit_head, put_prior
 from turncoder.model.heads import Head, take_backbone, take_head
+from turncoder.model.isolation import choose_masks
 from turncoder.objectives.alignment import select_rows
 from turncoder.train.text import Text, open_text
 
@@ -37,6 +38,7 @@ AT_ONCE = 32  # rows of text
 SOURCES = ("train_file", "dataset_name", "dataset_config_name", "text_column")
 CUTTING = (
     "max_seq_length", "line_by_line", "append_eos", "validation_split_percentage", "mlm_probability", "mask_token_type",
+    "isolate_documents",
 )  # fmt: skip
 
 
@@ -147,9 +149,8 @@ def _gather(
     parts: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(blocks), AT_ONCE):
         batch = text.collate([blocks[row] for row in range(start, min(start + AT_ONCE, len(blocks)))])
-        states_BLD = backbone(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        ).last_hidden_state
+        masks = choose_masks(backbone, batch, isolate=text.isolate)
+        states_BLD = backbone(input_ids=batch["input_ids"], use_cache=False, **masks).last_hidden_state
         parts.append(select_rows(states_BLD, batch["labels"], shift))
         if sum(len(rows_KD) for rows_KD, _ in parts) >= most:
             break

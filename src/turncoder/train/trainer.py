@@ -24,7 +24,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from turncoder.errors import UserError
 from turncoder.model.heads import Head
-from turncoder.model.isolation import isolation_mask
+from turncoder.model.isolation import choose_masks
 from turncoder.objectives.alignment import select_batch, select_rows
 from turncoder.objectives.vocabulary import cross_entropy, score_rows
 from turncoder.train.course import Course
@@ -85,12 +85,8 @@ class GatheredTrainer(Trainer):
         rows_KD, targets_K
             The state that predicts it and the token, for every label.
         """
-        mask_BL, documents_BL = inputs["attention_mask"], inputs["document_ids"]
-        kwargs: dict[str, Any] = {"attention_mask": None if bool(mask_BL.all()) else mask_BL}
-        if self.isolate and bool((documents_BL > 0).any()):
-            unwrapped = self.accelerator.unwrap_model(model)
-            kwargs = isolation_mask(unwrapped, documents_BL, next(unwrapped.parameters()).dtype)
-        output = model(input_ids=inputs["input_ids"], use_cache=False, **kwargs)
+        masks = choose_masks(self.accelerator.unwrap_model(model), inputs, isolate=self.isolate)
+        output = model(input_ids=inputs["input_ids"], use_cache=False, **masks)
         return select_rows(output.last_hidden_state, inputs["labels"], self.shift)
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
