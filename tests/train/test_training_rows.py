@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 def open_all(encoder: SentenceTransformer, file: Path, **keys: Any) -> dict[str, Rows]:
     keys = {"validation_split_percentage": 1e-9, **keys}
     config = SupervisedConfig(model_name_or_path="m", train_file=str(file), **keys)
-    return {rows.name: rows for rows, _ in open_rows(config, encoder.tokenizer, encoder.max_seq_length)}
+    return {rows.name: rows for rows, _ in open_rows(config, encoder.tokenizer, encoder.max_seq_length, template=False)}
 
 
 def test_the_e5_instructions_are_those_of_the_reference(shared: Path):
@@ -169,6 +169,7 @@ def test_prompts_that_do_not_keep_apart_or_are_too_long(
             SimcseConfig(model_name_or_path="m", train_file=str(texts), prompt="Once upon a tim"),
             encoder.tokenizer,
             encoder.max_seq_length,
+            template=False,
         )
 
 
@@ -177,7 +178,9 @@ def test_held_out_rows_are_a_share_or_a_file(encoder: SentenceTransformer, tmp_p
     keys: dict[str, Any] = {"model_name_or_path": "m", "train_file": str(train), "query_prompt": "Q:\n"}
 
     def count(**more: Any) -> tuple[int, int]:
-        ((rows, others),) = open_rows(SupervisedConfig(**keys, **more), encoder.tokenizer, encoder.max_seq_length)
+        ((rows, others),) = open_rows(
+            SupervisedConfig(**keys, **more), encoder.tokenizer, encoder.max_seq_length, template=False
+        )
         assert rows.prompts == others.prompts == {"anchor": "Q:\n"}
         return len(rows), len(others)
 
@@ -191,13 +194,17 @@ def test_held_out_rows_are_a_share_or_a_file(encoder: SentenceTransformer, tmp_p
     keys = {"model_name_or_path": "m", "train_file": str(texts)}
     for split, total in ((False, 400), (True, 800)):
         ((rows, others),) = open_rows(
-            SimcseConfig(**keys, prompt="P:\n", split_sentences=split), encoder.tokenizer, encoder.max_seq_length
+            SimcseConfig(**keys, prompt="P:\n", split_sentences=split),
+            encoder.tokenizer,
+            encoder.max_seq_length,
+            template=False,
         )
         assert len(rows) + len(others) == total and rows.prompts == others.prompts == {"text": "P:\n"}
         ((rows, others),) = open_rows(
             SimcseConfig(**keys, split_sentences=split, validation_file=str(texts), max_train_samples=5),
             encoder.tokenizer,
             encoder.max_seq_length,
+            template=False,
         )
         assert (len(rows), len(others)) == (5, total)
 
@@ -207,7 +214,9 @@ def test_what_is_measured_does_not_depend_on_the_seed(
 ) -> None:
     rows = {"model_name_or_path": "m", "train_file": str(write(tmp_path / "set.jsonl", 400))}
     rows |= {"validation_split_percentage": 20, "max_train_samples": 30, "max_eval_samples": 9}
-    pairs = [open_rows(SupervisedConfig(**rows, seed=seed), encoder.tokenizer, 512)[0] for seed in (0, 1)]
+    pairs = [
+        open_rows(SupervisedConfig(**rows, seed=seed), encoder.tokenizer, 512, template=False)[0] for seed in (0, 1)
+    ]
     assert pairs[0][1].data[:] == pairs[1][1].data[:] and pairs[0][0].data[:] != pairs[1][0].data[:]
 
     keys = {"model_name_or_path": str(stories), "train_file": str(stories_text), "max_seq_length": 64}

@@ -228,12 +228,12 @@ def _open_all(config: TurnConfig, *, weigh_model: bool = True) -> _Opened:
     state = PartialState(cpu=not torch.accelerator.is_available())
     with state.main_process_first():
         tokens = open_blocks(stages["mntp"], tokenizer, length)[0].num_tokens
-        simcse, supervised = stages["simcse"], stages["supervised"]
-        texts = open_rows(simcse, tokenizer, length, template=simcse.chat_template)
-        sentences = sum(len(rows) for rows, _ in texts)
-        pairs = []
-        if config.pairs:
-            pairs = open_rows(supervised, tokenizer, length, "--pairs", template=supervised.chat_template)
+        template = stages["simcse"].chat_template  # the stage above goes on with its encoder
+        texts, pairs = (
+            open_rows(stage, tokenizer, length, key, template=template) if stage else []
+            for stage, key in ((stages["simcse"], None), (stages.get("supervised"), "--pairs"))
+        )
+    sentences = sum(len(rows) for rows, _ in texts)
     count = sum(len(rows) for rows, _ in pairs)
     sizes = Sizes(reasons=[f"{told}; {parameters / 1e6:,.1f} M parameters, {positions:,} positions"])
     sizes = derive_sizes(config, sizes, parameters, tokens, length, sentences, count)
