@@ -114,3 +114,15 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     yield server
     server.close()
+
+
+@pytest.fixture
+def keep_in_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Give a function that has repositories in the hub's cache, by the names of their folders there."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+
+    def keep(*names: str) -> None:
+        for name in names:
+            (tmp_path / "hub-cache" / name).mkdir(parents=True)
+
+    return keep

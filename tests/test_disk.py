@@ -1,6 +1,8 @@
 """What is written is there as a whole or not at all, and for everyone whom the umask lets read."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +36,33 @@ def test_a_folder_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
     with replace_folder(folder) as partial:
         (partial / "new").touch()
     assert [path.name for path in folder.iterdir()] == ["new"] and list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("cut", ["aside", "in place", "cleared"])
+def test_one_of_two_folders_is_whole_whenever_the_swap_ends(
+    cut: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    with replace_folder(folder) as partial:
+        (partial / "old").touch()
+    rename, rmtree, calls = Path.rename, shutil.rmtree, []
+
+    def move(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if cut == "aside" or (cut == "in place" and len(calls) == 2):
+            raise OSError("busy")
+        return rename(self, target)
+
+    def remove(path: Path, **others: Any) -> None:
+        if cut == "cleared" and calls:
+            raise KeyboardInterrupt
+        rmtree(path, **others)
+
+    monkeypatch.setattr(Path, "rename", move)
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    with pytest.raises((OSError, KeyboardInterrupt)), replace_folder(folder) as partial:
+        (partial / "new").touch()
+    assert [path.name for path in folder.iterdir()] == ["new" if cut == "cleared" else "old"]
 
 
 @pytest.mark.parametrize(

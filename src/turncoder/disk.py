@@ -19,21 +19,22 @@ def default_cache() -> Path:
 
 
 @contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
-    """Give a name to write to, beside ``path``: flushed to disk and renamed at the end, gone after an error."""
+def replace_file(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """Give a name to write to, beside ``path``: renamed at the end, flushed to disk before, gone after an error."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         yield partial
-        with partial.open("rb") as stream:
-            os.fsync(stream.fileno())
+        if sync:
+            with partial.open("rb") as stream:
+                os.fsync(stream.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str, *, sync: bool = True) -> None:
     """Write ``text`` under a temporary name beside ``path``, flush it to disk, and rename it."""
-    with replace_file(path) as partial:
+    with replace_file(path, sync=sync) as partial:
         partial.write_text(text, encoding="utf8")
 
 
@@ -41,19 +42,28 @@ def write_atomically(path: Path, text: str) -> None:
 def replace_folder(folder: Path) -> Iterator[Path]:
     """Give an empty folder to fill, beside ``folder``: renamed to it at the end, gone after an error.
 
-    Its files are readable as the umask says: safetensors writes for the owner alone.
+    What is replaced is moved aside first, so that at every moment one of the two is there as a whole. Files are
+    readable as the umask says: safetensors writes for the owner alone.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial, old = (folder.with_name(f".{folder.name}.{ending}") for ending in ("partial", "old"))
     shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
     partial.mkdir(parents=True)
     try:
         yield partial
-        umask = os.umask(0)
-        os.umask(umask)
+        mode = partial.stat().st_mode & 0o666  # a new folder's, which the umask decides
         for file in partial.rglob("*"):
             if file.is_file():
-                file.chmod(0o666 & ~umask)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
-    finally:
+                file.chmod(mode)
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    try:
+        partial.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -14,7 +14,6 @@ from turncoder.config.encoding import EncodeConfig, MergeConfig, MineConfig
 from turncoder.config.stages import to_toml
 from turncoder.data.files import names_file
 from turncoder.encode.encoder import open_encoder
-from turncoder.encode.lanes import count_lanes
 from turncoder.encode.texts import open_sides
 from turncoder.encode.vectors import METRICS, describe_job, look_at_job, name_shards
 from turncoder.encode.wordvectors import open_word_reader, open_word_source
@@ -61,10 +60,9 @@ def plan_encode(config: EncodeConfig) -> Plan:
     plan.samples = [show_text(batches.encoder, text, batches.prompt) for text in sample[:SAMPLES]]
     add_weights(plan, batches.encoder)
     model = batches.encoder.transformers_model
-    longest = batches.encoder.max_seq_length
-    lanes = max(1, count_lanes(model, batches.encoder.device, batches.batch_tokens, longest) // processes)
+    lanes = max(1, batches.count_lanes(batches.batch_tokens) // processes)
     at_once = "a batch" if lanes == 1 else f"{lanes} batches, side by side"
-    plan.memory[at_once] = lanes * batches.batch_tokens * count_token_bytes(model, longest)
+    plan.memory[at_once] = lanes * batches.batch_tokens * count_token_bytes(model, batches.encoder.max_seq_length)
     plan.memory["vectors of a shard"] = 4 * min(manifest["shard_texts"], texts.count) * batches.width
     plan.disk = {"vectors": 4 * texts.count * batches.width}
     batches.encode(sample[:1])  # what comes first takes longer

@@ -64,15 +64,26 @@ def _find_ids(names: Iterable[str | None]) -> list[str]:
 
 def is_hub_id(name: str) -> bool:
     """Say whether a name is that of a repository with its owner, and of no folder here."""
-    return "/" in name and may_be_hub_id(name)
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
 
 
-def may_be_hub_id(name: str) -> bool:
-    """Say whether a name can be that of a repository, whose owner the oldest do without, and is that of no folder here.
+def may_be_hub_id(name: str, kind: str = "model") -> bool:
+    """Say whether a name can be that of a repository, and is that of no folder here.
 
-    For names that were opened once: a mistyped folder can be one too.
+    The oldest have no owner (gpt2), nor has a folder that was here once: what came from the hub is in its cache.
+
+    Parameters
+    ----------
+    name
+        Of something that was opened once.
+    kind
+        model or dataset.
     """
-    return bool(re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name)) and not Path(name).exists()
+    from huggingface_hub import constants
+
+    if "/" in name or not re.fullmatch(r"\w[\w.-]*", name):
+        return is_hub_id(name)
+    return not Path(name).exists() and (Path(constants.HF_HUB_CACHE) / f"{kind}s--{name}").is_dir()
 
 
 def list_parents(folder: Path) -> list[str]:

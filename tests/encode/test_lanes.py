@@ -99,20 +99,52 @@ def test_what_goes_wrong_in_a_lane_is_said(llama: Path, monkeypatch: pytest.Monk
     assert torch.get_num_threads() == 3
 
 
-def test_lanes_are_threads_batches_and_memory(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lanes_are_threads_and_memory_and_of_small_batches(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = load_encoder(str(llama))
-    model = encoder.transformers_model
-    assert count_lanes(model, encoder.device, 64, 256) == count_lanes(None, encoder.device, 64, None) == 3
-    assert count_lanes(model, torch.device("meta"), 64, 256) == 1
-    each = 64 * lanes.count_token_bytes(model, 256)
-    monkeypatch.setattr(lanes, "free_memory", lambda device: 4 * each + 1)
-    assert count_lanes(model, encoder.device, 64, 256) == 2
-    monkeypatch.setattr(lanes, "free_memory", lambda device: 0)
-    assert count_lanes(model, encoder.device, 64, 256) == 1
+    model, device = encoder.transformers_model, encoder.device
+    assert count_lanes(model, device, 64, 1000) == count_lanes(None, device, 64, 0) == 3
+    assert count_lanes(model, torch.device("meta"), 64, 1000) == 1
+    monkeypatch.setattr(lanes, "free_memory", lambda device: 8 * 1000)
+    assert [count_lanes(model, device, 64, bytes_each) for bytes_each in (1000, 1001, 9000)] == [2, 1, 1]
+    monkeypatch.setattr(lanes, "free_memory", lambda device: 1 << 40)
+    layers = 2 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32
+    most = lanes.MOST_PRODUCTS // layers
+    assert [count_lanes(model, device, tokens, 1) for tokens in (most, most + 1)] == [3, 1]
+    batches = BatchEncoder(encoder, batch_tokens=64)
+    monkeypatch.setattr(lanes, "MOST_PRODUCTS", 256 * layers)
+    assert (batches.count_lanes(256), batches.count_lanes(257)) == (3, 1)
     taken = watch_lanes(monkeypatch)
-    for count in range(6):  # the first goes alone
-        assert list(run_batches(encoder, lambda batch: batch + 1, range(count), 3)) == list(range(1, count + 1))
-    assert taken == [2, 3, 3]
+    monkeypatch.setattr(lanes, "MOST_PRODUCTS", 255 * layers)
+    batches.encode(["a dog " * 200, *TEXTS])  # one text fills a batch of 256 tokens by itself
+    assert taken == []
+
+
+def test_few_batches_and_autocast_go_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = watch_lanes(monkeypatch)
+    module = nn.Identity()
+
+    def run(count: int) -> list[int]:
+        return list(run_batches(module, lambda batch: batch + 1, range(count), 3))
+
+    assert [run(count) for count in range(9)] == [list(range(1, count + 1)) for count in range(9)]
+    assert taken == [3, 3]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert run(20) == list(range(1, 21))
+    assert taken == [3, 3]
+
+
+@pytest.mark.parametrize(("again", "alone"), [(False, 2), (True, 20)])
+def test_what_the_first_pass_leaves_for_good_does_not_count(again: bool, alone: int) -> None:
+    module, seen = nn.Module(), []
+
+    def run(batch: int) -> int:
+        seen.append(torch.get_num_threads())
+        if again or not hasattr(module, "ready"):
+            module.ready = object()
+        return batch
+
+    assert list(run_batches(module, run, range(20), 3)) == list(range(20))
+    assert seen == [3] * alone + [1] * (20 - alone)
 
 
 def test_what_a_pass_leaves_behind_is_noticed() -> None:

@@ -71,14 +71,16 @@ def test_what_is_not_whole_is_refused(
     assert all(part in str(caught.value) for part in parts), caught.value
 
 
-def test_an_adapter_on_a_model_without_an_owner(run: Path) -> None:
+def test_an_adapter_on_a_model_without_an_owner(run: Path, keep_in_cache: Callable[..., None]) -> None:
+    keep_in_cache("models--gpt2")
     config = json.loads((run / "run.json").read_text())["config"]
     edit(run / "run.json", config={**config, "model_name_or_path": "gpt2"})
     bundle = open_folder(run, adapter_only=True)
     assert bundle.base == bundle.read("adapter_config.json")["base_model_name_or_path"] == "gpt2"
-    edit(run / "run.json", config={**config, "model_name_or_path": "/gone/gpt2"})
-    with pytest.raises(UserError, match="/gone/gpt2, a folder that nobody else has"):
-        open_folder(run, adapter_only=True)
+    for gone in ("/gone/gpt2", "base"):
+        edit(run / "run.json", config={**config, "model_name_or_path": gone})
+        with pytest.raises(UserError, match=f"{gone}, a folder that nobody else has"):
+            open_folder(run, adapter_only=True)
 
 
 def test_a_chain_with_a_fully_trained_part_is_no_adapter(runs: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,16 @@ def test_a_licence_is_inherited_from_the_hub(hub: FakeHub) -> None:
         ask("them/base", online=False)
 
 
-def test_the_oldest_of_the_hub_have_no_owner(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_of_the_hub_have_no_owner(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_in_cache: Callable[..., None]
+) -> None:
+    keep_in_cache("models--gpt2", "datasets--wikitext")
     hub.repositories |= {"gpt2": Repository(card={"license": "mit"})}
     hub.repositories |= {"datasets/wikitext": Repository(card={"license": "cc-by-sa-3.0", "language": ["en"]})}
     assert ask("gpt2")[::3] == ("mit", "that of gpt2, by its card")
     assert data({"dataset_name": "wikitext"}) == (("wikitext",), (), "cc-by-sa-3.0", ("en",))
     assert data({"text": "wikitext", "pairs": "gone.jsonl"})[:2] == (("wikitext",), ("gone.jsonl",))
+    assert data({"text": "corpus"})[:2] == ((), ("corpus",))
     assert data({"train_file": "texts"}, {"text": "./texts"})[:2] == ((), ("texts",))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gpt2").mkdir()

@@ -44,7 +44,7 @@ def load(cls: type[Config], path: Path | None, flags: dict[str, Any]) -> Config:
         if isinstance(entry.value, dict) and name in from_file and isinstance(from_file[name].value, dict):
             entries[name] = Entry({**from_file[name].value, **entry.value}, entry.said)
     hints = typing.get_type_hints(cls)
-    theirs = "as_llm2vec" in hints and stage != "pretrain"
+    theirs = "as_llm2vec" in {one.name for one in fields(cls)} and stage != "pretrain"  # type: ignore[arg-type]
     if path is not None and path.suffix == ".json" and theirs and legacy.is_llm2vec(table):
         _mean_as_llm2vec(cls, path, entries)
     values: dict[str, Any] = {}

@@ -102,13 +102,16 @@ class TokenPass:
     def _recover(self) -> _Journal:
         path = self.partial / "journal.json"
         fresh = _Journal(dict.fromkeys(self.corpora, 0), {"train": [0, 0, 0], "validation": [0, 0, 0]})
-        state = _Journal(**json.loads(path.read_text())) if path.exists() else fresh
+        state = fresh
+        if path.exists():
+            with suppress(ValueError):  # a power cut leaves names without content
+                state = _Journal(**json.loads(path.read_text()))
         cut = [
             file.name
             for file, size in self._sizes(state).items()
             if size > (file.stat().st_size if file.exists() else 0)
         ]
-        if cut:  # what is appended is not synced: after a power cut the journal may know more than the disk has
+        if cut:  # nothing is synced: after a power cut the journal may know more than the disk has
             logger.info("%s: %s is shorter than its journal says; it begins anew", self.home, cut[0])
             state = fresh
         elif path.exists():
@@ -164,7 +167,8 @@ class TokenPass:
             splits[name] = [tokens + len(token_ids), documents + len(lengths), read + size]
         before = state.read[corpus]
         after = _Journal({**state.read, corpus: position}, splits, state.empty + shard.empty)
-        write_atomically(self.partial / "journal.json", json.dumps(after.__dict__, indent=1) + "\n")
+        text = json.dumps(after.__dict__, indent=1) + "\n"
+        write_atomically(self.partial / "journal.json", text, sync=False)  # or it knows more than the files hold
         state.__dict__.update(after.__dict__)
         self.written += len(shard.train[0]) + len(shard.validation[0])
         self._notice(state, (position - before) if self.by_rows else shard.size)

@@ -13,33 +13,42 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from turncoder.budget import count_token_bytes, free_memory
+from turncoder.budget import free_memory
 
 __all__ = ["StateWatch", "count_lanes", "run_batches", "share_threads"]
 
+MOST_PRODUCTS = 1 << 38  # weights times tokens of a batch: some ten seconds of a thread
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
 
-def count_lanes(model: PreTrainedModel | None, device: torch.device, batch_tokens: int, longest: int | None) -> int:
-    """Count the batches that go side by side: a thread each, as many as half of the free memory holds; 1 on a GPU.
+def count_lanes(model: PreTrainedModel | None, device: torch.device, tokens: int, bytes_each: int) -> int:
+    """Count the batches that may go side by side: a thread each, as many as a quarter of the free memory holds.
+
+    One on a GPU, and where a thread alone would take long with a batch: products of large models are worth sharing, and
+    who interrupts waits for what has begun.
 
     Parameters
     ----------
     model
-        As for `turncoder.budget.count_token_bytes`.
+        What reads them; None for something that is no transformer.
     device
         That it is on.
-    batch_tokens
-        Tokens of a batch.
-    longest
-        Tokens of the longest row.
+    tokens
+        Of the longest batch.
+    bytes_each
+        Memory that it takes; 0 where that is not known.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or (model is not None and tokens * _count_weights(model) > MOST_PRODUCTS):
         return 1
-    bytes_each = batch_tokens * count_token_bytes(model, longest)
     threads = torch.get_num_threads()
-    return max(1, min(threads, int(free_memory(device) / 2 / bytes_each)) if bytes_each else threads)
+    return max(1, min(threads, int(free_memory(device) / 4 / bytes_each)) if bytes_each else threads)
+
+
+def _count_weights(model: PreTrainedModel) -> int:
+    """Count the weights that every token is multiplied with."""
+    table = model.get_input_embeddings()
+    return sum(weight.numel() for weight in model.parameters()) - sum(one.numel() for one in table.parameters())
 
 
 def run_batches(
@@ -58,16 +67,23 @@ def run_batches(
     lanes
         From `count_lanes`.
     """
-    lanes = min(lanes, len(batches) - 1)
-    if lanes > 1:
-        watch = StateWatch(module)
-        yield run(batches[0])
-        batches, lanes = batches[1:], 1 if watch.has_changed() else lanes
-    if lanes <= 1:
-        yield from map(run, batches)
-        return
-    with share_threads(lanes) as pool:
-        yield from pool.map(run, batches)
+    # Fewer would leave threads idle at the end; autocast is a thread's own
+    if lanes > 1 and len(batches) > 2 * lanes and not torch.is_autocast_enabled("cpu") and not _follows_length(module):
+        for _ in range(2):  # the first pass may leave what all others find
+            watch = StateWatch(module)
+            yield run(batches[0])
+            batches = batches[1:]
+            if not watch.has_changed():
+                with share_threads(lanes) as pool:
+                    yield from pool.map(run, batches)
+                return
+    yield from map(run, batches)
+
+
+def _follows_length(module: nn.Module) -> bool:
+    """Return whether there are rotary embeddings that change with the length of the text (longrope, dynamic)."""
+    kinds = [str(getattr(one, "rope_type", "")) for one in module.modules()]
+    return any(name in kind for kind in kinds for name in ("longrope", "dynamic"))
 
 
 @contextmanager
@@ -84,7 +100,7 @@ def share_threads(lanes: int) -> Iterator[Executor]:
 class StateWatch:
     """Notices what a forward pass leaves in the modules; two passes at once would read each other's.
 
-    Rotary embeddings that grow with the text are such (longrope, dynamic), and perhaps code from the hub.
+    Recurrent models are such, and perhaps code from the hub.
     """
 
     def __init__(self, module: nn.Module) -> None:

@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Pooling, Transformer
 from sentence_transformers.util import batch_to_device, truncate_embeddings
 
-from turncoder.budget import choose_batch_tokens, keep_freed_memory
+from turncoder.budget import choose_batch_tokens, count_token_bytes, keep_freed_memory
 from turncoder.data.batching import budget_batches
 from turncoder.encode.encoder import check_finite, find_template
 from turncoder.encode.lanes import count_lanes, run_batches
@@ -193,7 +193,8 @@ class BatchEncoder:
         batches = budget_batches(length_U, self.batch_tokens)
         vectors_UD: np.ndarray | None = None
         padded = 0
-        for rows, vectors in zip(batches, self._run(distinct, batches), strict=True):
+        longest = max(self.batch_tokens, int(length_U.max(initial=0)))
+        for rows, vectors in zip(batches, self._run(distinct, batches, longest), strict=True):
             self.report(len(rows))
             if vectors_UD is None:
                 vectors_UD = np.zeros((len(distinct), vectors.shape[1]), dtype=np.float32)
@@ -218,7 +219,13 @@ class BatchEncoder:
         width = self.encoder.get_embedding_dimension() or 0
         return min(width, self.encoder.truncate_dim or width)
 
-    def _run(self, texts: list[str], batches: list[np.ndarray]) -> Iterator[np.ndarray]:
+    def count_lanes(self, tokens: int) -> int:
+        """Count the batches of so many tokens that may go side by side."""
+        model = self.encoder.transformers_model
+        bytes_each = tokens * count_token_bytes(model, self.encoder.max_seq_length)
+        return count_lanes(model, self.encoder.device, tokens, bytes_each)
+
+    def _run(self, texts: list[str], batches: list[np.ndarray], tokens: int) -> Iterator[np.ndarray]:
         """Give the vectors of each batch; on a GPU the next one is tokenised while the model runs."""
         tokenizer = Lock()  # which cannot be told to pad while it reads
 
@@ -228,8 +235,9 @@ class BatchEncoder:
 
         device = self.encoder.device
         if device.type == "cpu" or not batches:
-            lanes = count_lanes(self.encoder.transformers_model, device, self.batch_tokens, self.encoder.max_seq_length)
-            yield from run_batches(self.encoder, lambda rows: self._forward(prepare(rows)), batches, lanes)
+            yield from run_batches(
+                self.encoder, lambda rows: self._forward(prepare(rows)), batches, self.count_lanes(tokens)
+            )
             return
         with ThreadPoolExecutor(1) as ahead:
             following = ahead.submit(prepare, batches[0])

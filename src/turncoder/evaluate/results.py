@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from turncoder.train.running import Run, write_atomically
+from turncoder.disk import write_atomically
+from turncoder.train.running import Run
 
 __all__ = ["read_results", "show_score", "write_results"]
 

@@ -102,7 +102,7 @@ def find_data(config: PublishConfig, steps: list[tuple[Path, dict[str, Any]]], *
         for key in TEXTS:
             name = record["config"].get(key)
             place = locate_parent(name, record) if name else ""
-            if name and key != "train_file" and may_be_hub_id(place) and not names_file(place):
+            if name and key != "train_file" and may_be_hub_id(place, "dataset") and not names_file(place):
                 datasets.append(name)
             elif name:
                 files.append(Path(name).name)

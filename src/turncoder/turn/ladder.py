@@ -228,11 +228,11 @@ def _open_all(config: TurnConfig, *, weigh_model: bool = True) -> _Opened:
     state = PartialState(cpu=not torch.accelerator.is_available())
     with state.main_process_first():
         tokens = open_blocks(stages["mntp"], tokenizer, length)[0].num_tokens
-        template = stages["simcse"].chat_template  # the stage above goes on with its encoder
-        texts, pairs = (
-            open_rows(stage, tokenizer, length, key, template=template) if stage else []
-            for stage, key in ((stages["simcse"], None), (stages.get("supervised"), "--pairs"))
-        )
+        simcse, supervised = stages["simcse"], stages.get("supervised")
+        texts, pairs = open_rows(simcse, tokenizer, length, template=simcse.chat_template), []
+        if supervised:
+            template = simcse.chat_template or supervised.chat_template
+            pairs = open_rows(supervised, tokenizer, length, "--pairs", template=template)
     sentences = sum(len(rows) for rows, _ in texts)
     count = sum(len(rows) for rows, _ in pairs)
     sizes = Sizes(reasons=[f"{told}; {parameters / 1e6:,.1f} M parameters, {positions:,} positions"])
