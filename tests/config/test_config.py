@@ -117,18 +117,21 @@ def sample(hint):
 def test_every_flag_of_every_command_means_what_it_says(name, caplog):
     cls = COMMANDS[name].flags
     hints = typing.get_type_hints(cls)
-    for key, (typed, wanted) in ((f.name, pair) for f in fields(cls) if (pair := sample(hints[f.name]))):
-        dashed = key.replace("_", "-")
-        spellings = [["--" + key, typed], [f"--{key}={typed}"], ["--" + dashed, typed], [f"--{dashed}={typed}"]]
-        ways = [(words, wanted) for words in spellings]
-        if wanted is True:
-            ways += [(["--" + dashed], True), (["--no-" + dashed], False)]
-        for words, value in ways:
-            flags, others = read_flags(cls, words)
-            entry = settings._gather(cls, flags, "--")[key]
-            assert coerce(entry.value, hints[key], entry.said) == value, words
-            assert not others
-    assert not caplog.messages
+    pairs = {f.name: pair for f in fields(cls) if (pair := sample(hints[f.name]))}
+    typed, read = ({key: pair[place] for key, pair in pairs.items()} for place in (0, 1))
+    switches = [key for key, value in read.items() if value is True]
+
+    def check(words, wanted):
+        flags, others = read_flags(cls, words)
+        entries = settings._gather(cls, flags, "--")
+        assert {key: coerce(entry.value, hints[key], entry.said) for key, entry in entries.items()} == wanted
+        assert not others and not caplog.messages
+
+    for form in (str, lambda key: key.replace("_", "-")):
+        check([word for key, value in typed.items() for word in (f"--{form(key)}", value)], read)
+        check([f"--{form(key)}={value}" for key, value in typed.items()], read)
+        check([f"--{form(key)}" for key in switches], dict.fromkeys(switches, True))
+        check([f"--no-{form(key)}" for key in switches], dict.fromkeys(switches, False))
 
 
 def test_a_key_that_is_an_old_name_elsewhere(tmp_path, caplog):
