@@ -16,6 +16,9 @@ which encodes it once. FLOPs are those of real tokens, so padding lowers the sha
 ``memory``: ``turncoder encode`` on a million short texts, its peak above that on 100 texts; then again, killed twice on
 the way, which must end in the same bytes.
 
+``lanes``: batches side by side, a thread each, against one after another by all threads; paragraphs, in one
+process, the two taking turns.
+
 ``precision``: half precision against float32, sdpa against eager, alone against in a batch.
 """
 
@@ -45,8 +48,8 @@ TINY = SHARED / "models/stories260k-hf"
 STSB = SHARED / "data/stsb/stsb-dev.tsv"
 WIKI = SHARED / "data/wiki_paragraphs_en/wiki_en.txt"
 
-PARTS = ("speed", "memory", "precision")
-MOST_TEXTS = {"speed": 2000, "memory": 1_000_000, "precision": 500}
+PARTS = ("speed", "lanes", "memory", "precision")
+MOST_TEXTS = {"speed": 2000, "lanes": 300, "memory": 1_000_000, "precision": 500}
 WIDTH, INNER, LAYERS, HEADS, VOCABULARY, POSITIONS, LENGTH = 256, 688, 4, 4, 32_000, 2048, 512
 PRODUCTS = {"2048x256 @ 256x688": (2048, 256, 688), "1024x1024 @ 1024x1024": (1024, 1024, 1024)}
 DEFAULT = "sentence-transformers"
@@ -76,6 +79,7 @@ def main() -> None:
         raise SystemExit(f"no llm2vec in {options.llm2vec_venv}: run benchmarks/mntp.py --make-venv first")
     measures: dict[str, Callable[[argparse.Namespace, Path], dict]] = {
         "speed": measure_speed,
+        "lanes": measure_lanes,
         "memory": measure_memory,
         "precision": measure_precision,
     }
@@ -334,6 +338,22 @@ def same_bytes(one: Path, other: Path, shards: int) -> bool:
 # ---------------------------------------------------------------- precision
 
 
+def measure_lanes(options: argparse.Namespace, folder: Path) -> dict:
+    """Encode the same paragraphs in both ways, and say how many times as fast side by side is."""
+    paragraphs = [line for line in WIKI.read_text(encoding="utf-8").split("\n") if line.strip()]
+    texts = random.Random(0).sample(paragraphs, min(options.texts, MOST_TEXTS["lanes"], len(paragraphs)))
+    (folder / "texts.json").write_text(json.dumps(texts))
+    ask("make_model", options.threads, folder=str(folder / "model"))
+    setting = {"model": str(folder / "model"), "texts": str(folder / "texts.json"), "rounds": options.rounds}
+    rates = ask("lanes", options.threads, **setting)
+    middle = {way: statistics.median(several) for way, several in rates.items()}
+    return {
+        "texts": len(texts),
+        "tokens_per_second": {way: [round(one) for one in several] for way, several in rates.items()},
+        "times_as_fast_side_by_side": round(middle["side by side"] / middle["in turn"], 2),
+    }
+
+
 def measure_precision(options: argparse.Namespace, folder: Path) -> dict:
     """Compare vectors of turncoder: with random weights of the speed part's shape, and with a small trained model."""
     texts, file = sample_texts(min(options.texts, MOST_TEXTS["precision"]), folder)
@@ -471,6 +491,24 @@ def run_turncoder(setting: dict) -> dict:
     return {**answer, "truncated": latest.truncated}
 
 
+def run_lanes(setting: dict) -> dict:
+    from turncoder import load_encoder
+    from turncoder.encode import texts as module
+
+    texts = json.loads(Path(setting["texts"]).read_text())
+    batches = module.BatchEncoder(load_encoder(setting["model"], device="cpu"))
+    counts = {"side by side": module.count_lanes, "in turn": lambda *_: 1}
+    rates: dict[str, list[float]] = {way: [] for way in counts}
+    batches.encode(texts)  # to warm up
+    for _ in range(setting["rounds"]):
+        for way, count in counts.items():
+            module.count_lanes = count
+            begin = time.perf_counter()
+            _, told = batches.encode(texts)
+            rates[way].append(told.tokens / (time.perf_counter() - begin))
+    return rates
+
+
 def run_sentence_transformers(setting: dict) -> dict:
     from sentence_transformers import SentenceTransformer
 
@@ -550,6 +588,7 @@ TASKS: dict[str, Callable[[dict], dict]] = {
     "llm2vec": run_llm2vec,
     "llm2vec_mode": run_llm2vec_mode,
     "precision": compare_precision,
+    "lanes": run_lanes,
 }
 
 if __name__ == "__main__":

@@ -254,19 +254,25 @@ def test_kill_in_the_middle_then_resume_to_the_same_bytes(
     assert not list((tmp_path / "killed").glob("*.partial"))
 
 
+def stop_at_the_fourth(monkeypatch, trouble):
+    """Let the journal be written three times, and give the function that writes it."""
+    write_whole, calls = tokens.write_atomically, itertools.count(1)
+
+    def fail(*arguments, **others):
+        if next(calls) == 4:
+            raise trouble
+        write_whole(*arguments, **others)
+
+    monkeypatch.setattr(tokens, "write_atomically", fail)
+    return write_whole
+
+
 @pytest.mark.parametrize("cut", ["train.tokens", "validation.ends", "journal.json"])
 def test_files_shorter_than_the_journal_says_are_made_anew(
     tmp_path, texts, tokenizer, small_shards, monkeypatch, caplog, cut
 ):
     path = write(tmp_path, texts)
-    write_whole, calls = tokens.write_atomically, itertools.count(1)
-
-    def fail(*arguments, **others):
-        if next(calls) == 4:
-            raise KeyboardInterrupt
-        write_whole(*arguments, **others)
-
-    monkeypatch.setattr(tokens, "write_atomically", fail)
+    write_whole = stop_at_the_fourth(monkeypatch, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         prepare(path, tokenizer, tmp_path / "cut")
     (partial,) = (tmp_path / "cut").glob("*.partial")
@@ -282,14 +288,7 @@ def test_files_shorter_than_the_journal_says_are_made_anew(
 @pytest.mark.parametrize("trouble", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_full_disk_and_ctrl_c_leave_whole_shards(tmp_path, texts, tokenizer, small_shards, monkeypatch, trouble):
     path = write(tmp_path, texts)
-    write_whole, calls = tokens.write_atomically, itertools.count(1)
-
-    def fail(*arguments, **others):
-        if next(calls) == 4:
-            raise trouble
-        write_whole(*arguments, **others)
-
-    monkeypatch.setattr(tokens, "write_atomically", fail)
+    stop_at_the_fourth(monkeypatch, trouble)
     with pytest.raises(type(trouble)) as caught:
         prepare(path, tokenizer, tmp_path / "full")
     assert caught.value is trouble

@@ -102,14 +102,16 @@ def test_what_goes_wrong_in_a_lane_is_said(llama: Path, monkeypatch: pytest.Monk
 def test_lanes_are_threads_and_memory_and_of_small_batches(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = load_encoder(str(llama))
     model, device = encoder.transformers_model, encoder.device
-    assert count_lanes(model, device, 64, 1000) == count_lanes(None, device, 64, 0) == 3
-    assert count_lanes(model, torch.device("meta"), 64, 1000) == 1
-    monkeypatch.setattr(lanes, "free_memory", lambda device: 8 * 1000)
-    assert [count_lanes(model, device, 64, bytes_each) for bytes_each in (1000, 1001, 9000)] == [2, 1, 1]
+    assert count_lanes(model, device, 64, 256) == count_lanes(None, device, 64, None) == 3
+    assert count_lanes(model, torch.device("meta"), 64, 256) == 1
+    free = 8 * 64 * lanes.count_token_bytes(model, 256)  # of which a quarter is taken
+    monkeypatch.setattr(lanes, "free_memory", lambda device: free)
+    assert [count_lanes(model, device, tokens, 256) for tokens in (64, 65, 640)] == [2, 1, 1]
+    assert count_lanes(model, device, 64, 256, states=100) == 1
     monkeypatch.setattr(lanes, "free_memory", lambda device: 1 << 40)
     layers = 2 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32
     most = lanes.MOST_PRODUCTS // layers
-    assert [count_lanes(model, device, tokens, 1) for tokens in (most, most + 1)] == [3, 1]
+    assert [count_lanes(model, device, tokens, 256) for tokens in (most, most + 1)] == [3, 1]
     batches = BatchEncoder(encoder, batch_tokens=64)
     monkeypatch.setattr(lanes, "MOST_PRODUCTS", 256 * layers)
     assert (batches.count_lanes(256), batches.count_lanes(257)) == (3, 1)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from turncoder.config.keys import CorpusKeys
     from turncoder.config.stages import SimcseConfig
 
-__all__ = ["Corpus", "check_column", "is_held_out", "open_corpora", "open_corpus"]
+__all__ = ["Corpus", "check_column", "find_limit", "is_held_out", "open_corpora", "open_corpus"]
 
 logger = logging.getLogger("turncoder")
 
@@ -165,10 +165,14 @@ def check_column(text_column: str | None, *sources: str | Path | None) -> None:
         raise UserError(f"text_column = {text_column!r}: {named[0]} has lines and no columns; leave the flag away")
 
 
-def is_held_out(document: str | bytes, share: float) -> bool:
+def find_limit(share: float) -> float:
+    """Give what the CRC-32 of a document's bytes is below when it is among the ``share`` percent held out."""
+    return share / 100 * 2**32
+
+
+def is_held_out(text: str, share: float) -> bool:
     """Say whether a document is among the ``share`` percent held out: the same ones in every stage."""
-    content = document.encode("utf-8", "surrogatepass") if isinstance(document, str) else document
-    return zlib.crc32(content) < share / 100 * 2**32
+    return zlib.crc32(text.encode("utf-8", "surrogatepass")) < find_limit(share)
 
 
 def check_ids(token_ids: np.ndarray, vocab_size: int, name: str) -> None:

@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import re
+import zlib
 from array import array
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from turncoder.data.corpus import check_ids, is_held_out
+from turncoder.data.corpus import check_ids, find_limit
 from turncoder.data.tokenizer import take_backend
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Encoder:
         contents = [_content(row) for row in rows]
         bytes_N = np.fromiter(map(len, contents), dtype=np.int64, count=len(rows))
         size = int(bytes_N.sum()) + len(contents)  # and the newlines
-        validates = np.fromiter((is_held_out(one, share) for one in contents), dtype=bool, count=len(rows))
+        validates = np.fromiter(map(zlib.crc32, contents), dtype=np.uint64, count=len(rows)) < find_limit(share)
         validates[:held_out] = True
         if not self.keep_empty and empty:
             rows = [row for row, keep in zip(rows, kept, strict=True) if keep]

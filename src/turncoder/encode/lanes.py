@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from turncoder.budget import free_memory
+from turncoder.budget import count_token_bytes, free_memory
 
 __all__ = ["StateWatch", "count_lanes", "run_batches", "share_threads"]
 
@@ -22,7 +22,9 @@ Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
 
-def count_lanes(model: PreTrainedModel | None, device: torch.device, tokens: int, bytes_each: int) -> int:
+def count_lanes(
+    model: PreTrainedModel | None, device: torch.device, tokens: int, longest: int | None, states: int = 12
+) -> int:
     """Count the batches that may go side by side: a thread each, as many as a quarter of the free memory holds.
 
     One on a GPU, and where a thread alone would take long with a batch: products of large models are worth sharing, and
@@ -36,12 +38,13 @@ def count_lanes(model: PreTrainedModel | None, device: torch.device, tokens: int
         That it is on.
     tokens
         Of the longest batch.
-    bytes_each
-        Memory that it takes; 0 where that is not known.
+    longest, states
+        As for `turncoder.budget.count_token_bytes`.
     """
     if device.type != "cpu" or (model is not None and tokens * _count_weights(model) > MOST_PRODUCTS):
         return 1
     threads = torch.get_num_threads()
+    bytes_each = tokens * count_token_bytes(model, longest, states)
     return max(1, min(threads, int(free_memory(device) / 4 / bytes_each)) if bytes_each else threads)
 
 

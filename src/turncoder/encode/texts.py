@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Pooling, Transformer
 from sentence_transformers.util import batch_to_device, truncate_embeddings
 
-from turncoder.budget import choose_batch_tokens, count_token_bytes, keep_freed_memory
+from turncoder.budget import choose_batch_tokens, keep_freed_memory
 from turncoder.data.batching import budget_batches
 from turncoder.encode.encoder import check_finite, find_template
 from turncoder.encode.lanes import count_lanes, run_batches
@@ -221,9 +221,8 @@ class BatchEncoder:
 
     def count_lanes(self, tokens: int) -> int:
         """Count the batches of so many tokens that may go side by side."""
-        model = self.encoder.transformers_model
-        bytes_each = tokens * count_token_bytes(model, self.encoder.max_seq_length)
-        return count_lanes(model, self.encoder.device, tokens, bytes_each)
+        encoder = self.encoder
+        return count_lanes(encoder.transformers_model, encoder.device, tokens, encoder.max_seq_length)
 
     def _run(self, texts: list[str], batches: list[np.ndarray], tokens: int) -> Iterator[np.ndarray]:
         """Give the vectors of each batch; on a GPU the next one is tokenised while the model runs."""

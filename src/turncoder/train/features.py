@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from turncoder.budget import choose_batch_tokens, count_token_bytes, keep_freed_memory
+from turncoder.budget import choose_batch_tokens, keep_freed_memory
 from turncoder.data.alignment import Alignment
 from turncoder.data.batching import budget_batches
 from turncoder.disk import replace_file
@@ -212,10 +212,7 @@ class _Pass:
         self.length_N = alignment.lengths
         longest, states = int(self.length_N.max()), 16 + layers
         self.batch_tokens = batch_tokens or choose_batch_tokens(backbone, longest, states)
-        tokens = max(self.batch_tokens, longest)
-        self.lanes = count_lanes(
-            backbone, backbone.device, tokens, tokens * count_token_bytes(backbone, longest, states)
-        )
+        self.lanes = count_lanes(backbone, backbone.device, max(self.batch_tokens, longest), longest, states)
         if backbone.device.type == "cpu":
             keep_freed_memory()
         numbers = np.arange(len(self.length_N) + 1)

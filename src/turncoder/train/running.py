@@ -123,8 +123,6 @@ class Run:
             for name, text in self.earlier.items():  # nothing was added
                 write_atomically(self.folder / name, text)
             return
-        for partial in self.folder.glob(".*.json.*.partial"):  # of a process that was killed
-            partial.unlink()
         own = ("metrics.jsonl", "config.toml", "run.json", "checkpoints")
         if any(path.name not in own for path in self.folder.iterdir()):  # runs within this one
             return
