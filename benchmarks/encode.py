@@ -96,11 +96,12 @@ def keep(part: str, row: dict, threads: int) -> None:
     from machine import RESULTS, write_results
 
     torch.set_num_threads(threads)  # which is written down with the machine
-    path = RESULTS / "encode.json"
+    file = "lanes" if part == "lanes" else "encode"  # by itself: its machine is another one
+    path = RESULTS / f"{file}.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     known[part] = row
     print(json.dumps({part: row}, indent=1), flush=True)
-    print(write_results("encode", {name: known[name] for name in PARTS if name in known}), flush=True)
+    print(write_results(file, {name: known[name] for name in PARTS if name in known}), flush=True)
 
 
 def environment(threads: int) -> dict[str, str]:
