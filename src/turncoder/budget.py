@@ -1,22 +1,33 @@
-"""How many tokens go through a model together: as many as memory holds, and on CPUs no more than their caches do."""
+"""How many tokens go through a model together: as many as memory holds, and on CPUs no more than their caches do.
+
+There a row also comes out the same to the last bit, whatever it is read with: products are rounded by the columns that
+it is padded to, and by the rows of its batch only where those have few tokens, or an odd number (docs/decisions.md).
+"""
 
 import ctypes
+import math
 from functools import cache
 
+import numpy as np
 import psutil
 import torch
 from transformers import PreTrainedModel
 
 __all__ = [
     "CPU_TOKENS",
+    "LEAST_TOKENS",
     "choose_batch_tokens",
+    "count_fillers",
     "count_token_bytes",
     "free_memory",
     "keep_freed_memory",
+    "pad_lengths",
     "pass_tokens",
 ]
 
 CPU_TOKENS = 2048  # what keeps the activations of a layer in the processor's cache; measured, see docs/decisions.md
+LEAST_TOKENS, TOKENS_MULTIPLE = 128, 4  # with 64 and fewer products round otherwise; measured, too
+WIDTHS = np.array([0, *range(2, 32, 2), *range(32, 128, 8), *range(128, 1 << 16, 16)])
 MOST_TOKENS = 1 << 18
 DEVICE_TOKENS = 1 << 15  # of a pass in training
 
@@ -63,6 +74,26 @@ def choose_batch_tokens(model: PreTrainedModel | None, longest: int | None, stat
     if device.type == "cpu":
         most = min(most, CPU_TOKENS)
     return max(1, min(most, MOST_TOKENS))
+
+
+def pad_lengths(length_N: np.ndarray, limit: int) -> np.ndarray:
+    """Give the columns that rows on a CPU are padded to: each length always to the same, a few tokens longer.
+
+    Parameters
+    ----------
+    length_N
+        Tokens of each row [N].
+    limit
+        The most that the model reads.
+    """
+    near_N = WIDTHS[np.minimum(np.searchsorted(WIDTHS, length_N), len(WIDTHS) - 1)]
+    return np.maximum(length_N, np.minimum(near_N, limit))
+
+
+def count_fillers(rows: int, width: int) -> int:
+    """Count the rows that a batch lacks to have `LEAST_TOKENS` or more, padding included, in multiples of four."""
+    step = TOKENS_MULTIPLE // math.gcd(width, TOKENS_MULTIPLE)
+    return -(-max(rows, -(-LEAST_TOKENS // width)) // step) * step - rows
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,13 @@ MODELS = {
     "absolute positions": GPT2Config(vocab_size=512, n_embd=32, n_layer=2, n_head=4, n_positions=256),
     "bert": BertConfig(**SMALL, intermediate_size=48, max_position_embeddings=256, pad_token_id=0),
     "modernbert": ModernBertConfig(**SMALL, intermediate_size=48, local_attention=8, pad_token_id=0),
+}
+WIDE_SIZES = {"vocab_size": 512, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+WIDE = {
+    "llama": LlamaConfig(**WIDE_SIZES, intermediate_size=352, max_position_embeddings=256),
+    "absolute positions": GPT2Config(vocab_size=512, n_embd=128, n_layer=2, n_head=2, n_positions=256),
+    "bert": BertConfig(**WIDE_SIZES, intermediate_size=512, max_position_embeddings=256, pad_token_id=0),
+    "modernbert": ModernBertConfig(**WIDE_SIZES, intermediate_size=192, local_attention=8, pad_token_id=0),
 }
 WORDS = [
     "once",
@@ -73,6 +80,36 @@ def test_the_same_text_the_same_vector(name: str, make_model: Callable[..., Path
             vectors = encode_texts(opened, [texts[row] for row in order], batch_tokens=budget)
             np.testing.assert_allclose(vectors, alone[order], atol=1e-5)
     np.testing.assert_allclose(encoder.encode(texts), alone, atol=1e-5)
+
+
+@pytest.fixture
+def torch_threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("length", [256, 200])
+def test_on_a_cpu_the_same_text_has_the_same_bits(
+    name: str, length: int, make_model: Callable[..., Path], torch_threads: Callable[[int], None]
+) -> None:
+    encoder = load_encoder(str(make_model(WIDE[name])), device="cpu", max_seq_length=length)
+    texts = make_texts(150) + [" ".join(WORDS * repeats) for repeats in range(3, 20)]
+    kept: dict[str, np.ndarray] = {}
+    for budget, count, threads in (
+        (2048, 170, 2),
+        (1, 40, 1),
+        (500, 170, 2),
+        (300, 1, 2),
+        (300, 9, 2),
+        (9_999, 170, 2),
+    ):
+        order = random.Random(budget).sample(range(len(texts)), count)
+        torch_threads(threads)
+        vectors = encode_texts(encoder, [texts[row] for row in order], batch_tokens=budget)
+        for row, vector in zip(order, vectors, strict=True):
+            assert np.array_equal(kept.setdefault(texts[row], vector), vector), (budget, texts[row])
 
 
 def test_a_stream_is_the_same_in_pieces(make_model: Callable[..., Path]) -> None:

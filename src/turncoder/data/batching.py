@@ -122,7 +122,7 @@ class EpochOrder:
         self._rows = lru_cache(maxsize=2)(self._compute)
 
 
-def budget_batches(length_N: np.ndarray, budget: int) -> list[np.ndarray]:
+def budget_batches(length_N: np.ndarray, budget: int, *, alike: bool = False) -> list[np.ndarray]:
     """Cut rows into batches of at most ``budget`` tokens, padding included, the longest rows first.
 
     Parameters
@@ -131,6 +131,8 @@ def budget_batches(length_N: np.ndarray, budget: int) -> list[np.ndarray]:
         Tokens of each row [N]; rows without any are in no batch.
     budget
         Rows times the longest of them; a row that is longer goes alone.
+    alike
+        Rows of another length are in another batch.
 
     Returns
     -------
@@ -142,9 +144,10 @@ def budget_batches(length_N: np.ndarray, budget: int) -> list[np.ndarray]:
     batches = []
     start = 0
     while start < len(order):
-        count = max(1, budget // int(length_N[order[start]]))
-        batches.append(order[start : start + count])
-        start += count
+        longest = int(length_N[order[start]])
+        rows = order[start : start + max(1, budget // longest)]
+        batches.append(rows[length_N[rows] == longest] if alike else rows)
+        start += len(batches[-1])
     return batches
 
 

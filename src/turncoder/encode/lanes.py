@@ -59,6 +59,8 @@ def run_batches(
 ) -> Iterator[Result]:
     """Give what ``run`` makes of each batch, in their order; side by side where nothing in the module changes by it.
 
+    The first goes alone, to find that out.
+
     Parameters
     ----------
     module
@@ -70,16 +72,16 @@ def run_batches(
     lanes
         From `count_lanes`.
     """
-    # Fewer would leave threads idle at the end; autocast is a thread's own
-    if lanes > 1 and len(batches) > 2 * lanes and not torch.is_autocast_enabled("cpu") and not _follows_length(module):
-        for _ in range(2):  # the first pass may leave what all others find
-            watch = StateWatch(module)
-            yield run(batches[0])
-            batches = batches[1:]
-            if not watch.has_changed():
-                with share_threads(lanes) as pool:
+    # Also a single batch goes to one thread: shared products round otherwise. Autocast is a thread's own
+    if lanes > 1 and batches and not torch.is_autocast_enabled("cpu") and not _follows_length(module):
+        with share_threads(lanes) as pool:
+            for _ in range(2):  # the first pass may leave what all others find
+                watch = StateWatch(module)
+                yield from pool.map(run, batches[:1])
+                batches = batches[1:]
+                if not batches or not watch.has_changed():
                     yield from pool.map(run, batches)
-                return
+                    return
     yield from map(run, batches)
 
 

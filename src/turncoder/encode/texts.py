@@ -1,9 +1,9 @@
 """Texts in, vectors out: token-budget batches, longest first, each distinct text once.
 
 A batch holds as many texts as fit into a number of tokens, padding included, so that short texts go by the hundred and
-long ones a few at a time. A vector does not depend on its batch.
+long ones a few at a time. A vector does not depend on its batch, on a CPU to the last bit.
 
-In the names of tensors: N texts, U distinct ones, D width.
+In the names of tensors: N texts, U distinct ones, B texts of a batch, F that fill it, L tokens, D width.
 """
 
 import logging
@@ -20,8 +20,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Pooling, Transformer
 from sentence_transformers.util import batch_to_device, truncate_embeddings
+from torch.nn import functional
 
-from turncoder.budget import choose_batch_tokens, keep_freed_memory
+from turncoder.budget import LEAST_TOKENS, choose_batch_tokens, count_fillers, keep_freed_memory, pad_lengths
 from turncoder.data.batching import budget_batches
 from turncoder.encode.encoder import check_finite, find_template
 from turncoder.encode.lanes import count_lanes, run_batches
@@ -113,6 +114,7 @@ class BatchEncoder:
         tokenizer = module.tokenizer if isinstance(module, Transformer) else None
         self.backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self.added = self._count_added() if self.backend is not None else 0
+        self.evens = encoder.device.type == "cpu" and self.backend is not None
         self.prompt_ids = self._count_prompt() if self.prompt and _leaves_prompt_out(encoder) else []
 
     def _find_prompt(self, prompt: str | None, name: str | None) -> str | None:
@@ -190,16 +192,17 @@ class BatchEncoder:
         told = self.backend is not None
         self.cut = {text for text, cut in zip(distinct, cut_U, strict=True) if cut and told}
         length_U = np.minimum(whole_U, self.limit)
-        batches = budget_batches(length_U, self.batch_tokens)
+        width_U = pad_lengths(length_U, self.limit) if self.evens else length_U
+        batches = budget_batches(width_U, self.batch_tokens, alike=self.evens)
         vectors_UD: np.ndarray | None = None
         padded = 0
-        longest = max(self.batch_tokens, int(length_U.max(initial=0)))
-        for rows, vectors in zip(batches, self._run(distinct, batches, longest), strict=True):
+        longest = max(self.batch_tokens, int(width_U.max(initial=0)), LEAST_TOKENS)
+        for rows, vectors in zip(batches, self._run(distinct, width_U, batches, longest), strict=True):
             self.report(len(rows))
             if vectors_UD is None:
                 vectors_UD = np.zeros((len(distinct), vectors.shape[1]), dtype=np.float32)
             vectors_UD[rows] = vectors
-            padded += len(rows) * int(length_U[rows[0]])
+            padded += len(rows) * int(width_U[rows[0]])
         if vectors_UD is None:
             vectors_UD = np.zeros((len(distinct), self.width), dtype=np.float32)
         counts = Counts(
@@ -224,18 +227,21 @@ class BatchEncoder:
         encoder = self.encoder
         return count_lanes(encoder.transformers_model, encoder.device, tokens, encoder.max_seq_length)
 
-    def _run(self, texts: list[str], batches: list[np.ndarray], tokens: int) -> Iterator[np.ndarray]:
+    def _run(
+        self, texts: list[str], width_U: np.ndarray, batches: list[np.ndarray], tokens: int
+    ) -> Iterator[np.ndarray]:
         """Give the vectors of each batch; on a GPU the next one is tokenised while the model runs."""
         tokenizer = Lock()  # which cannot be told to pad while it reads
 
         def prepare(rows: np.ndarray) -> dict[str, Any]:
             with tokenizer:
-                return self.encoder.preprocess([texts[row] for row in rows], prompt=self.prompt)
+                features = self.encoder.preprocess([texts[row] for row in rows], prompt=self.prompt)
+            return self._even(features, int(width_U[rows[0]])) if self.evens else features
 
         device = self.encoder.device
         if device.type == "cpu" or not batches:
             yield from run_batches(
-                self.encoder, lambda rows: self._forward(prepare(rows)), batches, self.count_lanes(tokens)
+                self.encoder, lambda rows: self._forward(prepare(rows))[: len(rows)], batches, self.count_lanes(tokens)
             )
             return
         with ThreadPoolExecutor(1) as ahead:
@@ -245,6 +251,20 @@ class BatchEncoder:
                 if number + 1 < len(batches):
                     following = ahead.submit(prepare, batches[number + 1])
                 yield self._forward(features)
+
+    def _even(self, features: dict[str, Any], width: int) -> dict[str, Any]:
+        """Pad to so many tokens a text, and repeat the last text where the batch has too few."""
+        tokenizer = self.encoder.tokenizer
+        fills = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+        evened = dict(features)
+        for name, value in features.items():
+            if isinstance(value, torch.Tensor) and value.ndim == 2:  # [B, L]
+                missing = max(0, width - value.shape[1])
+                sides = (missing, 0) if tokenizer.padding_side == "left" else (0, missing)
+                value_BL = functional.pad(value, sides, value=fills.get(name) or 0)
+                again_FL = value_BL[-1:].expand(count_fillers(*value_BL.shape), -1)
+                evened[name] = torch.cat([value_BL, again_FL])
+        return evened
 
     @torch.inference_mode()
     def _forward(self, features: dict[str, Any]) -> np.ndarray:
@@ -260,7 +280,7 @@ class BatchEncoder:
         if self.encoder.truncate_dim is not None:
             vectors = truncate_embeddings(vectors, self.encoder.truncate_dim)
         if self.normalize:
-            vectors = torch.nn.functional.normalize(vectors, dim=-1)
+            vectors = functional.normalize(vectors, dim=-1)
         check_finite(vectors, self.encoder.dtype)
         return vectors.cpu().numpy()
 

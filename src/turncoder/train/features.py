@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from turncoder.budget import choose_batch_tokens, keep_freed_memory
+from turncoder.budget import LEAST_TOKENS, choose_batch_tokens, count_fillers, keep_freed_memory, pad_lengths
 from turncoder.data.alignment import Alignment
 from turncoder.data.batching import budget_batches
 from turncoder.disk import replace_file
@@ -212,8 +212,11 @@ class _Pass:
         self.length_N = alignment.lengths
         longest, states = int(self.length_N.max()), 16 + layers
         self.batch_tokens = batch_tokens or choose_batch_tokens(backbone, longest, states)
-        self.lanes = count_lanes(backbone, backbone.device, max(self.batch_tokens, longest), longest, states)
-        if backbone.device.type == "cpu":
+        most = max(self.batch_tokens, longest, LEAST_TOKENS)
+        self.lanes = count_lanes(backbone, backbone.device, most, longest, states)
+        self.evens = backbone.device.type == "cpu"
+        self.width_N = pad_lengths(self.length_N, longest) if self.evens else self.length_N
+        if self.evens:
             keep_freed_memory()
         numbers = np.arange(len(self.length_N) + 1)
         self.word_N = np.searchsorted(alignment.word_window, numbers)  # the first word of each window, and the end
@@ -229,7 +232,8 @@ class _Pass:
         for low, high in zip(self.cuts[:-1], self.cuts[1:], strict=True):
             begin, end = self.word_N[low], self.word_N[high]
             shard: dict[Key, torch.Tensor] = {}
-            batches = [rows + low for rows in budget_batches(self.length_N[low:high], self.batch_tokens)]
+            cut = budget_batches(self.width_N[low:high], self.batch_tokens, alike=self.evens)
+            batches = [rows + low for rows in cut]
             found = run_batches(self.backbone, self.run, batches, self.lanes)
             for windows, (words_M, states) in zip(batches, found, strict=True):
                 for key, states_MD in states.items():
@@ -250,10 +254,12 @@ class _Pass:
     def run(self, windows: np.ndarray) -> tuple[np.ndarray, dict[Key, torch.Tensor]]:
         """Read a batch of windows: give the numbers of their words, and the states of those."""
         alignment, device = self.alignment, self.backbone.device
-        length_B = self.length_N[windows]
-        ids_BL = torch.full((len(windows), int(length_B.max())), self.pad_token_id)
-        mask_BL = torch.arange(ids_BL.shape[1]) < torch.from_numpy(length_B)[:, None]
-        end_B = alignment.window_ends[windows]
+        width = int(self.width_N[windows[0]])
+        read_B = np.pad(windows, (0, count_fillers(len(windows), width) if self.evens else 0), mode="edge")
+        length_B = self.length_N[read_B]
+        ids_BL = torch.full((len(read_B), width), self.pad_token_id)
+        mask_BL = torch.arange(width) < torch.from_numpy(length_B)[:, None]
+        end_B = alignment.window_ends[read_B]
         own = [alignment.tokens[end - length : end] for end, length in zip(end_B, length_B, strict=True)]
         ids_BL[mask_BL] = torch.from_numpy(np.concatenate(own)).long()
         try:
