@@ -74,6 +74,8 @@ def test_files_that_are_not_there_yet_are_named(submit: Callable[..., Said], tmp
     task = task.replace("sts=pairs.tsv", "bitext=old.txt,new.txt")
     said = submit(*task.split(), "--slurm.partition", "gpu")[2]
     assert "task_file: new.txt is not there now" in said and "old.txt" not in said
+    words = "encode org/model new.txt --words --output out.parquet --print --slurm.partition gpu"
+    assert "input_file: new.txt is not there now" in submit(*words.split())[2]
     (tmp_path / "old.txt").rename(tmp_path / "text.txt")
     assert "not there" not in submit(*MNTP.split(), "--print", "--slurm.partition", "gpu")[2]
 
