@@ -181,6 +181,11 @@ def test_the_same_folder_twice_is_shown_once_and_two_of_one_name_are_told_apart(
     ]
 
 
+def test_a_report_from_inside_a_run_does_not_take_it_for_the_owner_of_a_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_run(tmp_path / "run", model_name_or_path="org/model"))
+    assert report(".", output=tmp_path / "a.md").startswith("<!-- turncoder report -->\n# Report: run\n")
+
+
 def test_what_cannot_be_reported_or_written(tmp_path, capsys):
     run, mine = make_run(tmp_path / "run"), tmp_path / "notes.md"
     mine.write_text("# mine\n")
