@@ -67,6 +67,14 @@ def test_a_page_holds_everything_and_asks_nothing_of_the_network(tmp_path, capsy
     assert any(label.startswith("MRR@10: BM25 (words) 0.3, causal") for label in labels)
 
 
+def test_a_run_that_a_script_started_is_not_told_as_a_command_of_ours(tmp_path):
+    run = make_run(tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "command": ["my_train.py", "--fast"], "cwd": "/home"}))
+    text = report(run, output=tmp_path / "a.md")
+    assert "Started by a script: my\\_train.py --fast" in text and "turncoder --fast" not in text
+
+
 def test_markdown_has_the_tables_of_the_page(tmp_path):
     folders = make_all(tmp_path)
     html, text = report(*folders, output=tmp_path / "a.html"), report(*folders, output=tmp_path / "a.md")

@@ -22,6 +22,7 @@ from turncoder.hub import locate_parent, may_be_hub_id
 from turncoder.model.source import read_json
 from turncoder.publish.bundle import Bundle
 from turncoder.publish.cardparts import Step, tell_name
+from turncoder.report.runrows import PROGRAMS
 
 __all__ = ["Data", "Licence", "find_data", "find_licence", "hide_parents", "list_steps", "read_header", "tell_steps"]
 
@@ -29,7 +30,6 @@ logger = logging.getLogger("turncoder")
 
 TEXTS = ("dataset_name", "train_file", "text", "pairs")
 """Keys that name training data."""
-PROGRAMS = ("turncoder", "cli.py")
 TOKEN = re.compile(r"\bhf_\w{10,}")
 
 
