@@ -159,6 +159,7 @@ def test_an_old_name_of_a_key_that_is_not_had_is_unknown_as_it_was_typed(caplog)
         (["--dtype", "int8"], ["--dtype", "'int8'", "bfloat16"]),
         (["--bf16=maybe"], ["--bf16", "'maybe'", "true or false"]),
         (["--lora_r"], ["--lora_r needs a value"]),
+        (["--adapters", "one", "--adapter", "two"], ["--adapter is given twice", "spaces between"]),
         (["word"], ["'word'"]),
         (["--learning_rate", "nan"], ["--learning_rate", "nan"]),
         (["--mlm_probability", "0"], ["mlm_probability = 0.0", "above 0"]),
