@@ -96,6 +96,15 @@ def test_a_run_named_like_a_tag_is_a_name(tmp_path):
     assert "another <b>sentence</b>" in page.text
 
 
+def test_names_in_brackets_are_printed_whole(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "run[v2]")
+    assert main(["report", "run[v2]"]) == 0
+    assert "run[v2]" in capsys.readouterr().out
+    assert main(["report", "run[v2]", "--output", "[new].md"]) == 0
+    assert capsys.readouterr().out == "[new].md\n"
+
+
 def test_runs_of_other_data_are_said_and_have_tables_of_their_own(tmp_path):
     folders = [make_turn(tmp_path / "a"), make_turn(tmp_path / "b", fingerprint="other")]
     text = report(*folders, output=tmp_path / "a.md")

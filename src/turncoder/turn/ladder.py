@@ -408,7 +408,7 @@ def _report(
 def _show(folder: Path) -> None:
     """Print the table and what it means."""
     results = json.loads((folder / "results.json").read_text(encoding="utf8"))
-    console = Console()
+    console = Console(markup=False)
     console.print(build_table(results["rows"], results["title"]))
     for line in results["lines"]:
         console.print(line, highlight=False, markup=False)
