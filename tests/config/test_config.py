@@ -13,7 +13,9 @@ from turncoder.config import settings
 from turncoder.config.encoding import EncodeConfig
 from turncoder.config.files import plain_json
 from turncoder.config.flags import read_flags
+from turncoder.config.glue import GlueConfig
 from turncoder.config.language import LanguageConfig
+from turncoder.config.sentences import SentencesConfig
 from turncoder.config.stages import (
     MAY_CHANGE,
     MntpConfig,
@@ -398,6 +400,15 @@ def test_flags_of_a_stage_read_like_plain_ones(tmp_path):
         read_flags(TurnConfig, ["--mntp.learning_rate"])
     words = ["--mntp.lora_target_modules", "q_proj", str(path)]
     assert read_flags(TurnConfig, words, config_last=True)[1] == [str(path)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [(GlueConfig, "seeds", (1, 2**32)), (SentencesConfig, "seed", 2**32), (LanguageConfig, "seed", 2**32)],
+)
+def test_a_seed_that_numpy_does_not_take_is_refused_at_once(kind, key, value):
+    with pytest.raises(UserError, match=rf"{key} = 4294967296 must be at most 4294967295"):
+        kind(model_name_or_path="m", **{key: value}, **({} if kind is GlueConfig else {"tasks": ("a",)}))
 
 
 def test_a_list_leaves_the_config_file_alone(tmp_path):
