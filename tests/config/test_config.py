@@ -29,6 +29,7 @@ from turncoder.config.stages import (
     to_toml,
 )
 from turncoder.config.values import coerce, list_kinds, read_literal
+from turncoder.config.words import WordsConfig
 from turncoder.errors import UserError
 
 MINIMAL = ["--model_name_or_path", "m", "--train_file", "t.txt"]
@@ -225,6 +226,18 @@ def test_a_file_that_is_missing_or_not_utf8(tmp_path):
     (tmp_path / "a.json").write_bytes(b'{"model_name_or_path": "\xff"}')
     with pytest.raises(UserError, match="UTF-8"):
         load(path=tmp_path / "a.json")
+
+
+def test_a_number_in_a_file_is_what_it_is_as_a_flag(tmp_path):
+    path = write(tmp_path, 'model_name_or_path = "m"\ntrain_file = "t"\nlayer = -2\n', "run.toml")
+    plain = ["--model_name_or_path", "m", "--train_file", "t", "--layer", "-2"]
+    assert (
+        load_config(WordsConfig, path)
+        == load_config(WordsConfig, None, plain)
+        == WordsConfig(model_name_or_path="m", train_file="t", layer=-2)
+    )
+    with pytest.raises(UserError, match="layer = True is not text"):
+        WordsConfig(model_name_or_path="m", train_file="t", layer=True)
 
 
 def test_a_flag_takes_the_place_of_the_files_corpus(tmp_path, caplog):
