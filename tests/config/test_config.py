@@ -228,6 +228,16 @@ def test_a_file_that_is_missing_or_not_utf8(tmp_path):
         load(path=tmp_path / "a.json")
 
 
+def test_a_tilde_that_no_shell_has_read_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    path = write(tmp_path, 'model_name_or_path = "~/m"\ntrain_file = "t"\nadapters = ["~/a", "b"]\n', "run.toml")
+    config = load_config(MntpConfig, path, ["--output=~/runs/x"])
+    assert (config.model_name_or_path, config.adapters, config.output_dir) == (
+        "/home/me/m", ("/home/me/a", "b"), "/home/me/runs/x",
+    )  # fmt: skip
+    assert MntpConfig(model_name_or_path="~nobody-here", train_file="t").model_name_or_path == "~nobody-here"
+
+
 def test_a_number_in_a_file_is_what_it_is_as_a_flag(tmp_path):
     path = write(tmp_path, 'model_name_or_path = "m"\ntrain_file = "t"\nlayer = -2\n', "run.toml")
     plain = ["--model_name_or_path", "m", "--train_file", "t", "--layer", "-2"]
