@@ -48,6 +48,8 @@ def coerce(value: Any, hint: Any, said: str) -> Any:
     if optional and (value is None or (isinstance(value, str) and value.lower() in NOTHING)):
         return None
     kind = next(k for k in kinds if k is not types.NoneType)
+    if value is None and typing.get_origin(kind) is tuple:  # "peft_model_name_or_path": null
+        return ()
     if kind is str and type(value) is int:  # layer = 4, which as a flag is text anyway
         return str(value)
     done, result = _as_kind(value, kind)
