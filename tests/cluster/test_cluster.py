@@ -1,6 +1,7 @@
 """Submitting: a wrong command is told now and not by the queue; the script is whole; what sbatch says is passed on."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,13 @@ def test_the_script_is_whole_and_nothing_is_written(submit: Callable[..., Said],
     assert command.startswith("srun ") and " --cpus-per-task=16 " in command
     assert command.endswith(f" --nproc_per_node=4 -- {MNTP}")
     assert f"mkdir -p {logs}" in said
+
+
+def test_lines_to_copy_are_quoted(submit: Callable[..., Said], slurm: Slurm) -> None:
+    said = submit(*MNTP.split(), "--jobs", "my jobs", "--print", "--slurm.partition", "gpu")[2]
+    assert f"mkdir -p '{Path('my jobs/mntp-first').absolute()}', then" in said
+    out = submit(*MNTP.split(), "--jobs", "my jobs", "--slurm.partition", "gpu")[1]
+    assert re.search(r"tail -F 'my jobs/mntp-first/\d+_0_log\.out'", out)
 
 
 def test_files_that_are_not_there_yet_are_named(submit: Callable[..., Said], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ and text, and said.
 import json
 import logging
 import math
+import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -385,7 +386,8 @@ def tell_opening(folder: Path) -> str:
         if (place / "model").exists():
             return f"SentenceTransformer({str(place / 'model')!r})"
     last = str(runs[0])
-    return f"turncoder.load_encoder({last!r}), or: turncoder merge {last} --output FOLDER   # adapters, no model/"
+    merge = f"turncoder merge {shlex.quote(last)} --output FOLDER"
+    return f"turncoder.load_encoder({last!r}), or: {merge}   # adapters, no model/"
 
 
 def _drop(row: dict[str, Any]) -> dict[str, Any]:
