@@ -118,6 +118,12 @@ def test_no_traceback_from_the_installed_command():
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 2, ["disk is full", "/x/y"]),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 2, ["disk is full"]),
         (PermissionError(errno.EACCES, "Permission denied", "/x/y"), 2, ["/x/y", "Permission denied"]),
+        (OSError(errno.EROFS, "Read-only file system", "/x/y"), 2, ["/x/y", "Read-only file system"]),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "A text. " * 99),
+            2,
+            ["A text. A text.", "too long for a path"],
+        ),
     ],
 )
 def test_what_the_machine_does_to_a_run(command, monkeypatch, raised, code, parts):

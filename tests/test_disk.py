@@ -38,6 +38,17 @@ def test_a_folder_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["new"] and list(folder.parent.iterdir()) == [folder]
 
 
+def test_where_a_link_leads_to_a_folder_is_replaced(tmp_path: Path) -> None:
+    link, real = tmp_path / "link", tmp_path / "scratch" / "model"
+    real.parent.mkdir()
+    link.symlink_to(real)  # which is not there yet
+    for name in ("old", "new", "newest"):
+        with replace_folder(link) as partial:
+            (partial / name).touch()
+        assert link.readlink() == real and [path.name for path in real.iterdir()] == [name]
+    assert list(real.parent.iterdir()) == [real] and set(tmp_path.iterdir()) == {link, real.parent}
+
+
 @pytest.mark.parametrize("cut", ["aside", "in place", "cleared"])
 def test_one_of_two_folders_is_whole_whenever_the_swap_ends(
     cut: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

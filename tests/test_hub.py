@@ -4,8 +4,10 @@ import io
 import json
 import logging
 import os
+import ssl
 from collections.abc import Callable
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 
@@ -50,6 +52,18 @@ def test_hub_ids_without_the_hub_fail_fast(asked: list[str], monkeypatch: pytest
     look_for_hub(".", "someone/something")
     assert len(asked) == 1
     assert os.environ.get("HF_HUB_OFFLINE") == (None if reachable else "1")
+
+
+def test_a_hub_whose_certificate_this_python_cannot_check_is_reachable(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def urlopen(*_: object, **__: object) -> None:
+        asked.append("")
+        raise URLError(ssl.SSLCertVerificationError(1, "unable to get local issuer certificate"))
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    look_for_hub("someone/something")
+    assert asked and "HF_HUB_OFFLINE" not in os.environ
 
 
 def test_what_a_run_or_an_adapter_needs_is_asked_for(

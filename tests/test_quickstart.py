@@ -65,6 +65,7 @@ def packages(tmp_path: Path) -> Path:
     (root / "tests" / "module.py").write_text('"""This is a test file and it is not to be read at all."""')
     (root / "broken.py").write_text('"""This is the text of a file that does not parse."""\ndef f(:\n')
     (root / "binary.py").write_bytes(b'"""\xff\xfe\x00')
+    (root / "dangling.py").symlink_to("gone.py")
     return root
 
 

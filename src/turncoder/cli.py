@@ -26,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes, the first
-    console, notices = Console(soft_wrap=True, quiet=not speaks), Console(stderr=True, soft_wrap=True, quiet=not speaks)
+    plain: dict[str, Any] = {"soft_wrap": True, "markup": False, "quiet": not speaks}  # a name in brackets is a name
+    console, notices = Console(**plain), Console(stderr=True, **plain)
     listen(notices)
     try:
         return _dispatch(words, console)

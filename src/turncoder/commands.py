@@ -18,6 +18,7 @@ from turncoder.config.pretraining import PretrainConfig
 from turncoder.config.publishing import PublishConfig
 from turncoder.config.sentences import SentencesConfig
 from turncoder.config.stages import MntpConfig, PrepareConfig, SimcseConfig, SupervisedConfig, TurnConfig
+from turncoder.config.values import expand_home
 from turncoder.config.words import WordsConfig
 from turncoder.errors import UnfinishedError, UserError
 from turncoder.hub import find_run, list_parents, look_for_hub
@@ -347,7 +348,7 @@ def _quickstart(flags: Quickstart, words: list[str], console: Console) -> int:
     look_for_hub(flags.model, flags.text)
     from turncoder import quickstart
 
-    quickstart.run(model=flags.model, text=flags.text, output=Path(flags.output_dir))
+    quickstart.run(model=flags.model, text=flags.text, output=Path(expand_home(flags.output_dir)))
     return 0
 
 

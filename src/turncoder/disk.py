@@ -42,9 +42,10 @@ def write_atomically(path: Path, text: str, *, sync: bool = True) -> None:
 def replace_folder(folder: Path) -> Iterator[Path]:
     """Give an empty folder to fill, beside ``folder``: renamed to it at the end, gone after an error.
 
-    What is replaced is moved aside first, so that at every moment one of the two is there as a whole. Files are
-    readable as the umask says: safetensors writes for the owner alone.
+    What is replaced is moved aside first, so that at every moment one of the two is there as a whole. A link stays, and
+    what it leads to is replaced. Files are readable as the umask says: safetensors writes for the owner alone.
     """
+    folder = folder.resolve()
     partial, old = (folder.with_name(f".{folder.name}.{ending}") for ending in ("partial", "old"))
     shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
     partial.mkdir(parents=True)

@@ -27,6 +27,7 @@ def look_for_hub(*names: str | None) -> None:
     """
     if os.environ.get("HF_HUB_OFFLINE") or not any(_find_ids(names)):
         return
+    import ssl
     import urllib.error
     import urllib.request
 
@@ -35,7 +36,9 @@ def look_for_hub(*names: str | None) -> None:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_SECONDS).close()
     except urllib.error.HTTPError:  # it answers
         return
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
+            return  # so it does, and huggingface_hub brings certificates that this Python may lack
         os.environ["HF_HUB_OFFLINE"] = "1"
         logger.warning("%s cannot be reached: only what is on this machine is used", endpoint)
 

@@ -28,8 +28,10 @@ def say_limit(error: Exception) -> str | None:
     if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "No space left" in text:
         where = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
         return f"the disk is full{where}: free some space, or point --output elsewhere; the same command again resumes"
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
         return f"{error.filename} may not be read or written: {error.strerror}; choose another path"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{str(error.filename)[:40]}... is too long for a path; give a file, a folder or a hub id"
     return None
 
 

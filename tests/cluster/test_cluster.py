@@ -1,6 +1,7 @@
 """Submitting: a wrong command is told now and not by the queue; the script is whole; what sbatch says is passed on."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +66,13 @@ def test_the_script_is_whole_and_nothing_is_written(submit: Callable[..., Said],
     assert f"mkdir -p {logs}" in said
 
 
+def test_lines_to_copy_are_quoted(submit: Callable[..., Said], slurm: Slurm) -> None:
+    said = submit(*MNTP.split(), "--jobs", "my jobs", "--print", "--slurm.partition", "gpu")[2]
+    assert f"mkdir -p '{Path('my jobs/mntp-first').absolute()}', then" in said
+    out = submit(*MNTP.split(), "--jobs", "my jobs", "--slurm.partition", "gpu")[1]
+    assert re.search(r"tail -F 'my jobs/mntp-first/\d+_0_log\.out'", out)
+
+
 def test_files_that_are_not_there_yet_are_named(submit: Callable[..., Said], tmp_path: Path) -> None:
     (tmp_path / "text.txt").rename(tmp_path / "old.txt")
     code, _, said = submit(*MNTP.split(), "--print", "--slurm.partition", "gpu")
@@ -74,6 +82,8 @@ def test_files_that_are_not_there_yet_are_named(submit: Callable[..., Said], tmp
     task = task.replace("sts=pairs.tsv", "bitext=old.txt,new.txt")
     said = submit(*task.split(), "--slurm.partition", "gpu")[2]
     assert "task_file: new.txt is not there now" in said and "old.txt" not in said
+    words = "encode org/model new.txt --words --output out.parquet --print --slurm.partition gpu"
+    assert "input_file: new.txt is not there now" in submit(*words.split())[2]
     (tmp_path / "old.txt").rename(tmp_path / "text.txt")
     assert "not there" not in submit(*MNTP.split(), "--print", "--slurm.partition", "gpu")[2]
 

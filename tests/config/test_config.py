@@ -13,7 +13,9 @@ from turncoder.config import settings
 from turncoder.config.encoding import EncodeConfig
 from turncoder.config.files import plain_json
 from turncoder.config.flags import read_flags
+from turncoder.config.glue import GlueConfig
 from turncoder.config.language import LanguageConfig
+from turncoder.config.sentences import SentencesConfig
 from turncoder.config.stages import (
     MAY_CHANGE,
     MntpConfig,
@@ -27,6 +29,7 @@ from turncoder.config.stages import (
     to_toml,
 )
 from turncoder.config.values import coerce, list_kinds, read_literal
+from turncoder.config.words import WordsConfig
 from turncoder.errors import UserError
 
 MINIMAL = ["--model_name_or_path", "m", "--train_file", "t.txt"]
@@ -159,6 +162,7 @@ def test_an_old_name_of_a_key_that_is_not_had_is_unknown_as_it_was_typed(caplog)
         (["--dtype", "int8"], ["--dtype", "'int8'", "bfloat16"]),
         (["--bf16=maybe"], ["--bf16", "'maybe'", "true or false"]),
         (["--lora_r"], ["--lora_r needs a value"]),
+        (["--adapters", "one", "--adapter", "two"], ["--adapter is given twice", "spaces between"]),
         (["word"], ["'word'"]),
         (["--learning_rate", "nan"], ["--learning_rate", "nan"]),
         (["--mlm_probability", "0"], ["mlm_probability = 0.0", "above 0"]),
@@ -222,6 +226,28 @@ def test_a_file_that_is_missing_or_not_utf8(tmp_path):
     (tmp_path / "a.json").write_bytes(b'{"model_name_or_path": "\xff"}')
     with pytest.raises(UserError, match="UTF-8"):
         load(path=tmp_path / "a.json")
+
+
+def test_a_tilde_that_no_shell_has_read_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    path = write(tmp_path, 'model_name_or_path = "~/m"\ntrain_file = "t"\nadapters = ["~/a", "b"]\n', "run.toml")
+    config = load_config(MntpConfig, path, ["--output=~/runs/x"])
+    assert (config.model_name_or_path, config.adapters, config.output_dir) == (
+        "/home/me/m", ("/home/me/a", "b"), "/home/me/runs/x",
+    )  # fmt: skip
+    assert MntpConfig(model_name_or_path="~nobody-here", train_file="t").model_name_or_path == "~nobody-here"
+
+
+def test_a_number_in_a_file_is_what_it_is_as_a_flag(tmp_path):
+    path = write(tmp_path, 'model_name_or_path = "m"\ntrain_file = "t"\nlayer = -2\n', "run.toml")
+    plain = ["--model_name_or_path", "m", "--train_file", "t", "--layer", "-2"]
+    assert (
+        load_config(WordsConfig, path)
+        == load_config(WordsConfig, None, plain)
+        == WordsConfig(model_name_or_path="m", train_file="t", layer=-2)
+    )
+    with pytest.raises(UserError, match="layer = True is not text"):
+        WordsConfig(model_name_or_path="m", train_file="t", layer=True)
 
 
 def test_a_flag_takes_the_place_of_the_files_corpus(tmp_path, caplog):
@@ -397,6 +423,15 @@ def test_flags_of_a_stage_read_like_plain_ones(tmp_path):
         read_flags(TurnConfig, ["--mntp.learning_rate"])
     words = ["--mntp.lora_target_modules", "q_proj", str(path)]
     assert read_flags(TurnConfig, words, config_last=True)[1] == [str(path)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [(GlueConfig, "seeds", (1, 2**32)), (SentencesConfig, "seed", 2**32), (LanguageConfig, "seed", 2**32)],
+)
+def test_a_seed_that_numpy_does_not_take_is_refused_at_once(kind, key, value):
+    with pytest.raises(UserError, match=rf"{key} = 4294967296 must be at most 4294967295"):
+        kind(model_name_or_path="m", **{key: value}, **({} if kind is GlueConfig else {"tasks": ("a",)}))
 
 
 def test_a_list_leaves_the_config_file_alone(tmp_path):

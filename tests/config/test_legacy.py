@@ -108,6 +108,12 @@ def test_what_cannot_be_honoured_is_refused(name):
         legacy.translate({name: True}, "a.json: ")
 
 
+def test_an_adapter_that_is_null_is_none(tmp_path):
+    path = tmp_path / "simcse.json"
+    path.write_text('{"model_name_or_path": "m", "train_file": "t.txt", "peft_model_name_or_path": null}')
+    assert load_config(SimcseConfig, path).adapters == ()
+
+
 def test_both_names_of_a_key():
     for raw in ({"dtype": "auto", "torch_dtype": "auto"}, {"torch_dtype": "auto", "dtype": "auto"}):
         with pytest.raises(UserError, match="same key"):

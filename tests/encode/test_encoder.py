@@ -28,7 +28,7 @@ from transformers import (
 
 from turncoder.cli import main
 from turncoder.config.encoding import MergeConfig
-from turncoder.encode.encoder import load_encoder
+from turncoder.encode.encoder import check_flags, load_encoder
 from turncoder.encode.texts import encode_texts
 from turncoder.errors import ConversionError, UserError
 from turncoder.merging import merge_to_folder
@@ -242,6 +242,19 @@ def make_bad_adapter(what: str, base: Path, folder: Path, make_model: Callable[.
     config = LoraConfig(r=2, target_modules=["q_proj"])
     get_peft_model(AutoModel.from_pretrained(base), config).save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("gpus", "wrong", "right"), [(0, "cuda", "cpu"), (0, "cuda:0", "cpu"), (1, "cuda:1", "cuda:0")]
+)
+def test_a_device_that_is_not_there_is_refused_at_once(
+    gpus: int, wrong: str, right: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(UserError, match=rf"device = '{wrong}' is not to be had on this machine"):
+        check_flags(None, None, wrong, None)
+    check_flags(None, None, right, None)
 
 
 def test_a_hybrid_is_refused_by_its_layers(make_model: Callable[..., Path]) -> None:

@@ -83,6 +83,16 @@ def test_an_adapter_on_a_model_without_an_owner(run: Path, keep_in_cache: Callab
             open_folder(run, adapter_only=True)
 
 
+def test_an_adapter_on_a_run_that_is_gone_is_not_taken_for_one_on_a_hub_id(run: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    first, *others = record["parents"]
+    config = {**record["config"], "model_name_or_path": "runs/mntp"}
+    edit(run / "run.json", config=config, parents=[{**first, "name": "runs/mntp"}, *others])
+    for more in ({}, {"base_model": "me/base"}):
+        with pytest.raises(UserError, match=r"trained on the run runs/mntp, which is not here any more"):
+            open_folder(run, adapter_only=True, **more)
+
+
 def test_a_chain_with_a_fully_trained_part_is_no_adapter(runs: Path, tmp_path: Path) -> None:
     for name in ("mntp", "simcse", "stories"):
         shutil.copytree(runs / name, tmp_path / name)

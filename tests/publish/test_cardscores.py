@@ -2,6 +2,8 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
+from huggingface_hub import ModelCardData
 
 from run_folders import make_run, make_sentences_run, make_turn, make_words_run
 from turncoder.errors import UserError
@@ -20,6 +22,16 @@ def test_the_header_has_the_scores_of_the_model_and_of_nothing_else(tmp_path: Pa
         ("STS", "sts", "cosine_spearman", pytest.approx(scores["sts"], abs=1e-6)),
         ("Retrieval", "find", "ndcg_at_10", pytest.approx(scores["find"], abs=1e-6)),
     ]
+
+
+def test_tasks_on_one_file_have_their_own_entries_in_the_header(tmp_path: Path) -> None:
+    entries = _index(read_run(make_words_run(tmp_path / "run", ("upos", "xpos"))))
+    (model,) = yaml.safe_load(ModelCardData(model_name="me/mine", eval_results=entries).to_yaml())["model-index"]
+    assert [one["task"]["name"] for one in model["results"]] == ["probe upos", "probe xpos"]
+    scores = {one.task_name: one.metric_value for one in entries if one.metric_type == "macro_f1"}
+    for one in model["results"]:
+        (found,) = (metric["value"] for metric in one["metrics"] if metric["type"] == "macro_f1")
+        assert found == scores[one["task"]["name"]]
 
 
 def test_a_score_that_is_no_number_is_left_out_and_shown_as_nothing(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ def test_a_licence_is_inherited_from_a_folder(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("# Nothing said\n")
     (tmp_path / "config.json").write_text('{"license": "mit"}')
     assert ask(str(tmp_path), online=False)[0] == "mit"
+    (tmp_path / "README.md").write_text("---\nlicense: [mit\n---\n")  # no YAML
+    assert ask(str(tmp_path), online=False)[0] == "mit"
 
 
 def test_a_licence_is_inherited_from_the_hub(hub: FakeHub) -> None:

@@ -237,6 +237,8 @@ def test_a_card_that_was_edited_here_goes_up_as_it_is(hub: FakeHub, run: Path, c
     card = run / "model/README.md"
     card.write_text("# Mine\n")
     assert "names no license" in refused(capsys, run, "--to", "me/mine")
+    card.write_text("---\nlicense: mit: mine\n---\n# Mine\n")
+    assert "its header is no YAML" in refused(capsys, run, "--to", "me/mine")
     card.write_text("---\nlicense: mit\n---\n# Mine\n")
     assert "license: " in (said := refused(capsys, run, "--to", "me/mine", "--license", "mit")) and "was edited" in said
     assert main(["publish", str(run), "--to", "me/mine"]) == 0

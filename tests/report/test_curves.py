@@ -8,7 +8,7 @@ import pytest
 from turncoder.report import curves
 from turncoder.report.curves import LINES, POINTS, Line, draw_dots, draw_lines, draw_map, draw_scores
 
-NAMES = ["<script>", 'a "quoted" name', "$x$ & y", "#010203 url(#a)"]
+NAMES = ["<script>", 'a "quoted" name', "$x$ & y", "#010203 url(#a)", "_old"]
 LINE = [Line(name, [1, 2, 3], [3.0, 2.0, 1.5], [0.1, 0.1, 0.2]) for name in NAMES]
 DRAWN = {
     "lines": lambda: draw_lines("one", LINE, "step", "loss"),

@@ -67,6 +67,14 @@ def test_a_page_holds_everything_and_asks_nothing_of_the_network(tmp_path, capsy
     assert any(label.startswith("MRR@10: BM25 (words) 0.3, causal") for label in labels)
 
 
+def test_a_run_that_a_script_started_is_not_told_as_a_command_of_ours(tmp_path):
+    run = make_run(tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "command": ["my_train.py", "--fast"], "cwd": "/home"}))
+    text = report(run, output=tmp_path / "a.md")
+    assert "Started by a script: my\\_train.py --fast" in text and "turncoder --fast" not in text
+
+
 def test_markdown_has_the_tables_of_the_page(tmp_path):
     folders = make_all(tmp_path)
     html, text = report(*folders, output=tmp_path / "a.html"), report(*folders, output=tmp_path / "a.md")
@@ -86,6 +94,15 @@ def test_a_run_named_like_a_tag_is_a_name(tmp_path):
     page = check_page(report(*folders, output=tmp_path / "a.html"))
     assert "script>" in page.text and '"onload="x' in page.text
     assert "another <b>sentence</b>" in page.text
+
+
+def test_names_in_brackets_are_printed_whole(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "run[v2]")
+    assert main(["report", "run[v2]"]) == 0
+    assert "run[v2]" in capsys.readouterr().out
+    assert main(["report", "run[v2]", "--output", "[new].md"]) == 0
+    assert capsys.readouterr().out == "[new].md\n"
 
 
 def test_runs_of_other_data_are_said_and_have_tables_of_their_own(tmp_path):
@@ -179,6 +196,11 @@ def test_the_same_folder_twice_is_shown_once_and_two_of_one_name_are_told_apart(
         "other/mntp",
         tmp_path.parent.name + "/" + tmp_path.name,
     ]
+
+
+def test_a_report_from_inside_a_run_does_not_take_it_for_the_owner_of_a_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_run(tmp_path / "run", model_name_or_path="org/model"))
+    assert report(".", output=tmp_path / "a.md").startswith("<!-- turncoder report -->\n# Report: run\n")
 
 
 def test_what_cannot_be_reported_or_written(tmp_path, capsys):

@@ -1,8 +1,10 @@
 """From decoder to encoder in one command: every rung, taken up where it stopped, and a folder that opens anywhere."""
 
 import contextlib
+import errno
 import io
 import json
+import logging
 import math
 import shutil
 import signal
@@ -399,6 +401,20 @@ def test_rungs_are_opened_alike_and_without_a_model_folder_it_says_how(
     assert f"reads {kept} tokens" in (folder / "report.html").read_text()
     (folder / "model").mkdir()
     assert tell_opening(folder) == f"SentenceTransformer({str(folder / 'model')!r})"
+
+
+def test_where_there_are_no_links_the_model_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    logging.getLogger("turncoder").propagate = True
+    (tmp_path / "simcse/model").mkdir(parents=True)
+    module._link(tmp_path / "model", Path("simcse/model"))
+    assert f"(Operation not supported): the model is {tmp_path / 'simcse/model'}" in caplog.text
+    assert tell_opening(tmp_path) == f"SentenceTransformer({str(tmp_path / 'simcse/model')!r})"
 
 
 def test_overwrite_starts_anew(turned: Path, stories: Path, material: dict[str, Path], tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def _shorten(numbers: list[int]) -> str:
 def _print_script(submission: Submission, slurm: SlurmConfig, folder: Path, console: Console) -> None:
     executor, command = _open_slurm(submission, slurm, folder)
     console.print(executor._make_submission_file_text(command, ""), highlight=False, markup=False, end="")
-    logger.info("nothing is submitted; to do it by hand: mkdir -p %s, then sbatch this script", folder)
+    logger.info("nothing is submitted; to do it by hand: mkdir -p %s, then sbatch this script", _quote(folder))
 
 
 def _submit_script(submission: Submission, slurm: SlurmConfig, folder: Path, console: Console) -> None:
@@ -227,7 +227,13 @@ def _detached() -> Iterator[None]:
         os.close(nothing)
 
 
+def _quote(path: Path) -> str:
+    """Quote a path for a shell, but for the ``*`` in the name of the logs of an array."""
+    return "*".join(map(shlex.quote, str(path).split("*")))
+
+
 def _tell(console: Console, log: Path, watch: str, cancel: str) -> None:
     shown = log.relative_to(Path.cwd()) if log.is_relative_to(Path.cwd()) else log
-    for what, line in (("log", shown), ("follow", f"{watch}; tail -F {shown}"), ("cancel", cancel)):
+    follow = f"{watch}; tail -F {_quote(shown)}"
+    for what, line in (("log", shown), ("follow", follow), ("cancel", cancel)):
         console.print(f"{what}: {line}", highlight=False, markup=False)

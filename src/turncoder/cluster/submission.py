@@ -98,7 +98,7 @@ def _tell_missing(config: Any) -> None:
     keys = [f.name for f in fields(config) if f.name.endswith("_file") or f.name in TEXTS]
     for key in keys:
         value = getattr(config, key)
-        for name in [value] if isinstance(value, str) else value or ():
+        for name in [value] if isinstance(value, str) else value if isinstance(value, tuple) else ():  # or a switch
             for path in (
                 split_places(name.partition("=")[2] or name) if key == "task_file" else [Path(name).expanduser()]
             ):

@@ -32,7 +32,7 @@ def read_flags(cls: type, words: list[str], config_last: bool = False) -> tuple[
     Raises
     ------
     UserError
-        A flag without its value.
+        A flag without its value, or one of several values that is given twice.
     """
     tables: dict[str, type] = getattr(cls, "TABLES", {})
     free = {name for name, hint in typing.get_type_hints(cls).items() if typing.get_origin(hint) is dict} - {"training"}
@@ -73,6 +73,8 @@ def _read_flag(
     name = name.removeprefix("training.")
     name = ALIASES.get(name, name)
     hint = hints.get(name)
+    if _many(hint) and name in flags:
+        raise UserError(f"{flag} is given twice; give all of its values after one, with spaces between")
     if name not in hints and name.startswith("no_") and _is_switch(hints.get(name[3:])) and value is None:
         flags[name[3:]] = False
     elif value is not None:

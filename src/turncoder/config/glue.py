@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
-from turncoder.config.keys import Pooling, TrainKeys, check_distinct, check_ranges
+from turncoder.config.keys import MOST_SEED, Pooling, TrainKeys, check_distinct, check_ranges
 from turncoder.config.values import set_types
 from turncoder.errors import UserError
 from turncoder.evaluate.gluetasks import GLUE, TASKS, name_task
@@ -160,7 +160,7 @@ class GlueConfig(TrainKeys):
         if not self.seeds:
             object.__setattr__(self, "seeds", tuple(range(self.seed, self.seed + SEEDS)))
         self.check_training()
-        check_ranges(self, "seeds", least=0)
+        check_ranges(self, "seeds", least=0, most=MOST_SEED)
         check_ranges(self, "max_seq_length", least=8)
         check_ranges(self, "classifier_dropout", least=0, below=1)
         if not self.model_name_or_path:

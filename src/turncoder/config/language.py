@@ -6,7 +6,7 @@ Importing this module imports neither torch nor transformers.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from turncoder.config.keys import check_distinct, check_ranges
+from turncoder.config.keys import MOST_SEED, check_distinct, check_ranges
 from turncoder.config.values import set_types
 from turncoder.errors import UserError
 
@@ -81,6 +81,7 @@ class LanguageConfig:
         check_distinct(self, "tasks", "task_file")
         check_ranges(self, "batch_size", "max_seq_length", least=1)
         check_ranges(self, "num_fewshot", "seed", least=0)
+        check_ranges(self, "seed", most=MOST_SEED)
         check_ranges(self, "limit", above=0)
         if self.limit is not None and self.limit > 1 and self.limit % 1:
             raise UserError(f"limit = {self.limit:g} is neither a number of texts nor, below 1, a share of them")

@@ -6,7 +6,7 @@ Importing this module imports neither torch nor transformers.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from turncoder.config.keys import OpenKeys, check_distinct, check_ranges
+from turncoder.config.keys import MOST_SEED, OpenKeys, check_distinct, check_ranges
 from turncoder.config.values import set_types
 from turncoder.errors import UserError
 
@@ -69,4 +69,4 @@ class SentencesConfig(OpenKeys):
             )
         check_distinct(self, "tasks", "task_file", "languages")
         check_ranges(self, "batch_tokens", "max_seq_length", least=1)
-        check_ranges(self, "seed", least=0)
+        check_ranges(self, "seed", least=0, most=MOST_SEED)

@@ -3,14 +3,19 @@
 import json
 import types
 import typing
+from pathlib import Path
 from typing import Any, Literal
 
 from turncoder.errors import UserError
 
-__all__ = ["NO", "NOTHING", "YES", "coerce", "list_kinds", "read_literal", "set_types"]
+__all__ = ["NO", "NOTHING", "YES", "coerce", "expand_home", "list_kinds", "read_literal", "set_types"]
 
 YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 NOTHING = ("none", "null")
+AT_HOME = frozenset(
+    {"adapters", "evaluate", "model_name_or_path", "output_dir", "teacher_name_or_path", "tokenizer_name"}
+)
+"""Keys whose paths may begin with ``~``; files of data are expanded where they are read."""
 
 
 def list_kinds(hint: Any) -> tuple[Any, ...]:
@@ -43,6 +48,10 @@ def coerce(value: Any, hint: Any, said: str) -> Any:
     if optional and (value is None or (isinstance(value, str) and value.lower() in NOTHING)):
         return None
     kind = next(k for k in kinds if k is not types.NoneType)
+    if value is None and typing.get_origin(kind) is tuple:  # "peft_model_name_or_path": null
+        return ()
+    if kind is str and type(value) is int:  # layer = 4, which as a flag is text anyway
+        return str(value)
     done, result = _as_kind(value, kind)
     if done:
         return result
@@ -93,6 +102,8 @@ def _wanted(kind: Any) -> str:
 def set_types(config: Any) -> None:
     """Give the values of a config built in Python the types and checks that those of a file get, in place.
 
+    No shell has read a ``~`` in a file, nor that in ``--output=~/runs``.
+
     Raises
     ------
     UserError
@@ -100,4 +111,15 @@ def set_types(config: Any) -> None:
     """
     for name, hint in typing.get_type_hints(type(config)).items():
         if typing.get_origin(hint) is not typing.ClassVar:
-            object.__setattr__(config, name, coerce(getattr(config, name), hint, name))
+            value = coerce(getattr(config, name), hint, name)
+            if name in AT_HOME and value is not None:
+                value = expand_home(value) if isinstance(value, str) else tuple(map(expand_home, value))
+            object.__setattr__(config, name, value)
+
+
+def expand_home(name: str) -> str:
+    """Put the home folder in the place of a ``~`` at the beginning, unless that is the name of nobody."""
+    try:
+        return str(Path(name).expanduser()) if name.startswith("~") else name
+    except RuntimeError:
+        return name

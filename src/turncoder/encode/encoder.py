@@ -5,6 +5,7 @@ bidirectional, or it is said to be causal.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -379,11 +380,11 @@ def check_flags(pooling: str | None, dtype: str | None, device: str | None, leng
     if device is None:
         return
     try:
-        kind = torch.device(device).type
+        named = torch.device(device)
     except RuntimeError as error:
         raise UserError(f"device = {device!r} is none; choose cpu, cuda, cuda:1, mps, ...") from error
-    there: dict[str, Any] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if kind in there and not there[kind]():
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (named.index or 0) >= there.get(named.type, math.inf):
         raise UserError(f"device = {device!r} is not to be had on this machine; choose cpu, or leave the flag away")
 
 

@@ -294,6 +294,11 @@ def _find_chain(home: Path) -> tuple[list[Path], str, str]:
         below, base, revision = _find_chain(_find_inner(parent))
         return [*below, *own, home / "adapter"], base, revision
     base = str(parent) if parent.exists() else config["model_name_or_path"]
+    if not parent.exists() and any("stage" in one and one["name"] == base for one in record.get("parents", [])):
+        raise UserError(
+            f"adapter_only: {home} was trained on the run {base}, which is not here any more, and the adapter is "
+            "nothing without it; publish with --merged"
+        )
     return [*own, home / "adapter"], base, config.get("model_revision") or "main"
 
 

@@ -162,6 +162,7 @@ def _index(run: dict[str, Any]) -> list[EvalResult]:
             task_name=task,
             dataset_type=data if row.get("scored") else data.rpartition(".")[0] or data,  # a task, or a file
             dataset_name=data,
+            dataset_config=None if row.get("scored") else task,  # or tasks on one file would become the first of them
             dataset_split=", ".join(row.get("scored", {}).get("splits", ())) or None,
             dataset_revision=row.get("scored", {}).get("revision"),
             metric_type=metric.replace(" ", "_").replace(",", "_"),

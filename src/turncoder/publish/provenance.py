@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import HfApi, metadata_load, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabled
 
@@ -22,6 +23,7 @@ from turncoder.hub import locate_parent, may_be_hub_id
 from turncoder.model.source import read_json
 from turncoder.publish.bundle import Bundle
 from turncoder.publish.cardparts import Step, tell_name
+from turncoder.report.runrows import PROGRAMS
 
 __all__ = ["Data", "Licence", "find_data", "find_licence", "hide_parents", "list_steps", "read_header", "tell_steps"]
 
@@ -29,7 +31,6 @@ logger = logging.getLogger("turncoder")
 
 TEXTS = ("dataset_name", "train_file", "text", "pairs")
 """Keys that name training data."""
-PROGRAMS = ("turncoder", "cli.py")
 TOKEN = re.compile(r"\bhf_\w{10,}")
 
 
@@ -130,7 +131,7 @@ def read_header(name: str, *, revision: str = "main", repo_type: str = "model", 
         return _read_folder(Path(name))
     cached = try_to_load_from_cache(name, "README.md", revision=revision, repo_type=repo_type)
     if isinstance(cached, str):
-        return metadata_load(cached) or {}
+        return _read_card(Path(cached))
     if not online:
         return {}
     api = HfApi()
@@ -147,10 +148,18 @@ def read_header(name: str, *, revision: str = "main", repo_type: str = "model", 
 
 def _read_folder(folder: Path) -> dict[str, Any]:
     card, config = folder / "README.md", folder / "config.json"
-    header = (metadata_load(card) or {}) if card.exists() else {}
+    header = _read_card(card) if card.exists() else {}
     if not header.get("license") and config.exists() and isinstance(named := read_json(config).get("license"), str):
         header["license"] = named
     return header
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    """Read the header of a card; empty where it is none that can be read."""
+    try:
+        return metadata_load(path) or {}
+    except (yaml.YAMLError, ValueError):
+        return {}
 
 
 def list_steps(bundle: Bundle) -> list[tuple[Path, dict[str, Any]]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import yaml
 from huggingface_hub import ModelCard
 from rich.console import Console
 
@@ -88,7 +89,14 @@ def _read_edited(config: PublishConfig, bundle: Bundle) -> str | None:
     text = path.read_text(encoding="utf8")
     if digest_card(text) == bundle.record.get("card"):
         return None
-    if not ModelCard(text, ignore_metadata_errors=True).data.to_dict().get("license"):
+    try:
+        header = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(
+            f"{path} was edited, and its header is no YAML ({' '.join(str(error).split())}): mend it, or remove the "
+            "file to have one written"
+        ) from None
+    if not header.get("license"):
         raise UserError(
             f"{path} is not as it was written, so it goes up as it is, and its header names no license: write "
             "`license: ...` into it, or remove the file to have one written"

@@ -157,7 +157,9 @@ def _list_sources(roots: Iterable[Path]) -> Iterator[tuple[str, Path]]:
             folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
             for name in names:
                 file = Path(folder, name)
-                if name.endswith(".py") and not name.startswith("test_") and file.stat().st_size <= LARGEST_FILE:
+                if not name.endswith(".py") or name.startswith("test_"):
+                    continue
+                if file.is_file() and file.stat().st_size <= LARGEST_FILE:  # not a link that leads nowhere
                     yield file.relative_to(root).as_posix(), file
 
 

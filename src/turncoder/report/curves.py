@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from turncoder.report.plots import MARKERS
+from turncoder.report.plots import MARKERS, list_named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -199,7 +199,7 @@ def _look(number: int, marked: bool) -> dict[str, Any]:
 
 def _explain(figure: "Figure", axes: "Axes", place: Place = "outside lower center") -> None:
     """Put a legend below or above, where there is something to tell apart."""
-    handles, names = axes.get_legend_handles_labels()
+    handles, names = list_named(axes)
     if len(names) > 1:
         columns = 3 if max(map(len, names)) < 14 else 2
         figure.legend(handles, names, loc=place, ncols=min(len(names), columns))

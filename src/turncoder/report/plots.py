@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_confusion", "draw_grid"]
+__all__ = ["draw_confusion", "draw_grid", "list_named"]
 
 # Okabe & Ito 2008, told apart with any kind of colour vision; black and yellow left out
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -142,9 +142,15 @@ def _tidy(axes: "Axes", lines: Literal["both", "x", "y"]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def list_named(axes: "Axes") -> tuple[list[Any], list[str]]:
+    """List what has a name, and the names; to matplotlib's own list a name that begins with _ is none."""
+    handles: list[Any] = [one for one in axes.containers or axes.lines if one.get_label()]
+    return handles, [str(one.get_label()) for one in handles]
+
+
 def _explain(figure: "Figure", axes: "Axes") -> None:
     """Put a legend below, where there is something to tell apart."""
-    handles, names = axes.get_legend_handles_labels()
+    handles, names = list_named(axes)
     if len(names) > 1:
         figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 3), frameon=False, fontsize=8)
 

@@ -15,6 +15,7 @@ __all__ = [
     "INNER",
     "OVER_SEEDS",
     "PERCENT",
+    "PROGRAMS",
     "SCORES",
     "STAGES",
     "RunFiles",
@@ -59,6 +60,8 @@ HEADINGS = {"model": "run", "step": "step", "seeds": "seeds", **SCORES, "tokens"
 PERCENT = ("accuracy", "top5_accuracy")
 OVER_SEEDS = (*WORD_SCORES, *GLUE_SCORES.values(), "average")
 STAGES = {"mntp": "+MNTP", "simcse": "+SimCSE", "supervised": "+pairs"}
+PROGRAMS = ("turncoder", "cli.py")
+"""What the command of a record begins with; anything else is a script that called `turncoder.train`."""
 
 
 INNER = ("control", "mntp", "simcse", "supervised")

@@ -10,7 +10,7 @@ from typing import Any
 from turncoder.report.boards import Named, group_runs
 from turncoder.report.curves import LINES, Line, draw_lines, name_one
 from turncoder.report.page import Code, Fold, Lines, Part, Picture, Section, Table
-from turncoder.report.runrows import INNER, SCORES, is_finite
+from turncoder.report.runrows import INNER, PROGRAMS, SCORES, is_finite
 
 __all__ = ["build_course", "build_records"]
 
@@ -156,9 +156,11 @@ def _show_record(run: Named, *, within: bool) -> Fold:
     told = [f"Folder: {folder.resolve()}", f"Status: {run.files.status}"]
     told += [f"It said: {record['error']}"] if record.get("error") else []
     told += [f"git: {record['git']}"] if record.get("git") else []
-    inner.append(Lines(told, "list"))
     command = [str(word) for word in record.get("command") or []]
-    if command and not within:
+    typed = command != [] and Path(command[0]).name in PROGRAMS
+    told += [f"Started by a script: {shlex.join(command)}"] if command and not typed else []
+    inner.append(Lines(told, "list"))
+    if typed and not within:
         given = [record, *(record.get("added") or [])]
         said = "The command, as it was given:" if len(given) == 1 else "The commands, as they were given, one by one:"
         inner += [Lines([said]), Code("\n".join(map(_tell_command, given)))]

@@ -80,7 +80,7 @@ def _tell_recipe(record: Mapping[str, Any]) -> tuple[list[Any], tuple[Any, ...]]
     keys = {key: value for key, value in config.items() if key not in HOUSEKEEPING | {"model_name_or_path"}}
     recipe, seeds = [record.get("stage"), keys], (config.get("seed"),)
     place = None if name is None or adapters else find_run(locate_parent(str(name), dict(record)))
-    before = _read_record(place)
+    before = None if place == Path() else _read_record(place)  # a hub id is in no run, though the report be made in one
     if before is None:
         return [*recipe, name], seeds
     more, others = _tell_recipe(before)

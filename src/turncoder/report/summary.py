@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from turncoder.config.stages import differences
+from turncoder.config.values import expand_home
 from turncoder.data.files import refuse_file
 from turncoder.disk import write_atomically
 from turncoder.errors import UserError, first_line
@@ -122,7 +123,7 @@ def check_output(output: str | None) -> Path | None:
     """Check where a report is to be written; raises UserError."""
     if output is None:
         return None
-    path = Path(output)
+    path = Path(expand_home(output))
     if path.suffix not in WRITERS:
         raise UserError(f"--output {output}: give REPORT.html or REPORT.md; without --output the tables are printed")
     if not path.exists():

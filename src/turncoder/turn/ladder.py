@@ -7,6 +7,7 @@ and text, and said.
 import json
 import logging
 import math
+import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -370,17 +371,23 @@ def _read_measured(rung: Rung, folder: Path) -> dict[str, Any]:
 
 
 def _link(place: Path, target: Path) -> None:
-    """Have ``model`` name the last rung's model, where it has one."""
+    """Have ``model`` name the last rung's model, where it has one and the file system has links."""
     if (place.parent / target).is_dir() and not place.is_symlink() and not place.exists():
-        place.symlink_to(target)
+        try:
+            place.symlink_to(target)
+        except OSError as error:  # a drive that is mounted, perhaps
+            logger.warning("%s cannot be a link (%s): the model is %s", place, error.strerror, place.parent / target)
 
 
 def tell_opening(folder: Path) -> str:
     """Say how the encoder that a turn made is opened."""
-    if (folder / "model").exists():
-        return f"SentenceTransformer({str(folder / 'model')!r})"
-    last = str(next(folder / name for name in ("supervised", "simcse") if (folder / name).exists()))
-    return f"turncoder.load_encoder({last!r}), or: turncoder merge {last} --output FOLDER   # adapters, no model/"
+    runs = [folder / name for name in ("supervised", "simcse") if (folder / name).exists()]
+    for place in (folder, *runs[:1]):
+        if (place / "model").exists():
+            return f"SentenceTransformer({str(place / 'model')!r})"
+    last = str(runs[0])
+    merge = f"turncoder merge {shlex.quote(last)} --output FOLDER"
+    return f"turncoder.load_encoder({last!r}), or: {merge}   # adapters, no model/"
 
 
 def _drop(row: dict[str, Any]) -> dict[str, Any]:
@@ -408,7 +415,7 @@ def _report(
 def _show(folder: Path) -> None:
     """Print the table and what it means."""
     results = json.loads((folder / "results.json").read_text(encoding="utf8"))
-    console = Console()
+    console = Console(markup=False)
     console.print(build_table(results["rows"], results["title"]))
     for line in results["lines"]:
         console.print(line, highlight=False, markup=False)
