@@ -25,6 +25,8 @@ from launching import (
     metrics,
     write_words,
 )
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 LEARNS = {
     "max_steps": 150,
@@ -430,3 +432,21 @@ def test_sampled_vocabulary_learns_and_divides_exactly(stories: Path, stories_te
 def test_sampled_vocabulary_keeps_the_head(stories: Path, stories_text: Path, tmp_path: Path) -> None:
     out = launch(command(stories, stories_text, tmp_path / "run", objective="cwt", train_head=True), code=2)
     assert "train_head" in out and not (tmp_path / "run").exists()
+
+
+def test_the_best_step_is_kept_with_its_head(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+    """At a rate at which steps make it worse, adapter and head are those of the best step, not of the last."""
+    model = AutoModelForCausalLM.from_pretrained(stories, tie_word_embeddings=False)
+    model.lm_head.weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone())
+    model.save_pretrained(tmp_path / "untied")
+    AutoTokenizer.from_pretrained(stories).save_pretrained(tmp_path / "untied")
+    keys = {"train_head": True, "learning_rate": 0.3, "lr_scheduler_type": "constant", "evaluate_step_zero": False}
+    keys |= {"early_stopping_patience": 9, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 4}
+    launch(command(tmp_path / "untied", stories_text, tmp_path / "run", **keys))
+    scores = {row["step"]: row["eval_loss"] for row in reversed(metrics(tmp_path / "run")) if "eval_loss" in row}
+    best = min(scores, key=lambda step: scores[step])
+    assert best < 4
+    for name in ("head.safetensors", "adapter_model.safetensors"):
+        kept = load_file(tmp_path / f"run/checkpoints/checkpoint-{best}" / name)
+        for key, found in load_file(tmp_path / "run/adapter" / name).items():
+            assert torch.equal(found, kept[key]), (name, key)

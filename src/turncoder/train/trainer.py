@@ -164,6 +164,9 @@ class GatheredTrainer(Trainer):
                 for name, weight in self.head.named_parameters().items():
                     weight.copy_(saved[name])
 
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))  # with its head
+
 
 def summarise(prediction: EvalPrediction, bytes_per_token: float | None = None) -> dict[str, float]:
     """Turn sums per row (loss, right, right among five, predicted tokens) into loss, perplexity and accuracies."""
