@@ -450,3 +450,13 @@ def test_the_best_step_is_kept_with_its_head(stories: Path, stories_text: Path, 
         kept = load_file(tmp_path / f"run/checkpoints/checkpoint-{best}" / name)
         for key, found in load_file(tmp_path / "run/adapter" / name).items():
             assert torch.equal(found, kept[key]), (name, key)
+
+
+def test_how_often_is_logged_and_saved_may_change_when_a_run_goes_on(
+    stories: Path, stories_text: Path, tmp_path: Path
+) -> None:
+    common = {"lr_scheduler_type": "constant", "do_eval": False}
+    launch(command(stories, stories_text, tmp_path, max_steps=4, logging_steps=4, **common))
+    launch(command(stories, stories_text, tmp_path, max_steps=10, logging_steps=2, save_steps=3, **common))
+    assert [row["step"] for row in metrics(tmp_path)] == [4, 6, 8, 10]
+    assert sorted(int(path.name[11:]) for path in (tmp_path / "checkpoints").iterdir()) == [4, 6, 9, 10]

@@ -61,7 +61,8 @@ class RunCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the clocks; on resuming, forget what was logged after the checkpoint."""
+        """Start the clocks; on resuming, forget what was logged after the checkpoint, and its cadence."""
+        state.compute_steps(args, state.max_steps)  # those of a checkpoint are what was asked for then
         self.started = self.logged_at = time.perf_counter()
         self.run.settle()
         self.run.rewind(state.global_step)
