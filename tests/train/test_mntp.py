@@ -460,3 +460,41 @@ def test_how_often_is_logged_and_saved_may_change_when_a_run_goes_on(
     launch(command(stories, stories_text, tmp_path, max_steps=10, logging_steps=2, save_steps=3, **common))
     assert [row["step"] for row in metrics(tmp_path)] == [4, 6, 8, 10]
     assert sorted(int(path.name[11:]) for path in (tmp_path / "checkpoints").iterdir()) == [4, 6, 9, 10]
+
+
+WORSE = {"learning_rate": 0.3, "lr_scheduler_type": "constant", "eval_strategy": "steps", "eval_steps": 1}
+"""At this rate steps make it worse."""
+
+
+def cut_off(run: Path, after: int | None = None) -> None:
+    """Leave what a kill after a step leaves; None: a kill after the last, while the result is written."""
+    for name in ("adapter", "model"):
+        shutil.rmtree(run / name)
+    record = json.loads((run / "run.json").read_text())
+    if after is not None:
+        del record["trained"]
+        for path in (run / "checkpoints").iterdir():
+            if int(path.name[11:]) > after:
+                shutil.rmtree(path)
+    (run / "run.json").write_text(json.dumps({**record, "status": "running"}))
+
+
+@pytest.mark.parametrize(("strategy", "after"), [("steps", None), ("best", 1)])
+def test_the_best_step_is_found_in_a_folder_that_was_moved(
+    strategy: str, after: int | None, stories: Path, stories_text: Path, tmp_path: Path
+) -> None:
+    """An epoch is one step, the first the best: ``best`` saves nothing after it."""
+    lines = stories_text.read_text(encoding="utf8").splitlines()
+    for name, some in (("train", lines[:3]), ("dev", lines[3:9])):
+        (tmp_path / f"{name}.txt").write_text("\n".join(some), encoding="utf8")
+    keys = {**WORSE, "early_stopping_patience": 9, "save_strategy": strategy, "validation_file": tmp_path / "dev.txt"}
+    keys["eval_strategy"] = "epoch" if strategy == "best" else "steps"
+    launch(command(stories, tmp_path / "train.txt", tmp_path / "run", **keys))
+    before = adapter(tmp_path / "run")
+    best = load_file(tmp_path / "run/checkpoints/checkpoint-1/adapter_model.safetensors")
+    assert all(torch.equal(tensor, best[name]) for name, tensor in before.items())
+    cut_off(tmp_path / "run", after)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    launch(command(stories, tmp_path / "train.txt", tmp_path / "moved", **keys))
+    for name, tensor in adapter(tmp_path / "moved").items():
+        assert torch.equal(tensor, before[name])

@@ -63,6 +63,9 @@ class RunCallback(TrainerCallback):
     ) -> None:
         """Start the clocks; on resuming, forget what was logged after the checkpoint, and its cadence."""
         state.compute_steps(args, state.max_steps)  # those of a checkpoint are what was asked for then
+        best = self.run.checkpoints / f"checkpoint-{state.best_global_step}"
+        if (best / MARKER).exists():  # a checkpoint has its whole path, and the run may have been moved
+            state.best_model_checkpoint = str(best)
         self.started = self.logged_at = time.perf_counter()
         self.run.settle()
         self.run.rewind(state.global_step)
