@@ -479,6 +479,24 @@ def cut_off(run: Path, after: int | None = None) -> None:
     (run / "run.json").write_text(json.dumps({**record, "status": "running"}))
 
 
+def test_patience_goes_on_where_it_was(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+    words = command(stories, stories_text, tmp_path / "run", **WORSE, early_stopping_patience=2)
+    launch(words)
+    steps = [row["step"] for row in metrics(tmp_path / "run") if "loss" in row]
+    assert steps == [1, 2, 3]
+    cut_off(tmp_path / "run", after=2)
+    launch(words)
+    assert [row["step"] for row in metrics(tmp_path / "run") if "loss" in row] == steps
+
+
+def test_patience_may_come_when_a_run_goes_on(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+    launch(command(stories, stories_text, tmp_path / "run", **WORSE, save_steps=1))
+    cut_off(tmp_path / "run", after=1)
+    launch(command(stories, stories_text, tmp_path / "run", **WORSE, early_stopping_patience=9))
+    *scores, end = [row["eval_loss"] for row in metrics(tmp_path / "run") if "eval_loss" in row]
+    assert end == min(scores[1:])  # of the steps since
+
+
 @pytest.mark.parametrize(("strategy", "after"), [("steps", None), ("best", 1)])
 def test_the_best_step_is_found_in_a_folder_that_was_moved(
     strategy: str, after: int | None, stories: Path, stories_text: Path, tmp_path: Path

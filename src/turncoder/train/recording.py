@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from turncoder import pausing
 from turncoder.disk import write_atomically
 from turncoder.train.running import MARKER, Run, complete_checkpoints
 
-__all__ = ["AnisotropyLog", "RunCallback", "StopAfter", "take_scores"]
+__all__ = ["AnisotropyLog", "RunCallback", "StopAfter", "StopEarly", "take_scores"]
 
 logger = logging.getLogger("turncoder")
 
@@ -164,6 +164,19 @@ class StopAfter(TrainerCallback):
         if state.global_step >= self.steps:
             control.should_training_stop = True
             control.should_save = args.save_strategy != "no"
+
+
+class StopEarly(EarlyStoppingCallback):
+    """transformers' own, which goes on counting where a run is resumed; its patience is the one asked for now."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take up the count of the checkpoint."""
+        super().on_train_begin(args, state, control, **kwargs)
+        callbacks: Any = state.stateful_callbacks
+        kept = callbacks.setdefault(type(self).__name__, self.state())  # saving wants it, also where there was none
+        self.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"]
 
 
 class AnisotropyLog(TrainerCallback):
