@@ -91,6 +91,13 @@ def training_arguments(
             key for key, value in {**values, **config.training}.items() if isinstance(value, str) and value in said
         ]
         raise UserError(f"{named[-1] if named else 'training'}: {said}") from error
+    if arguments.n_gpu > 1:  # the Trainer would have a batch for each, by DataParallel
+        logger.warning(
+            "%d GPUs are there, and one is used; torchrun --nproc-per-node %d -m turncoder.cli ... uses all",
+            arguments.n_gpu,
+            arguments.n_gpu,
+        )
+        arguments._n_gpu = 1
     there = get_available_reporting_integrations()
     for name in arguments.report_to or ():
         if name not in there:
