@@ -300,6 +300,12 @@ def test_python_gets_the_checks_of_files():
         MntpConfig(**base, dtype="int8")
 
 
+def test_a_run_lies_in_the_home_that_it_is_sent_to(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert MntpConfig(model_name_or_path="m", train_file="t", output_dir="~/runs/x").output_dir == "/home/me/runs/x"
+    assert EncodeConfig(model_name_or_path="m", input_file="t", output_dir="~/x.npy").output_dir == "/home/me/x.npy"
+
+
 def test_as_llm2vec_sets_what_it_names():
     config = load("--as-llm2vec")
     assert (config.isolate_documents, config.train_head, config.evaluate_step_zero) == (False, True, False)

@@ -3,6 +3,7 @@
 import json
 import types
 import typing
+from pathlib import Path
 from typing import Any, Literal
 
 from turncoder.errors import UserError
@@ -93,6 +94,8 @@ def _wanted(kind: Any) -> str:
 def set_types(config: Any) -> None:
     """Give the values of a config built in Python the types and checks that those of a file get, in place.
 
+    An ``output_dir`` that begins with ``~/`` is in the home folder: shells leave ``--output=~/run`` as it is.
+
     Raises
     ------
     UserError
@@ -100,4 +103,7 @@ def set_types(config: Any) -> None:
     """
     for name, hint in typing.get_type_hints(type(config)).items():
         if typing.get_origin(hint) is not typing.ClassVar:
-            object.__setattr__(config, name, coerce(getattr(config, name), hint, name))
+            value = coerce(getattr(config, name), hint, name)
+            if name == "output_dir" and str(value).startswith("~/"):
+                value = str(Path(value).expanduser())
+            object.__setattr__(config, name, value)
