@@ -172,6 +172,7 @@ def test_an_old_name_of_a_key_that_is_not_had_is_unknown_as_it_was_typed(caplog)
         (["--bf16", "--fp16"], ["bf16", "fp16"]),
         (["--data_collator_type", "unmasked"], ["unmasked", "--no-bidirectional"]),
         (["--early_stopping_patience", "3"], ["early_stopping_patience", "eval_strategy"]),
+        (["--save_strategy", "best"], ["save_strategy = 'best'", "eval_strategy"]),
         (["--no-do-train", "--no-do-eval"], ["do_train", "do_eval"]),
         (["--push_to_hub"], ["push_to_hub"]),
     ],
