@@ -17,6 +17,8 @@ from turncoder.train.running import Run
 __all__ = ["training_arguments"]
 
 logger = logging.getLogger("turncoder")
+FALLING = ("loss", "perplexity", "bits_per_byte", "alignment", "uniformity")
+"""Ends of the metrics that are better the lower they are."""
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
@@ -53,6 +55,9 @@ def training_arguments(
     """
     every_epoch = {name: steps_per_epoch for name in ("eval", "save") if getattr(config, f"{name}_strategy") == "epoch"}
     early = config.early_stopping_patience is not None
+    metric = config.training.get(
+        "metric_for_best_model", "eval_loss" if early or config.save_strategy == "best" else None
+    )
     if config.fp16 and not torch.accelerator.is_available():
         logger.warning("fp16: float16 is for GPUs, and there is none here: float32 is computed")
     values: dict[str, Any] = {
@@ -63,8 +68,8 @@ def training_arguments(
         "save_strategy": "steps" if "save" in every_epoch else config.save_strategy,
         "save_steps": every_epoch.get("save", config.save_steps),
         "load_best_model_at_end": early,
-        "metric_for_best_model": "eval_loss" if early or config.save_strategy == "best" else None,
-        "greater_is_better": False if early or config.save_strategy == "best" else None,
+        "metric_for_best_model": metric,
+        "greater_is_better": None if metric is None else not str(metric).endswith(FALLING),
         "bf16": config.bf16 or (config.dtype == "bfloat16" and not config.fp16),
         "remove_unused_columns": False,
         "use_cpu": not torch.accelerator.is_available(),  # else the Trainer refuses bf16 without a GPU
