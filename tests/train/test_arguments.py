@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from turncoder.config.stages import MntpConfig
+from turncoder.errors import UserError
 from turncoder.train.arguments import training_arguments
 from turncoder.train.running import Run
 
@@ -44,3 +45,9 @@ def test_the_best_step_is_the_best_by_the_metric_that_is_named(
         config = MntpConfig(**keys, **way, training=given)
         arguments = training_arguments(config, Run(tmp_path, {}), steps=1, steps_per_epoch=1)
         assert (arguments.metric_for_best_model, arguments.greater_is_better) == (metric, greater)
+
+
+def test_labels_that_would_not_be_smoothed_are_refused(tmp_path: Path) -> None:
+    config = MntpConfig(model_name_or_path="m", train_file="t", training={"label_smoothing_factor": 0.1})
+    with pytest.raises(UserError, match=r"^label_smoothing_factor = 0\.1"):
+        training_arguments(config, Run(tmp_path, {}), steps=1, steps_per_epoch=1)

@@ -96,6 +96,10 @@ def training_arguments(
             key for key, value in {**values, **config.training}.items() if isinstance(value, str) and value in said
         ]
         raise UserError(f"{named[-1] if named else 'training'}: {said}") from error
+    if arguments.label_smoothing_factor:
+        raise UserError(
+            f"label_smoothing_factor = {arguments.label_smoothing_factor:g}: no loss here smooths labels; drop the key"
+        )
     if arguments.n_gpu > 1:  # the Trainer would have a batch for each, by DataParallel
         logger.warning(
             "%d GPUs are there, and one is used; torchrun --nproc-per-node %d -m turncoder.cli ... uses all",
