@@ -151,6 +151,25 @@ def test_a_plan_of_a_small_run(story_config):
     assert all("->" in sample for sample in plan.samples)
 
 
+@pytest.mark.parametrize(
+    ("keys", "count"),
+    [
+        ({"save_strategy": "epoch", "num_train_epochs": 2.5}, 3),
+        ({"save_strategy": "epoch", "save_total_limit": 2}, 2),
+        ({"save_steps": 0.25, "max_steps": 20}, 4),
+        ({"save_strategy": "best", "eval_strategy": "steps"}, 1),
+    ],
+)
+def test_checkpoints_are_counted(story_config, keys, count):
+    disk = plan_training(story_config(stop_after_n_steps=None, **keys)).disk
+    assert any(name.startswith(f"checkpoints ({count} x") for name in disk), disk
+
+
+def test_no_checkpoints_are_counted_where_steps_are_not_known(story_config):
+    keys = {"train_file": None, "dataset_name": "who/knows", "stop_after_n_steps": None, "save_steps": 0.1}
+    assert plan_training(story_config(**keys)).steps["steps"] == 0
+
+
 def test_the_rows_that_are_told_are_the_rows_that_training_has(story_config):
     from turncoder.data.tokenizer import load_tokenizer
     from turncoder.train.text import open_blocks

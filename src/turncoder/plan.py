@@ -208,9 +208,12 @@ def add_disk(plan: Plan, config: FitKeys, model: PreTrainedModel) -> None:
     """Put what the run folder would take into a plan that has its steps and parameters."""
     trainable = plan.parameters["trainable"]
     checkpoint = 8 * trainable + 4 * (trainable if isinstance(config, TrainKeys) else plan.parameters["total"])
-    every = config.save_steps * plan.steps["steps"] if config.save_steps < 1 else config.save_steps
-    count = math.ceil(plan.steps["steps"] / every) if config.save_strategy == "steps" else 1
-    count = min(count, config.save_total_limit or count) if config.save_strategy != "no" else 0
+    steps = plan.steps["steps"]
+    every = config.save_steps * steps if config.save_steps < 1 else config.save_steps
+    counts = {"no": 0, "best": 1, "epoch": math.ceil(plan.steps.get("epochs", 1))}
+    counts["steps"] = math.ceil(steps / every) if steps else 0
+    count = counts[config.save_strategy]
+    count = min(count, config.save_total_limit or count)
     plan.disk = {f"checkpoints ({count} x {checkpoint / 1e6:.4g} MB)": count * checkpoint}
     kept = model.base_model if isinstance(config, TrainKeys) else model
     inner = {id(p): p for p in kept.parameters()}.values()

@@ -176,6 +176,7 @@ def test_an_old_name_of_a_key_that_is_not_had_is_unknown_as_it_was_typed(caplog)
         (["--bf16", "--fp16"], ["bf16", "fp16"]),
         (["--data_collator_type", "unmasked"], ["unmasked", "--no-bidirectional"]),
         (["--early_stopping_patience", "3"], ["early_stopping_patience", "eval_strategy"]),
+        (["--save_strategy", "best"], ["save_strategy = 'best'", "eval_strategy"]),
         (["--no-do-train", "--no-do-eval"], ["do_train", "do_eval"]),
         (["--push_to_hub"], ["push_to_hub"]),
     ],
@@ -324,6 +325,12 @@ def test_python_gets_the_checks_of_files():
     assert MntpConfig(**base, adapters=["a"], lora_r="4").adapters == ("a",)
     with pytest.raises(UserError, match="dtype"):
         MntpConfig(**base, dtype="int8")
+
+
+def test_a_run_lies_in_the_home_that_it_is_sent_to(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert MntpConfig(model_name_or_path="m", train_file="t", output_dir="~/runs/x").output_dir == "/home/me/runs/x"
+    assert EncodeConfig(model_name_or_path="m", input_file="t", output_dir="~/x.npy").output_dir == "/home/me/x.npy"
 
 
 def test_as_llm2vec_sets_what_it_names():

@@ -28,6 +28,7 @@ SAME = b"".join(b'{"anchor": "a %d", "positive": "yes"}\n' % row for row in rang
 ONE = {"simcse": ("data.txt", TEXTS), "supervised": ("data.jsonl", PAIRS)}
 WORKERS = ["--max_eval_samples", "4", "--dataloader_num_workers", "0", "--dataloader_prefetch_factor", "none"]
 LONG = ["--max_seq_length", "4096"]
+BEST = ["--save_strategy", "best", "--eval_strategy", "steps"]
 QUICK = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--max_eval_samples", "4", "--no-evaluate_step_zero"]
 
 
@@ -88,6 +89,7 @@ BROKEN = [
     ("wide", ..., ["--matryoshka_dims", "16", "64"], ["matryoshka_dims: 64", "32"]),
     ("targets", ..., ["--lora_target_modules", "q_projj"], ["lora_target_modules", "q_projj"]),
     ("sts", ..., ["--sts_file", "gone.csv"], ["gone.csv"]),
+    ("best of none", ..., [*BEST, "--validation_split_percentage", "0"], ["save_strategy = 'best'", "held-out rows"]),
     ("no output", ..., ["--output", "none"], ["--output is missing"]),
 ]
 BROKEN_PAIRS = [

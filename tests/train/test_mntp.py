@@ -25,6 +25,8 @@ from launching import (
     metrics,
     write_words,
 )
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 LEARNS = {
     "max_steps": 150,
@@ -430,3 +432,87 @@ def test_sampled_vocabulary_learns_and_divides_exactly(stories: Path, stories_te
 def test_sampled_vocabulary_keeps_the_head(stories: Path, stories_text: Path, tmp_path: Path) -> None:
     out = launch(command(stories, stories_text, tmp_path / "run", objective="cwt", train_head=True), code=2)
     assert "train_head" in out and not (tmp_path / "run").exists()
+
+
+def test_the_best_step_is_kept_with_its_head(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+    """At a rate at which steps make it worse, adapter and head are those of the best step, not of the last."""
+    model = AutoModelForCausalLM.from_pretrained(stories, tie_word_embeddings=False)
+    model.lm_head.weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone())
+    model.save_pretrained(tmp_path / "untied")
+    AutoTokenizer.from_pretrained(stories).save_pretrained(tmp_path / "untied")
+    keys = {"train_head": True, "learning_rate": 0.3, "lr_scheduler_type": "constant", "evaluate_step_zero": False}
+    keys |= {"early_stopping_patience": 9, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 4}
+    launch(command(tmp_path / "untied", stories_text, tmp_path / "run", **keys))
+    scores = {row["step"]: row["eval_loss"] for row in reversed(metrics(tmp_path / "run")) if "eval_loss" in row}
+    best = min(scores, key=lambda step: scores[step])
+    assert best < 4
+    for name in ("head.safetensors", "adapter_model.safetensors"):
+        kept = load_file(tmp_path / f"run/checkpoints/checkpoint-{best}" / name)
+        for key, found in load_file(tmp_path / "run/adapter" / name).items():
+            assert torch.equal(found, kept[key]), (name, key)
+
+
+def test_how_often_is_logged_and_saved_may_change_when_a_run_goes_on(
+    stories: Path, stories_text: Path, tmp_path: Path
+) -> None:
+    common = {"lr_scheduler_type": "constant", "do_eval": False}
+    launch(command(stories, stories_text, tmp_path, max_steps=4, logging_steps=4, **common))
+    launch(command(stories, stories_text, tmp_path, max_steps=10, logging_steps=2, save_steps=3, **common))
+    assert [row["step"] for row in metrics(tmp_path)] == [4, 6, 8, 10]
+    assert sorted(int(path.name[11:]) for path in (tmp_path / "checkpoints").iterdir()) == [4, 6, 9, 10]
+
+
+WORSE = {"learning_rate": 0.3, "lr_scheduler_type": "constant", "eval_strategy": "steps", "eval_steps": 1}
+"""At this rate steps make it worse."""
+
+
+def cut_off(run: Path, after: int | None = None) -> None:
+    """Leave what a kill after a step leaves; None: a kill after the last, while the result is written."""
+    for name in ("adapter", "model"):
+        shutil.rmtree(run / name)
+    record = json.loads((run / "run.json").read_text())
+    if after is not None:
+        del record["trained"]
+        for path in (run / "checkpoints").iterdir():
+            if int(path.name[11:]) > after:
+                shutil.rmtree(path)
+    (run / "run.json").write_text(json.dumps({**record, "status": "running"}))
+
+
+def test_patience_goes_on_where_it_was(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+    words = command(stories, stories_text, tmp_path / "run", **WORSE, early_stopping_patience=2)
+    launch(words)
+    steps = [row["step"] for row in metrics(tmp_path / "run") if "loss" in row]
+    assert steps == [1, 2, 3]
+    cut_off(tmp_path / "run", after=2)
+    launch(words)
+    assert [row["step"] for row in metrics(tmp_path / "run") if "loss" in row] == steps
+
+
+def test_patience_may_come_when_a_run_goes_on(stories: Path, stories_text: Path, tmp_path: Path) -> None:
+    launch(command(stories, stories_text, tmp_path / "run", **WORSE, save_steps=1))
+    cut_off(tmp_path / "run", after=1)
+    launch(command(stories, stories_text, tmp_path / "run", **WORSE, early_stopping_patience=9))
+    *scores, end = [row["eval_loss"] for row in metrics(tmp_path / "run") if "eval_loss" in row]
+    assert end == min(scores[1:])  # of the steps since
+
+
+@pytest.mark.parametrize(("strategy", "after"), [("steps", None), ("best", 1)])
+def test_the_best_step_is_found_in_a_folder_that_was_moved(
+    strategy: str, after: int | None, stories: Path, stories_text: Path, tmp_path: Path
+) -> None:
+    """An epoch is one step, the first the best: ``best`` saves nothing after it."""
+    lines = stories_text.read_text(encoding="utf8").splitlines()
+    for name, some in (("train", lines[:3]), ("dev", lines[3:9])):
+        (tmp_path / f"{name}.txt").write_text("\n".join(some), encoding="utf8")
+    keys = {**WORSE, "early_stopping_patience": 9, "save_strategy": strategy, "validation_file": tmp_path / "dev.txt"}
+    keys["eval_strategy"] = "epoch" if strategy == "best" else "steps"
+    launch(command(stories, tmp_path / "train.txt", tmp_path / "run", **keys))
+    before = adapter(tmp_path / "run")
+    best = load_file(tmp_path / "run/checkpoints/checkpoint-1/adapter_model.safetensors")
+    assert all(torch.equal(tensor, best[name]) for name, tensor in before.items())
+    cut_off(tmp_path / "run", after)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    launch(command(stories, tmp_path / "train.txt", tmp_path / "moved", **keys))
+    for name, tensor in adapter(tmp_path / "moved").items():
+        assert torch.equal(tensor, before[name])

@@ -27,6 +27,8 @@ LLAMA = {
     "config_overrides.num_attention_heads": 2,
     "config_overrides.max_position_embeddings": 64,
 }
+EXPERTS = {**LLAMA, "config_name": "mixtral", "config_overrides.num_key_value_heads": 2}
+"""Whose weights have other names on the hub than in memory."""
 BERT = {**LLAMA, "config_name": "bert", "kind": "mlm", "config_overrides.hidden_dropout_prob": 0.0}
 BERT |= {"config_overrides.attention_probs_dropout_prob": 0.0}
 SMALL = {
@@ -205,8 +207,9 @@ def test_two_processes_equal_one(text: Path, tmp_path: Path, ways: dict[str, obj
         (BERT, {}),
         (BERT, {"objective": "both"}),
         (LLAMA, {"objective": "cross_entropy"}),
+        (EXPERTS, {}),
     ],
-    ids=["clm", "sparse", "mlm", "both", "cross-entropy"],
+    ids=["clm", "sparse", "mlm", "both", "cross-entropy", "experts"],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(
     text: Path, tmp_path: Path, architecture: dict[str, object], ways: dict[str, object]

@@ -1,18 +1,26 @@
 """Words within training: the states, the loss and the order are those of a loop over words."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaModel
 
+from turncoder.config.words import WordsConfig
 from turncoder.data.alignment import Alignment, align_words, choose_bos
-from turncoder.data.labels import IGNORED, UNSEEN
+from turncoder.data.labels import IGNORED, UNSEEN, LabelSet
 from turncoder.model.adapters import attach_lora
 from turncoder.train.features import read_states
+from turncoder.train.finetuning import _Exam
 from turncoder.train.headtrainer import HeadTrainer, load_trained
+from turncoder.train.linear import apply_head
 from turncoder.train.tagging import TaggedWindows, WordModel, add_losses, collate_windows
+from turncoder.train.wordtasks import Task
 
 TEXTS = ("Once upon a time there was a little dog.", "Hm.", "Unbelievably tremendous!", "a b c d e f g h " * 12, "x")
 
@@ -201,3 +209,13 @@ def test_what_trains_is_what_a_checkpoint_holds(tmp_path, alignment):
         load_trained(other, tmp_path / mode)
         assert torch.equal(model.backbone(ids)[0], other.backbone(ids)[0])
         assert torch.equal(model.heads[0].weight, other.heads[0].weight)
+
+
+def test_heads_meet_the_states_of_words_that_came_off_a_gpu() -> None:
+    with FakeTensorMode():  # knows of devices that are not there
+        linear = SimpleNamespace(weight=torch.empty(3, 8, device="cuda"), bias=torch.empty(3, device="cuda"))
+        config = WordsConfig(model_name_or_path="m", train_file="t", train_mode="lora")
+        task = Task("upos", "upos", LabelSet(("A", "B", "C")))
+        exam: Any = _Exam(config, None, None, -1, [task], None, SimpleNamespace(heads=[linear]))  # type: ignore[arg-type]
+        (head,) = exam.take_heads()
+        assert apply_head(torch.empty(5, 1, 8), head.weight_CE, head.bias_C).shape == (5, 3)

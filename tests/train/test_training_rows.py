@@ -227,3 +227,21 @@ def test_what_is_measured_does_not_depend_on_the_seed(
     for name in ("input_ids", "labels"):
         assert [row[name].tolist() for row in scored[0]] == [row[name].tolist() for row in scored[1]]
         assert [row[name].tolist() for row in trained[0]] != [row[name].tolist() for row in trained[1]]
+
+
+def test_pairs_that_are_evaluated_on_belong_to_sets_by_their_names(encoder: SentenceTransformer, tmp_path: Path):
+    for folder, names in (("train", "ab"), ("dev", "bc")):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            write(tmp_path / folder / f"{name}.jsonl")
+    keys = {"model_name_or_path": "m", "train_file": str(tmp_path / "train")}
+
+    def measure(name: str) -> list[int]:
+        config = SupervisedConfig(**keys, validation_file=str(tmp_path / "dev" / name))
+        rows = open_rows(config, encoder.tokenizer, encoder.max_seq_length, template=False)
+        return [len(held_out) for _, held_out in rows]
+
+    assert measure("b.jsonl") == [0, 12]
+    for name in ("c.jsonl", ""):
+        with pytest.raises(UserError, match=r"^validation_file: .*'c'.*the sets are a, b"):
+            measure(name)

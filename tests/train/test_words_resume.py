@@ -163,6 +163,30 @@ def test_of_two_processes_one_computes_features(
     assert len(writers) == 2 and len(set(writers)) == 1  # training and validation words
 
 
+APART = """
+import sys
+from accelerate import PartialState
+from turncoder.cli import main
+from turncoder.train.finetuning import _Exam
+
+judge, scores = _Exam.judge, iter(range(9))
+_Exam.judge = lambda exam: {**judge(exam), "score": next(scores) * (1 - 2 * PartialState().process_index)}
+sys.exit(main())
+"""
+"""Scores rise in one process and fall in the other."""
+
+
+@pytest.mark.slow
+def test_processes_whose_scores_differ_stop_together(
+    write: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("apart.py").write_text(APART)
+    flags = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 1, "early_stopping_patience": 1}
+    launch_process([*BOTH[: BOTH.index("-m", 2)], "apart.py", *write(tmp_path / "run", **flags)])
+    assert [row["eval_score"] for row in metrics(tmp_path / "run") if "eval_score" in row] == [0, 1, 2, 3]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_a_run_that_is_killed_resumes_exactly(mode: str, write: Callable[..., list[str]], tmp_path: Path) -> None:

@@ -253,6 +253,8 @@ class FitKeys:
             raise UserError("bf16 and fp16 are both on; keep one")
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise UserError(f"early_stopping_patience = {self.early_stopping_patience} needs eval_strategy = 'steps'")
+        if self.save_strategy == "best" and self.eval_strategy == "no":
+            raise UserError("save_strategy = 'best' needs eval_strategy = 'steps'")
         if self.training.get("push_to_hub") and not self.training.get("hub_model_id"):
             raise UserError(
                 "push_to_hub needs a repository: hub_model_id = 'OWNER/NAME', which turncoder publish writes to"

@@ -17,6 +17,8 @@ from turncoder.train.running import Run
 __all__ = ["training_arguments"]
 
 logger = logging.getLogger("turncoder")
+FALLING = ("loss", "perplexity", "bits_per_byte", "alignment", "uniformity")
+"""Ends of the metrics that are better the lower they are."""
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
@@ -53,6 +55,9 @@ def training_arguments(
     """
     every_epoch = {name: steps_per_epoch for name in ("eval", "save") if getattr(config, f"{name}_strategy") == "epoch"}
     early = config.early_stopping_patience is not None
+    metric = config.training.get(
+        "metric_for_best_model", "eval_loss" if early or config.save_strategy == "best" else None
+    )
     if config.fp16 and not torch.accelerator.is_available():
         logger.warning("fp16: float16 is for GPUs, and there is none here: float32 is computed")
     values: dict[str, Any] = {
@@ -63,8 +68,8 @@ def training_arguments(
         "save_strategy": "steps" if "save" in every_epoch else config.save_strategy,
         "save_steps": every_epoch.get("save", config.save_steps),
         "load_best_model_at_end": early,
-        "metric_for_best_model": "eval_loss" if early or config.save_strategy == "best" else None,
-        "greater_is_better": False if early or config.save_strategy == "best" else None,
+        "metric_for_best_model": metric,
+        "greater_is_better": None if metric is None else not str(metric).endswith(FALLING),
         "bf16": config.bf16 or (config.dtype == "bfloat16" and not config.fp16),
         "remove_unused_columns": False,
         "use_cpu": not torch.accelerator.is_available(),  # else the Trainer refuses bf16 without a GPU
@@ -91,6 +96,17 @@ def training_arguments(
             key for key, value in {**values, **config.training}.items() if isinstance(value, str) and value in said
         ]
         raise UserError(f"{named[-1] if named else 'training'}: {said}") from error
+    if arguments.label_smoothing_factor:
+        raise UserError(
+            f"label_smoothing_factor = {arguments.label_smoothing_factor:g}: no loss here smooths labels; drop the key"
+        )
+    if arguments.n_gpu > 1:  # the Trainer would have a batch for each, by DataParallel
+        logger.warning(
+            "%d GPUs are there, and one is used; torchrun --nproc-per-node %d -m turncoder.cli ... uses all",
+            arguments.n_gpu,
+            arguments.n_gpu,
+        )
+        arguments._n_gpu = 1
     there = get_available_reporting_integrations()
     for name in arguments.report_to or ():
         if name not in there:

@@ -285,10 +285,12 @@ def _build_evaluator(
 ) -> HeldOut | None:
     """Say what is measured during training, scored pairs as texts or queries; None where there is nothing."""
     rows = any(len(one) > 1 for one in held_out)
-    if config.early_stopping_patience is not None and not (rows and config.do_eval):
+    early = config.early_stopping_patience is not None
+    if (early or config.save_strategy == "best") and not (rows and config.do_eval):
+        key = "early_stopping_patience" if early else "save_strategy"
         raise UserError(
-            f"early_stopping_patience = {config.early_stopping_patience} needs held-out rows: give validation_file, or "
-            "a validation_split_percentage that leaves some"
+            f"{key} = {getattr(config, key)!r} needs held-out rows: give validation_file, or a "
+            "validation_split_percentage that leaves some"
         )
     if not config.do_eval or not (rows or sts is not None):
         if config.eval_strategy != "no":

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from accelerate import PartialState
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from turncoder.config.keys import FitKeys
-from turncoder.train.recording import RunCallback, StopAfter
+from turncoder.train.recording import RunCallback, StopAfter, StopEarly
 from turncoder.train.running import Run
 
 __all__ = ["Course", "count_steps", "lay_course"]
@@ -53,7 +53,7 @@ def lay_course(config: FitKeys, run: Run, rows: int) -> Course:
     # the record comes after what may end the training, whose last step it logs
     callbacks: list[TrainerCallback] = [*([StopAfter(steps)] if scheduled > steps else []), record]
     if config.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
+        callbacks.append(StopEarly(config.early_stopping_patience))
     return Course(steps, scheduled, per_step, math.ceil(rows / per_step), record, callbacks)
 
 

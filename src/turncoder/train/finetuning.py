@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from peft import PeftModel
 from sentence_transformers import SentenceTransformer
@@ -52,7 +53,7 @@ class _Exam:
     model: WordModel
 
     def take_heads(self) -> list[Head]:
-        """Give the heads as they are now."""
+        """Give the heads as they are now, on the CPU, where states of words are."""
         return [
             Head(
                 task.name,
@@ -60,8 +61,8 @@ class _Exam:
                 task.labels.names,
                 cast(Reading, self.config.alignment),
                 (self.layer,),
-                linear.weight.detach().float().clone(),
-                linear.bias.detach().float().clone(),
+                linear.weight.detach().to("cpu", torch.float32, copy=True),
+                linear.bias.detach().to("cpu", torch.float32, copy=True),
             )
             for task, linear in zip(self.tasks, self.model.heads, strict=True)
         ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Sampler, SequentialSampler
@@ -69,11 +70,12 @@ class HeadTrainer(Trainer):
         return total / count * self.args.world_size  # DDP averages gradients
 
     def evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
-        """Score what is held out, on every process alike."""
+        """Score what is held out, on every process alike: the scores are those of the first."""
         assert self.model is not None
         self.model.eval()
         with self.accelerator.autocast():
-            scores = {f"eval_{name}": value for name, value in self.judge().items()}
+            told = broadcast_object_list([self.judge()])[0]  # who rounds otherwise must not stop at another step
+        scores = {f"eval_{name}": value for name, value in told.items()}
         self.log(dict(scores))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores

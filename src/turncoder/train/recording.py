@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from turncoder import pausing
 from turncoder.disk import write_atomically
 from turncoder.train.running import MARKER, Run, complete_checkpoints
 
-__all__ = ["AnisotropyLog", "RunCallback", "StopAfter", "take_scores"]
+__all__ = ["AnisotropyLog", "RunCallback", "StopAfter", "StopEarly", "take_scores"]
 
 logger = logging.getLogger("turncoder")
 
@@ -61,7 +61,11 @@ class RunCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the clocks; on resuming, forget what was logged after the checkpoint."""
+        """Start the clocks; on resuming, forget what was logged after the checkpoint, and its cadence."""
+        state.compute_steps(args, state.max_steps)  # those of a checkpoint are what was asked for then
+        best = self.run.checkpoints / f"checkpoint-{state.best_global_step}"
+        if (best / MARKER).exists():  # a checkpoint has its whole path, and the run may have been moved
+            state.best_model_checkpoint = str(best)
         self.started = self.logged_at = time.perf_counter()
         self.run.settle()
         self.run.rewind(state.global_step)
@@ -160,6 +164,19 @@ class StopAfter(TrainerCallback):
         if state.global_step >= self.steps:
             control.should_training_stop = True
             control.should_save = args.save_strategy != "no"
+
+
+class StopEarly(EarlyStoppingCallback):
+    """transformers' own, which goes on counting where a run is resumed; its patience is the one asked for now."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take up the count of the checkpoint."""
+        super().on_train_begin(args, state, control, **kwargs)
+        callbacks: Any = state.stateful_callbacks
+        kept = callbacks.setdefault(type(self).__name__, self.state())  # saving wants it, also where there was none
+        self.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"]
 
 
 class AnisotropyLog(TrainerCallback):

@@ -76,6 +76,12 @@ def open_rows(
             given = open_pairs(file=config.validation_file, columns=config.columns, key="validation_file")
             others = {rows.name: rows for rows, _ in given}
             alone = next(iter(others.values())) if len(others) == len(pairs) == 1 else None
+            names = [rows.name for rows, _ in pairs]
+            if alone is None and (absent := [name for name in others if name not in names]):
+                raise UserError(
+                    f"validation_file: {config.validation_file} has pairs for {absent[0]!r}, and the sets are "
+                    f"{', '.join(names)}; name each file as that of its set"
+                )
             pairs = [(rows, others.get(rows.name, alone or none)) for rows, none in pairs]
         pairs = _prompt_sets(config, pairs)
     seed = None if config.as_llm2vec else config.seed

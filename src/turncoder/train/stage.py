@@ -198,7 +198,7 @@ def _restore(trainer: StageTrainer, checkpoint: Path) -> None:
     """Take the weights that the training which wrote a checkpoint last ended with."""
     trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-    trainer._load_from_checkpoint(best or str(checkpoint))
+    trainer._load_from_checkpoint(str(checkpoint.with_name(Path(best).name) if best else checkpoint))
 
 
 def score_untrained(trainer: Any, run: Run, model: str) -> None:

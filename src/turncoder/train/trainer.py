@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import (
     EvalPrediction,
@@ -21,6 +21,7 @@ from transformers import (
     Trainer,
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from turncoder.errors import UserError
 from turncoder.model.heads import Head
@@ -143,9 +144,14 @@ class GatheredTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         if isinstance(self.model, PeftModel):
             self.save_adapter(folder)
-        else:
-            assert isinstance(self.model, PreTrainedModel)
+            return
+        assert isinstance(self.model, PreTrainedModel)
+        if state_dict is not None:
             self.model.save_pretrained(folder, state_dict=state_dict)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        # By the names that they are loaded by: on the hub, and so in save_pretrained, experts have others
+        save_model(self.model, str(folder / SAFE_WEIGHTS_NAME))
 
     def save_adapter(self, folder: Path) -> None:
         """Save the adapter, and the head beside it if it was trained: what was tuned together stays together."""
@@ -163,6 +169,9 @@ class GatheredTrainer(Trainer):
             with torch.no_grad():
                 for name, weight in self.head.named_parameters().items():
                     weight.copy_(saved[name])
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))  # with its head
 
 
 def summarise(prediction: EvalPrediction, bytes_per_token: float | None = None) -> dict[str, float]:
