@@ -3,9 +3,11 @@
 import shutil
 
 import pytest
+from huggingface_hub import hf_hub_download
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fakehub import Repository
 from turncoder.data.tokenizer import (
     check_vocabulary,
     digest_tokenizer,
@@ -114,6 +116,23 @@ def test_folder_without_tokenizer(tmp_path):
         load_tokenizer("nobody/nothing-at-all")
     with pytest.raises(UserError, match="neither a folder nor in the hub's cache"):
         tokenizer_files("nobody/nothing-at-all")
+
+
+@pytest.mark.parametrize("first", ["config.json", "tokenizer.json"])
+def test_what_the_cache_has_of_a_tokenizer_is_not_taken_for_all_of_it(first, hub, shared, tmp_path):
+    files = read_all(shared / "tokenizers" / "gpt2") | {"config.json": b'{"model_type": "gpt2"}'}
+    hub.repositories["them/gpt2"] = Repository(branches={"main": files})
+    hf_hub_download("them/gpt2", first, cache_dir=tmp_path)
+    tokenizer = load_tokenizer("them/gpt2", cache_dir=str(tmp_path))
+    known = load_tokenizer(shared / "tokenizers" / "gpt2")
+    assert tokenizer("a lamp")["input_ids"] == known("a lamp")["input_ids"]
+    assert (tokenizer.eos_token, tokenizer.model_max_length) == (known.eos_token, known.model_max_length)
+
+
+def test_a_repository_without_tokenizer(hub, tmp_path):
+    hub.repositories["them/bare"] = Repository(branches={"main": {"config.json": b'{"model_type": "qwen3"}'}})
+    with pytest.raises(UserError, match="them/bare has no tokenizer"):
+        load_tokenizer("them/bare", cache_dir=str(tmp_path))
 
 
 def test_vocabulary_smaller_than_the_tokenizer(tokenizer):

@@ -65,7 +65,7 @@ RESERVED = (
 def load_tokenizer(
     name: str | Path, *, revision: str = "main", cache_dir: str | None = None, trust_remote_code: bool = False
 ) -> "PreTrainedTokenizerBase":
-    """Load a tokenizer from a folder or the hub, what lies on this machine first.
+    """Load a tokenizer from a folder or the hub.
 
     Nothing about it is changed but the side of padding (right) of this instance.
 
@@ -79,33 +79,28 @@ def load_tokenizer(
     Raises
     ------
     UserError
-        The folder has no tokenizer, or the id cannot be loaded.
+        The folder or repository has no tokenizer, or it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
     folder = Path(name).expanduser()
-    shape: dict[str, Any] = {"cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
-    if folder.exists():
+    here = folder.exists()
+    if here:
         tokenizer_files(folder)
-        attempts = [{"local_files_only": True}]
-        name = folder
-    else:
-        shape["revision"] = revision
-        attempts = [{"local_files_only": True}, {}]
-    error: Exception | None = None
-    for attempt in attempts:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(name), **shape, **attempt)
-        except Exception as failure:
-            error = failure
-            continue
-        tokenizer.padding_side = "right"
-        return tokenizer
-    assert error is not None
-    raise UserError(
-        f"tokenizer_name: {str(name)!r} cannot be loaded ({first_line(error)}); give a folder with a tokenizer.json, "
-        "or a hub id"
-    ) from error
+    where: dict[str, Any] = {"local_files_only": True} if here else {"revision": revision}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder if here else name), cache_dir=cache_dir, trust_remote_code=trust_remote_code, **where
+        )
+    except Exception as error:
+        raise UserError(
+            f"tokenizer_name: {str(name)!r} cannot be loaded ({first_line(error)}); give a folder with a "
+            "tokenizer.json, or a hub id"
+        ) from error
+    if not here and tokenizer.vocab_files_names:  # from a config alone transformers makes one without a vocabulary
+        tokenizer_files(name, revision=revision, cache_dir=cache_dir)
+    tokenizer.padding_side = "right"
+    return tokenizer
 
 
 def tokenizer_files(name: str | Path, *, revision: str = "main", cache_dir: str | None = None) -> list[Path]:
