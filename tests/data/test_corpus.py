@@ -191,9 +191,10 @@ def test_bad_files_are_named_in_one_line(tmp_path, name, content, message):
 
 
 def test_bad_csv_row_names_its_line(tmp_path):
-    path = broken(tmp_path, "a.csv", b"label,text\n1,fine\n2\n")
-    with pytest.raises(UserError, match="line 3: 1 fields, but column 'text' is number 2"):
-        list(open_corpus(file=path))
+    for row, fields in ((b"2", 1), (b"2,Well, then", 3)):
+        path = broken(tmp_path, "a.csv", b"label,text\n1,fine\n" + row + b"\n")
+        with pytest.raises(UserError, match=f"line 3: {fields} fields, but the header has 2; quote the texts"):
+            list(open_corpus(file=path))
 
 
 def test_wrong_column_type_and_wrong_column_of_a_saved_dataset(tmp_path):

@@ -172,10 +172,10 @@ def _read_csv(path: Path, text_column: str | None, numbers: bool) -> Iterator[Ro
     header = next(rows, (1, []))[1]
     place = header.index(choose_column(header, text_column, str(path)))
     for line, row in rows:
-        if len(row) <= place:
+        if not place < len(row) <= len(header):
             raise UserError(
-                f"{path}, line {line}: {len(row)} fields, but column {header[place]!r} is number {place + 1}; quote "
-                "the texts that hold commas"
+                f"{path}, line {line}: {len(row)} fields, but the header has {len(header)}; quote the texts that hold "
+                "commas"
             )
         yield row[place]
 
