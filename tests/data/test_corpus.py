@@ -177,6 +177,7 @@ def broken(tmp_path, name, content):
         ("a.json", b'[{"text": "a"},\n{"text": "b"\n]', "line 3: broken JSON"),
         ("a.json", b'[{"text": "a"},\n{"text": "b"}\n', "the list is not closed"),
         ("a.csv", b"text,label\na,1\n", "text_column 'nope' is not there; the columns are text, label"),
+        ("a.csv", b'text\n"Well, he said\nand left\n', "line 3: broken CSV"),
         ("a.parquet", b"no parquet at all", "not a Parquet file"),
         ("a.txt.gz", b"no gzip at all", "not a whole gzip file"),
         ("a.txt.gz", gzip.compress(b"text\n" * 1000, mtime=0)[:-9], "not a whole gzip file"),
