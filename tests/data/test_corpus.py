@@ -54,6 +54,12 @@ def test_every_shape_gives_the_same_texts(tmp_path, ending, zipped):
     assert list(corpus) == TEXTS, "a corpus can be read again"
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".json"])
+def test_half_a_surrogate_pair_is_no_character(tmp_path, ending):
+    path = broken(tmp_path, f"a{ending}", b'{"text": "whole \\ud83d\\ude00, cut off \\ud83d"}\n')
+    assert list(open_corpus(file=path)) == ["whole \U0001f600, cut off \ufffd"]
+
+
 def test_folder_is_read_in_the_order_of_names_and_ignores_other_files(tmp_path):
     write(tmp_path, ".txt", ["1", "2"]).rename(tmp_path / "a.txt")
     (tmp_path / "b").mkdir()

@@ -161,10 +161,12 @@ def _read_json(path: Path, text_column: str | None, numbers: bool) -> Iterator[R
 def _read_objects(
     path: Path, values: Iterable[tuple[int, Any]], text_column: str | None, numbers: bool
 ) -> Iterator[Row]:
+    from turncoder.encode.texts import clean
+
     column = None
     for line, row in values:
         column, text = _take_text(row, column, text_column, f"{path}, line {line}", numbers)
-        yield text
+        yield clean(text) if isinstance(text, str) else text
 
 
 def _read_csv(path: Path, text_column: str | None, numbers: bool) -> Iterator[Row]:
