@@ -6,6 +6,12 @@ import pytest
 from huggingface_hub import hf_hub_download
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
 from fakehub import Repository
 from turncoder.data.tokenizer import (
@@ -127,6 +133,22 @@ def test_what_the_cache_has_of_a_tokenizer_is_not_taken_for_all_of_it(first, hub
     known = load_tokenizer(shared / "tokenizers" / "gpt2")
     assert tokenizer("a lamp")["input_ids"] == known("a lamp")["input_ids"]
     assert (tokenizer.eos_token, tokenizer.model_max_length) == (known.eos_token, known.model_max_length)
+
+
+def test_all_files_of_every_tokenizer_are_found(tmp_path):
+    """Of each class that transformers has for a decoder or an encoder."""
+    kinds = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_MASKED_LM_MAPPING_NAMES} & set(TOKENIZER_MAPPING_NAMES)
+    kinds = {kind for kind in kinds if not getattr(CONFIG_MAPPING[kind], "is_encoder_decoder", False)}
+    names = {TOKENIZER_MAPPING_NAMES[kind] for kind in kinds} | {"PhobertTokenizer", "BertweetTokenizer"}
+    classes = [tokenizer_class_from_name(name) for name in sorted(filter(None, names))]
+    classes = [one for one in classes if one and issubclass(one, PreTrainedTokenizerBase)]  # others lack a package here
+    sets = {frozenset(one.vocab_files_names.values()) for one in classes if one.vocab_files_names}
+    assert len(sets) > 10
+    for number, files in enumerate(sets):
+        for file in files:
+            (tmp_path / str(number)).mkdir(exist_ok=True)
+            (tmp_path / str(number) / file).touch()
+        assert {path.name for path in tokenizer_files(tmp_path / str(number))} == files
 
 
 def test_a_repository_without_tokenizer(hub, tmp_path):
