@@ -1,5 +1,6 @@
 """The tokenizer is loaded, checked and never changed."""
 
+import copy
 import shutil
 
 import pytest
@@ -161,6 +162,21 @@ def test_vocabulary_smaller_than_the_tokenizer(tokenizer):
     check_vocabulary(tokenizer, len(tokenizer))
     with pytest.raises(UserError, match=f"3 tokens beyond the model's {len(tokenizer) - 3} embeddings"):
         check_vocabulary(tokenizer, len(tokenizer) - 3)
+
+
+def test_special_tokens_without_embedding_and_without_role_are_let_pass(tokenizer, caplog):
+    size = len(tokenizer)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    check_vocabulary(tokenizer, size)
+    assert f"the last is '<image>', id {size}" in caplog.text
+    tokenizer.pad_token = "<image>"
+    with pytest.raises(UserError, match="1 tokens beyond"):
+        check_vocabulary(tokenizer, size)
+    tokenizer.pad_token = "<pad>"
+    tokenizer.add_tokens(["lamplight"])
+    with pytest.raises(UserError, match=r"2 tokens beyond the model's .*the last is 'lamplight'"):
+        check_vocabulary(tokenizer, size)
 
 
 def test_digest_does_not_depend_on_earlier_calls(tokenizer):

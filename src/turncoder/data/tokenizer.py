@@ -282,19 +282,27 @@ def special_ids(tokenizer: "PreTrainedTokenizerBase", mask_id: int, *, as_llm2ve
 def check_vocabulary(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> None:
     """Refuse a tokenizer that knows more tokens than the model has embeddings.
 
+    Special tokens without a role are let pass, with a notice, for texts do not hold them: small models of Gemma 3 have
+    a token for images, and no embedding for it.
+
     Raises
     ------
     UserError
-        It has an id that is not below ``vocab_size``.
+        It has any other id that is not below ``vocab_size``.
     """
-    vocabulary = tokenizer.get_vocab()
-    token, largest = max(vocabulary.items(), key=lambda item: item[1])
-    if largest >= vocab_size:
-        beyond = sum(number >= vocab_size for number in vocabulary.values())
-        raise UserError(
-            f"tokenizer_name: the tokenizer has {beyond} tokens beyond the model's {vocab_size} embeddings "
-            f"(the last is {token!r}, id {largest}); give the tokenizer that belongs to the model"
-        )
+    beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= vocab_size}
+    if not beyond:
+        return
+    last = f"the last is {beyond[max(beyond)]!r}, id {max(beyond)}"
+    added = tokenizer.added_tokens_decoder
+    roles = {getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad", "unk", "mask", "cls", "sep")}
+    if all(number in added and added[number].special and number not in roles for number in beyond):
+        logger.warning("tokenizer_name: the model has no embedding for %d special tokens (%s)", len(beyond), last)
+        return
+    raise UserError(
+        f"tokenizer_name: the tokenizer has {len(beyond)} tokens beyond the model's {vocab_size} embeddings ({last}); "
+        "give the tokenizer that belongs to the model"
+    )
 
 
 def take_backend(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer | None":
