@@ -236,9 +236,13 @@ def parse_json(path: Path) -> Iterator[tuple[int, Any]]:
     chunks = decode(path)
     last = False
     while not last:
-        chunk = next(chunks, None)
-        last = chunk is None
-        buffer, at = buffer[at:] + (chunk or ""), 0
+        parts, length = [buffer[at:]], 0
+        while not last and length <= len(parts[0]):  # as much again as is there, or a long value is scanned ever anew
+            chunk = next(chunks, None)
+            last = chunk is None
+            parts.append(chunk or "")
+            length += len(parts[-1])
+        buffer, at = "".join(parts), 0
         while True:
             start = BLANK.match(buffer, at).end()  # type: ignore[union-attr]
             line += buffer.count("\n", at, start)
