@@ -185,6 +185,18 @@ def test_digest_does_not_depend_on_earlier_calls(tokenizer):
     assert digest_tokenizer(tokenizer) == before
 
 
+def test_digest_does_not_depend_on_where_a_slow_tokenizer_lies(tmp_path):
+    tokens, digests = ["<cls>", "<pad>", "<eos>", "<unk>", "L", "A", "<mask>"], []
+    for name, vocabulary in (("one", tokens), ("two", tokens), ("other", [*tokens[:4], "A", "L", "<mask>"])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"model_type": "esm"}')
+        (tmp_path / name / "vocab.txt").write_text("\n".join(vocabulary))
+        tokenizer = load_tokenizer(tmp_path / name)
+        assert not tokenizer.is_fast
+        digests.append(digest_tokenizer(tokenizer))
+    assert digests[0] == digests[1] != digests[2]
+
+
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_trained_tokenizer_loses_nothing(tokenizer, text):
     ids = tokenizer(text)["input_ids"]

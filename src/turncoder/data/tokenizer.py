@@ -325,7 +325,12 @@ def digest_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
         return hashlib.sha256(backend.to_str().encode()).hexdigest()
     import transformers
 
-    settings = {key: str(value) for key, value in sorted(tokenizer.init_kwargs.items())}
+    place = ("name_or_path", "is_local", "local_files_only")  # where it lies, as its files
+    settings = {
+        key: str(value)
+        for key, value in sorted(tokenizer.init_kwargs.items())
+        if key not in place and not key.endswith("_file")
+    }
     state = [type(tokenizer).__name__, transformers.__version__, settings, sorted(tokenizer.get_vocab().items())]
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
