@@ -18,6 +18,7 @@ from fakehub import Repository
 from turncoder.data.tokenizer import (
     check_vocabulary,
     digest_tokenizer,
+    end_documents,
     load_tokenizer,
     mask_token_id,
     pad_token_id,
@@ -177,6 +178,18 @@ def test_special_tokens_without_embedding_and_without_role_are_let_pass(tokenize
     tokenizer.add_tokens(["lamplight"])
     with pytest.raises(UserError, match=r"2 tokens beyond the model's .*the last is 'lamplight'"):
         check_vocabulary(tokenizer, size)
+
+
+@pytest.mark.parametrize(
+    "name", ["trained", *(f"tokenizers/{one}" for one in ("gpt2", "mistral-7b-v1")), "models/stories260k-hf"]
+)
+def test_the_end_of_text_stands_after_a_text_and_nowhere_else(name, shared, tokenizer):
+    plain = tokenizer if name == "trained" else load_tokenizer(shared / name)
+    ended = end_documents(plain)
+    for text in ("a lamp", "", "Füße"):
+        assert ended(text)["input_ids"] == [*plain(text)["input_ids"], plain.eos_token_id]
+        assert set(ended(text).get("token_type_ids", [0])) == {0}
+    assert end_documents(ended) is ended and end_documents(plain, always=False) is plain
 
 
 def test_digest_does_not_depend_on_earlier_calls(tokenizer):

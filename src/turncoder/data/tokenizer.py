@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from turncoder.errors import UserError, first_line
+from turncoder.prompts import append_eos
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -362,20 +363,11 @@ def end_documents(tokenizer: "PreTrainedTokenizerBase", always: bool | None = No
             logger.warning("append_eos: the tokenizer has no end-of-text token; documents follow each other bare")
             return tokenizer
         raise UserError("append_eos: the tokenizer has no end-of-text token; drop the key")
-    from tokenizers import processors
-
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(
             "append_eos: this tokenizer has no fast version (tokenizer.json), which is needed to put an end-of-text "
             "token after each text; add --no-append_eos"
         )
     copied = copy.deepcopy(tokenizer)
-    end = str(tokenizer.eos_token)
-    template = processors.TemplateProcessing(
-        single=f"$A {end}", pair=f"$A {end} $B:1 {end}:1", special_tokens=[(end, tokenizer.eos_token_id)]
-    )
-    processor = copied.backend_tokenizer.post_processor
-    parts = [template] if processor is None else [processor, template]
-    copied.backend_tokenizer.post_processor = processors.Sequence(parts)
+    append_eos(copied)
     return copied
