@@ -66,6 +66,7 @@ def test_folder_is_read_in_the_order_of_names_and_ignores_other_files(tmp_path):
     zip_file(write(tmp_path / "b", ".jsonl", ["3"]))
     (tmp_path / "LICENSE").write_text("not a text")
     (tmp_path / ".hidden.txt").write_text("not a text")
+    (tmp_path / "b" / "c.txt").touch()
     assert list(open_corpus(file=tmp_path)) == ["1", "2", "3"]
 
 
