@@ -109,6 +109,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.setenv("HF_ENDPOINT", server.url)  # for processes of their own; this one has read it
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", places)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # transformers keeps a client
     monkeypatch.setenv("HF_TOKEN", WRITE)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)

@@ -61,3 +61,12 @@ def test_batches_hold_rows_of_like_length_in_no_order():
     means = batches.mean(axis=1)
     assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.2, "short and long batches are mixed"
     assert (order.rows(0) != order.rows(1)).mean() > 0.9
+
+
+def test_batches_hold_rows_of_like_length_in_every_epoch():
+    size, batch_size = 4099, 8  # which leave a batch that is not full at the end of each
+    lengths = np.random.default_rng(0).integers(1, 512, size)
+    order = EpochOrder(size, 0, lengths, batch_size)
+    seen = lengths[np.concatenate([order.rows(epoch) for epoch in range(8)])].reshape(-1, batch_size)
+    for batches in np.array_split(seen, 8):
+        assert 1 - batches.sum() / (batches.max(axis=1) * batch_size).sum() < 0.05

@@ -54,12 +54,19 @@ def test_every_shape_gives_the_same_texts(tmp_path, ending, zipped):
     assert list(corpus) == TEXTS, "a corpus can be read again"
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".json"])
+def test_half_a_surrogate_pair_is_no_character(tmp_path, ending):
+    path = broken(tmp_path, f"a{ending}", b'{"text": "whole \\ud83d\\ude00, cut off \\ud83d"}\n')
+    assert list(open_corpus(file=path)) == ["whole \U0001f600, cut off \ufffd"]
+
+
 def test_folder_is_read_in_the_order_of_names_and_ignores_other_files(tmp_path):
     write(tmp_path, ".txt", ["1", "2"]).rename(tmp_path / "a.txt")
     (tmp_path / "b").mkdir()
     zip_file(write(tmp_path / "b", ".jsonl", ["3"]))
     (tmp_path / "LICENSE").write_text("not a text")
     (tmp_path / ".hidden.txt").write_text("not a text")
+    (tmp_path / "b" / "c.txt").touch()
     assert list(open_corpus(file=tmp_path)) == ["1", "2", "3"]
 
 
@@ -177,6 +184,7 @@ def broken(tmp_path, name, content):
         ("a.json", b'[{"text": "a"},\n{"text": "b"\n]', "line 3: broken JSON"),
         ("a.json", b'[{"text": "a"},\n{"text": "b"}\n', "the list is not closed"),
         ("a.csv", b"text,label\na,1\n", "text_column 'nope' is not there; the columns are text, label"),
+        ("a.csv", b'text\n"Well, he said\nand left\n', "line 3: broken CSV"),
         ("a.parquet", b"no parquet at all", "not a Parquet file"),
         ("a.txt.gz", b"no gzip at all", "not a whole gzip file"),
         ("a.txt.gz", gzip.compress(b"text\n" * 1000, mtime=0)[:-9], "not a whole gzip file"),
@@ -191,9 +199,10 @@ def test_bad_files_are_named_in_one_line(tmp_path, name, content, message):
 
 
 def test_bad_csv_row_names_its_line(tmp_path):
-    path = broken(tmp_path, "a.csv", b"label,text\n1,fine\n2\n")
-    with pytest.raises(UserError, match="line 3: 1 fields, but column 'text' is number 2"):
-        list(open_corpus(file=path))
+    for row, fields in ((b"2", 1), (b"2,Well, then", 3)):
+        path = broken(tmp_path, "a.csv", b"label,text\n1,fine\n" + row + b"\n")
+        with pytest.raises(UserError, match=f"line 3: {fields} fields, but the header has 2; quote the texts"):
+            list(open_corpus(file=path))
 
 
 def test_wrong_column_type_and_wrong_column_of_a_saved_dataset(tmp_path):

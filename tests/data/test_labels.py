@@ -1,15 +1,18 @@
 """Labels: spans written in any scheme are the same spans in IOB2; what a training file does not have is told."""
 
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 
 from turncoder.data.labels import IGNORED, UNSEEN, LabelSet, TagSight, to_iob2
+from turncoder.data.words import WordSet
 from turncoder.errors import UserError
 from turncoder.evaluate.words import find_spans
 
@@ -130,3 +133,13 @@ def test_labels_have_numbers():
     told = r"a file: no label of its column ner \(NN, VB\) was .*; those are O, B-LOC, B-PER, \.\.\.: give"
     with pytest.raises(UserError, match=told):
         labels.unseen(Labelled(["NN", "", "VB"]), "ner")
+
+
+def test_memory_does_not_grow_with_the_sentences_that_labels_are_collected_from():
+    data = Dataset.from_dict({"tags": [["B-PER", "O"] * 10] * 20_000})
+    words = WordSet("words", "words", data, ("tags",), {"tags": None})
+    tracemalloc.start()
+    names = LabelSet.collect(words, "tags").names
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert names == ("O", "B-PER") and peak < 4 << 20

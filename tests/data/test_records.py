@@ -5,6 +5,7 @@ import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from turncoder.data import records
 from turncoder.data.records import read_records
 from turncoder.errors import UserError
 
@@ -79,3 +81,19 @@ def test_what_is_wrong_is_named(name: str, content: bytes, message: str, tmp_pat
     with pytest.raises(UserError, match=message) as caught:
         list(read_records(tmp_path / name))
     assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_long_value_is_not_scanned_ever_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"data": [{"text": "a"}] * 1000}))
+    scanned: list[int] = []
+    scan = json.JSONDecoder.raw_decode
+
+    def watch(self: json.JSONDecoder, text: str, at: int = 0) -> Any:
+        scanned.append(len(text) - at)
+        return scan(self, text, at)
+
+    monkeypatch.setattr(json.JSONDecoder, "raw_decode", watch)
+    monkeypatch.setattr(records, "CHUNK_BYTES", 64)
+    assert len(list(records.parse_json(path))) == 1
+    assert sum(scanned) < 3 * path.stat().st_size

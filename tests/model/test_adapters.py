@@ -53,6 +53,39 @@ def test_an_adapter_of_any_origin_loads_on_the_backbone(
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+Q = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"alpha_pattern": {Q: 64}},
+        {"rank_pattern": {Q: 8, "^model.layers.1.mlp.down_proj": 2}},
+        {"target_modules": r"model\.layers\.\d\.mlp\.(up|down)_proj"},
+        {"target_modules": "all-linear", "exclude_modules": [Q]},
+        {"layers_to_transform": [1]},
+        {"modules_to_save": ["norm", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+        {"trainable_token_indices": [5, 6]},
+        {"use_dora": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("merge", [True, False])
+def test_settings_keep_the_meaning_that_they_had_on_the_causal_model(
+    causal_lm: LlamaForCausalLM, tmp_path: Path, settings: dict, merge: bool
+) -> None:
+    bare = copy_of(causal_lm.model)
+    adapted = get_peft_model(causal_lm, LoraConfig(r=4, **{"target_modules": ["q_proj", "down_proj"], **settings}))
+    with torch.no_grad():
+        for weight in adapted.parameters():
+            weight.add_(torch.randn_like(weight) * 0.1 * weight.requires_grad)
+        adapted.eval().save_pretrained(tmp_path)
+        expected = causal_lm.model(IDS).last_hidden_state
+        found = load_adapter(bare, tmp_path, merge=merge)(IDS).last_hidden_state
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_an_adapter_that_changes_nothing_is_refused(causal_lm: LlamaForCausalLM, tmp_path: Path) -> None:
     attach_lora(copy_of(causal_lm.model), r=2, alpha=None, dropout=0.0, targets=None).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="changes nothing"):

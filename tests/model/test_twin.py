@@ -2,7 +2,7 @@ import csv
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaModel, MistralConfig, MistralForCausalLM
+from transformers import FalconConfig, FalconModel, LlamaConfig, LlamaModel, MistralConfig, MistralForCausalLM
 
 from turncoder.model.twin import build_twin, causal_architectures, tiny_model
 
@@ -53,6 +53,13 @@ def test_a_twin_has_class_implementation_and_window_of_the_original():
 
 def test_a_model_without_windows_gets_none():
     assert build_twin(MistralConfig(sliding_window=None), MistralForCausalLM).config.sliding_window is None
+
+
+def test_a_falcon_without_shared_heads_has_a_twin():
+    config = FalconConfig(hidden_size=2048, num_attention_heads=32, multi_query=False, parallel_attn=False, alibi=True)
+    with torch.no_grad():
+        states = build_twin(config, FalconModel)(input_ids=torch.arange(5, 12)[None]).last_hidden_state
+    assert torch.isfinite(states).all()
 
 
 def test_grouped_queries_stay_grouped():

@@ -2,16 +2,19 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
+from turncoder.config.stages import MntpConfig
 from turncoder.data.corpus import open_corpus
 from turncoder.data.masking import MaskedBlocks, Masking
 from turncoder.data.packing import prepare_blocks
+from turncoder.errors import UserError
 from turncoder.model.prior import Prior
 from turncoder.objectives.alignment import select_targets
 from turncoder.objectives.cwt import draw_pool
-from turncoder.train.text import Text, count_targets, measure_bytes
+from turncoder.train.text import Text, count_targets, measure_bytes, open_text
 
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
 TEXTS = ["Ein  Fluß, zwei FLÜSSE!", "", "눈이 온다", "a b c", "  \t", "x" * 50] * 5
 
 
@@ -119,3 +122,16 @@ def test_negatives_are_drawn_as_often_as_they_stand_in_the_text(uncased, tmp_pat
     # ein fluß , zwei a b: 6 3 6 6 3 15 of 39, and one more of each of ten ids
     wanted_V = torch.tensor([1, 1, 1, 1, 7, 4, 7, 4, 13, 7]) / 49
     assert share_V.tolist() == pytest.approx(wanted_V.tolist(), abs=0.02)
+
+
+def test_a_token_without_embedding_is_neither_drawn_nor_read(uncased, tmp_path):
+    backbone = LlamaModel(LlamaConfig(**SMALL, vocab_size=len(uncased)))
+    uncased.add_tokens(["<image>"], special_tokens=True)
+    path = tmp_path / "text.txt"
+    config = MntpConfig(model_name_or_path="m", train_file=str(path), max_seq_length=8)
+    path.write_text("\n".join(f"ein fluß {number}" for number in range(200)))
+    text = open_text(config, backbone, uncased)
+    assert {text.masking.vocab_size, text.eval_masking.vocab_size} == {len(uncased) - 1}
+    path.write_text("\n".join(f"ein <image> {number}" for number in range(200)))
+    with pytest.raises(UserError, match=r"train_file: the text holds '<image>' \(id 10\), .* take it out"):
+        open_text(config, backbone, uncased)

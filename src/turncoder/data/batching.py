@@ -71,7 +71,8 @@ class EpochOrder:
 
     Without ``lengths``: a permutation. With them: the permuted rows are cut into windows of 64 batches, sorted by
     length inside each, cut into batches, and the batches of a window shuffled, so that a batch holds rows of like
-    length and still every epoch is another one.
+    length and still every epoch is another one. Epochs follow each other without a break: where the rows of one do not
+    fill its last batch, the next one begins with what fills it.
 
     Parameters
     ----------
@@ -95,24 +96,31 @@ class EpochOrder:
 
     def __call__(self, epoch: int, position: int) -> int:
         """Give the row at ``position`` of ``epoch``."""
-        window, place = divmod(position, self.window)
-        return int(self._rows(epoch, window)[place])
+        window, place = divmod(position + self._begun(epoch), self.window)
+        return int(self._rows(epoch, window)[place if window else position])
 
     def rows(self, epoch: int) -> np.ndarray:
         """Give the whole order of an epoch [size], int64: for tests and small data."""
-        windows = range(-(-self.size // self.window))
+        windows = range(-(-(self.size + self._begun(epoch)) // self.window))
         return np.concatenate([self._compute(epoch, window) for window in windows])
 
+    def _begun(self, epoch: int) -> int:
+        """Count the rows of the epoch before that stand in the first batch of this one."""
+        return 0 if self.lengths is None else epoch * self.size % self.batch_size
+
     def _compute(self, epoch: int, window: int) -> np.ndarray:
-        positions = np.arange(window * self.window, min(self.size, (window + 1) * self.window))
+        begun = self._begun(epoch)
+        positions = np.arange(max(0, window * self.window - begun), min(self.size, (window + 1) * self.window - begun))
         rows = permute(positions, self.size, self.seed, epoch)
         if self.lengths is None:
             return rows
         rows = rows[np.argsort(self.lengths[rows], kind="stable")]
-        whole = len(rows) // self.batch_size  # a batch that is not full stays last, so that the others stay whole
+        # What fills up a batch that was begun stays first, and a batch that is not full last: the others stay whole
+        first = 0 if window else min(len(rows), -begun % self.batch_size)
+        whole = (len(rows) - first) // self.batch_size
         shuffled = permute(np.arange(whole), max(whole, 1), self.seed + 1 + window, epoch)
-        batches = [rows[batch * self.batch_size : (batch + 1) * self.batch_size] for batch in shuffled]
-        return np.concatenate([*batches, rows[whole * self.batch_size :]])
+        batches = rows[first : first + whole * self.batch_size].reshape(whole, self.batch_size)[shuffled]
+        return np.concatenate([rows[:first], batches.ravel(), rows[first + whole * self.batch_size :]])
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_rows"}

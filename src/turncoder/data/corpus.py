@@ -192,7 +192,7 @@ def check_ids(token_ids: np.ndarray, vocab_size: int, name: str) -> None:
 
 
 def _text_files(folder: Path) -> list[Path]:
-    found = (path for path in folder.rglob("*") if path.is_file() and find_ending(path))
+    found = (path for path in folder.rglob("*") if path.is_file() and find_ending(path) and path.stat().st_size)
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 

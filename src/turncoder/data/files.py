@@ -161,10 +161,12 @@ def _read_json(path: Path, text_column: str | None, numbers: bool) -> Iterator[R
 def _read_objects(
     path: Path, values: Iterable[tuple[int, Any]], text_column: str | None, numbers: bool
 ) -> Iterator[Row]:
+    from turncoder.encode.texts import clean
+
     column = None
     for line, row in values:
         column, text = _take_text(row, column, text_column, f"{path}, line {line}", numbers)
-        yield text
+        yield clean(text) if isinstance(text, str) else text
 
 
 def _read_csv(path: Path, text_column: str | None, numbers: bool) -> Iterator[Row]:
@@ -172,10 +174,10 @@ def _read_csv(path: Path, text_column: str | None, numbers: bool) -> Iterator[Ro
     header = next(rows, (1, []))[1]
     place = header.index(choose_column(header, text_column, str(path)))
     for line, row in rows:
-        if len(row) <= place:
+        if not place < len(row) <= len(header):
             raise UserError(
-                f"{path}, line {line}: {len(row)} fields, but column {header[place]!r} is number {place + 1}; quote "
-                "the texts that hold commas"
+                f"{path}, line {line}: {len(row)} fields, but the header has {len(header)}; quote the texts that hold "
+                "commas"
             )
         yield row[place]
 

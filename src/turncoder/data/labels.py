@@ -137,7 +137,7 @@ class LabelSet:
     @classmethod
     def collect(cls, words: "WordSet", column: str) -> "LabelSet":
         """Collect the labels of a column."""
-        names = set().union(*words.labels(column)) - {""}
+        names = {tag for tags in words.labels(column) for tag in tags} - {""}
         return cls(tuple(sorted(names, key=lambda name: (name != "O", name))), words.schemes[column])
 
     def __len__(self) -> int:

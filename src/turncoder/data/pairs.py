@@ -109,7 +109,7 @@ def open_texts(corpus: Corpus, *, split: bool = False, distinct: bool = True, sh
     def read(counts: Counter[str]) -> Iterator[tuple[str, dict[str, str]]]:
         seen: set[int] = set()
         for whole in corpus:
-            for text in map(str.strip, split_sentences(clean(whole)) if split else [clean(whole)]):
+            for text in map(str.strip, split_sentences(whole) if split else [whole]):
                 if not text:
                     counts["empty"] += 1
                     continue

@@ -105,7 +105,7 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     readers: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]] = {
         ".jsonl": lambda path: _objects(path, parse_json_lines(path)),
         ".json": lambda path: _objects(path, parse_json(path)),
-        ".csv": lambda path: _rows(path, read_rows(path, strict=True)),
+        ".csv": lambda path: _rows(path, read_rows(path)),
         ".tsv": lambda path: _rows(path, split_tabs(path)),
         ".parquet": _parquet_records,
     }
@@ -236,9 +236,13 @@ def parse_json(path: Path) -> Iterator[tuple[int, Any]]:
     chunks = decode(path)
     last = False
     while not last:
-        chunk = next(chunks, None)
-        last = chunk is None
-        buffer, at = buffer[at:] + (chunk or ""), 0
+        parts, length = [buffer[at:]], 0
+        while not last and length <= len(parts[0]):  # as much again as is there, or a long value is scanned ever anew
+            chunk = next(chunks, None)
+            last = chunk is None
+            parts.append(chunk or "")
+            length += len(parts[-1])
+        buffer, at = "".join(parts), 0
         while True:
             start = BLANK.match(buffer, at).end()  # type: ignore[union-attr]
             line += buffer.count("\n", at, start)
@@ -269,12 +273,9 @@ def parse_json(path: Path) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{path}, line {line}: broken JSON, the list is not closed by ']'")
 
 
-def read_rows(path: Path, *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number, fields) for each row of a CSV file, the header first; blank lines are none.
-
-    With ``strict`` a quotation mark out of place is an error.
-    """
-    reader = csv.reader((line + "\n" for line in split_lines(decode(path))), strict=strict)
+def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, fields) for each row of a CSV file, the header first; blank lines are none."""
+    reader = csv.reader((line + "\n" for line in split_lines(decode(path))), strict=True)
     try:
         for row in reader:
             if row:

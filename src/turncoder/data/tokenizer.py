@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from turncoder.errors import UserError, first_line
+from turncoder.prompts import append_eos
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,6 +35,8 @@ VOCABULARY_FILES = (
     "vocab.json",
     "vocab.txt",
     "spiece.model",
+    "spm.model",
+    "sentencepiece.model",
     "sentencepiece.bpe.model",
     "tekken.json",
     "*.tiktoken",
@@ -43,6 +46,11 @@ OTHER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "merges.txt",
+    "bpe.codes",
+    "emoji.json",
+    "entity_vocab.json",
+    "word_shape.json",
+    "word_pronunciation.json",
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates/*",
@@ -65,7 +73,7 @@ RESERVED = (
 def load_tokenizer(
     name: str | Path, *, revision: str = "main", cache_dir: str | None = None, trust_remote_code: bool = False
 ) -> "PreTrainedTokenizerBase":
-    """Load a tokenizer from a folder or the hub, what lies on this machine first.
+    """Load a tokenizer from a folder or the hub.
 
     Nothing about it is changed but the side of padding (right) of this instance.
 
@@ -79,33 +87,28 @@ def load_tokenizer(
     Raises
     ------
     UserError
-        The folder has no tokenizer, or the id cannot be loaded.
+        The folder or repository has no tokenizer, or it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
     folder = Path(name).expanduser()
-    shape: dict[str, Any] = {"cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
-    if folder.exists():
+    here = folder.exists()
+    if here:
         tokenizer_files(folder)
-        attempts = [{"local_files_only": True}]
-        name = folder
-    else:
-        shape["revision"] = revision
-        attempts = [{"local_files_only": True}, {}]
-    error: Exception | None = None
-    for attempt in attempts:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(name), **shape, **attempt)
-        except Exception as failure:
-            error = failure
-            continue
-        tokenizer.padding_side = "right"
-        return tokenizer
-    assert error is not None
-    raise UserError(
-        f"tokenizer_name: {str(name)!r} cannot be loaded ({first_line(error)}); give a folder with a tokenizer.json, "
-        "or a hub id"
-    ) from error
+    where: dict[str, Any] = {"local_files_only": True} if here else {"revision": revision}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder if here else name), cache_dir=cache_dir, trust_remote_code=trust_remote_code, **where
+        )
+    except Exception as error:
+        raise UserError(
+            f"tokenizer_name: {str(name)!r} cannot be loaded ({first_line(error)}); give a folder with a "
+            "tokenizer.json, or a hub id"
+        ) from error
+    if not here and tokenizer.vocab_files_names:  # from a config alone transformers makes one without a vocabulary
+        tokenizer_files(name, revision=revision, cache_dir=cache_dir)
+    tokenizer.padding_side = "right"
+    return tokenizer
 
 
 def tokenizer_files(name: str | Path, *, revision: str = "main", cache_dir: str | None = None) -> list[Path]:
@@ -280,19 +283,27 @@ def special_ids(tokenizer: "PreTrainedTokenizerBase", mask_id: int, *, as_llm2ve
 def check_vocabulary(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> None:
     """Refuse a tokenizer that knows more tokens than the model has embeddings.
 
+    Special tokens without a role are let pass, with a notice, for texts do not hold them: small models of Gemma 3 have
+    a token for images, and no embedding for it.
+
     Raises
     ------
     UserError
-        It has an id that is not below ``vocab_size``.
+        It has any other id that is not below ``vocab_size``.
     """
-    vocabulary = tokenizer.get_vocab()
-    token, largest = max(vocabulary.items(), key=lambda item: item[1])
-    if largest >= vocab_size:
-        beyond = sum(number >= vocab_size for number in vocabulary.values())
-        raise UserError(
-            f"tokenizer_name: the tokenizer has {beyond} tokens beyond the model's {vocab_size} embeddings "
-            f"(the last is {token!r}, id {largest}); give the tokenizer that belongs to the model"
-        )
+    beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= vocab_size}
+    if not beyond:
+        return
+    last = f"the last is {beyond[max(beyond)]!r}, id {max(beyond)}"
+    added = tokenizer.added_tokens_decoder
+    roles = {getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad", "unk", "mask", "cls", "sep")}
+    if all(number in added and added[number].special and number not in roles for number in beyond):
+        logger.warning("tokenizer_name: the model has no embedding for %d special tokens (%s)", len(beyond), last)
+        return
+    raise UserError(
+        f"tokenizer_name: the tokenizer has {len(beyond)} tokens beyond the model's {vocab_size} embeddings ({last}); "
+        "give the tokenizer that belongs to the model"
+    )
 
 
 def take_backend(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer | None":
@@ -315,7 +326,12 @@ def digest_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
         return hashlib.sha256(backend.to_str().encode()).hexdigest()
     import transformers
 
-    settings = {key: str(value) for key, value in sorted(tokenizer.init_kwargs.items())}
+    place = ("name_or_path", "is_local", "local_files_only")  # where it lies, as its files
+    settings = {
+        key: str(value)
+        for key, value in sorted(tokenizer.init_kwargs.items())
+        if key not in place and not key.endswith("_file")
+    }
     state = [type(tokenizer).__name__, transformers.__version__, settings, sorted(tokenizer.get_vocab().items())]
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
@@ -347,20 +363,11 @@ def end_documents(tokenizer: "PreTrainedTokenizerBase", always: bool | None = No
             logger.warning("append_eos: the tokenizer has no end-of-text token; documents follow each other bare")
             return tokenizer
         raise UserError("append_eos: the tokenizer has no end-of-text token; drop the key")
-    from tokenizers import processors
-
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(
             "append_eos: this tokenizer has no fast version (tokenizer.json), which is needed to put an end-of-text "
             "token after each text; add --no-append_eos"
         )
     copied = copy.deepcopy(tokenizer)
-    end = str(tokenizer.eos_token)
-    template = processors.TemplateProcessing(
-        single=f"$A {end}", pair=f"$A {end} $B:1 {end}:1", special_tokens=[(end, tokenizer.eos_token_id)]
-    )
-    processor = copied.backend_tokenizer.post_processor
-    parts = [template] if processor is None else [processor, template]
-    copied.backend_tokenizer.post_processor = processors.Sequence(parts)
+    append_eos(copied)
     return copied

@@ -7,14 +7,16 @@ loads on plain ``AutoModel``.
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraModel
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils import load_peft_weights
+from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -116,21 +118,9 @@ def load_adapter(
         weights = load_peft_weights(name, device="cpu", **where)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"adapters: {place} cannot be opened: {first_line(error)}") from error
-    prefix = f"{backbone.base_model_prefix}."
-    paths = {name for name, _ in backbone.named_modules()}
-
-    def strip(name: str) -> str:
-        """Drop the causal model's name for its backbone, where there is one."""
-        return name.removeprefix(prefix) if name not in paths else name
-
     config.task_type = "FEATURE_EXTRACTION"
-    if not isinstance(config.target_modules, str):
-        config.target_modules = {strip(target) for target in config.target_modules or ()}
-    weights = {
-        rest.removeprefix(prefix) if rest.rpartition(".lora_")[0] not in paths else rest: tensor
-        for name, tensor in weights.items()
-        for rest in [name.removeprefix("base_model.model.")]
-    }
+    weights = {name.removeprefix("base_model.model."): tensor for name, tensor in weights.items()}
+    weights = _fit_names(backbone, config, weights, place)
     before = len(getattr(backbone, "peft_config", {}))
     try:
         tuner = LoraModel(backbone, config, f"adapter_{before}")
@@ -152,6 +142,31 @@ def load_adapter(
                 layer.set_adapter([f"adapter_{number}" for number in range(before + 1)])
         backbone.requires_grad_(False).eval()
     return backbone
+
+
+def _fit_names(
+    backbone: PreTrainedModel, config: LoraConfig, weights: dict[str, torch.Tensor], place: str
+) -> dict[str, torch.Tensor]:
+    """Give weights and settings of an adapter the backbone's names, if it was trained on the causal model around it.
+
+    Settings name modules in part, or by patterns of whole names: what that meant in training is resolved.
+    """
+    prefix = f"{backbone.base_model_prefix}."
+    paths = {name for name, _ in backbone.named_modules()}
+    adapted = {name.partition(".lora_")[0] for name in weights if ".lora_" in name}
+    if adapted & paths or not any(name.startswith(prefix) for name in adapted):
+        return weights
+    config.target_modules = [path for path in paths if check_target_module_exists(config, prefix + path)]
+    config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+    config.modules_to_save = [name.removeprefix(prefix) for name in config.modules_to_save or ()] or None
+    for key in ("rank_pattern", "alpha_pattern"):
+        given = getattr(config, key)
+        found = {path: get_pattern_key(given, prefix + path) for path in paths}
+        setattr(config, key, {re.escape(path): given[name] for path, name in found.items() if name in given})
+    head = sorted(name for name in weights if not name.startswith(prefix))
+    if head:
+        logger.warning("adapters: %s also changes what an encoder does not have; left out: %s", place, head[0])
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
 def count_parameters(model: nn.Module, *others: nn.Parameter) -> tuple[int, int]:

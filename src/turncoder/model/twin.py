@@ -228,8 +228,9 @@ def shrink(config: PreTrainedConfig, *, width: int, window: int) -> PreTrainedCo
         else:
             value = shrink_value(name, value, width, window, len(kept))
         values[name] = value
-    if given.get("num_key_value_heads") in (None, given.get("num_attention_heads")) and "num_key_value_heads" in values:
-        values["num_key_value_heads"] = values.get("num_attention_heads", HEADS)
+    for name in ("num_key_value_heads", "num_kv_heads"):
+        if name in values and given.get(name) in (None, given.get("num_attention_heads")):
+            values[name] = values.get("num_attention_heads", HEADS)
     if "use_cache" in given:  # an encoder keeps none, and some classes cannot build one for mixed layers
         values["use_cache"] = False
     values.update(EXCEPTIONS.get(config.model_type, {}))

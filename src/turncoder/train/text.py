@@ -24,7 +24,7 @@ from turncoder.data.vocabulary import open_trained
 from turncoder.disk import default_cache
 from turncoder.encode.encoder import limit_length
 from turncoder.errors import UserError
-from turncoder.model.backbone import read_record, resolve_model
+from turncoder.model.backbone import count_embeddings, read_record, resolve_model
 from turncoder.model.isolation import can_isolate
 
 __all__ = [
@@ -116,6 +116,10 @@ def open_text(
     masking, scored_as = choose_masking(config, tokenizer)
     with PartialState().main_process_first():
         train, held_out = open_blocks(config, tokenizer, block_size)
+    size = count_embeddings(backbone)
+    masking = dataclasses.replace(masking, vocab_size=min(masking.vocab_size, size))
+    if max(tokenizer.get_vocab().values()) >= size:
+        _check_tokens((train, held_out), size, tokenizer)
     isolate = config.isolate_documents and train.is_packed
     if isolate and (reason := can_isolate(backbone)) is not True:
         logger.warning("documents cannot be isolated within a row (%s): one document per row, by length", reason)
@@ -138,6 +142,16 @@ def open_text(
         pad_to=block_size if config.pad_to_max_length else None,
         padding=find_padding(tokenizer) if isinstance(config, PretrainConfig) else None,
     )
+
+
+def _check_tokens(parts: tuple[Blocks, Blocks], size: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse text that holds a token without an embedding; raises UserError."""
+    highest = max((int(part.max()) for blocks in parts for part in _cut(blocks.file.tokens)), default=0)
+    if highest >= size:
+        raise UserError(
+            f"train_file: the text holds {tokenizer.convert_ids_to_tokens(highest)!r} (id {highest}), for which the "
+            f"model has no embedding ({size} tokens have one); take it out of the text"
+        )
 
 
 def open_blocks(
