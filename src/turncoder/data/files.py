@@ -21,6 +21,7 @@ from turncoder.data.records import (
     read_rows,
     split_lines,
 )
+from turncoder.data.sentences import clean
 from turncoder.errors import UserError
 from turncoder.hub import is_local
 
@@ -161,8 +162,6 @@ def _read_json(path: Path, text_column: str | None, numbers: bool) -> Iterator[R
 def _read_objects(
     path: Path, values: Iterable[tuple[int, Any]], text_column: str | None, numbers: bool
 ) -> Iterator[Row]:
-    from turncoder.encode.texts import clean
-
     column = None
     for line, row in values:
         column, text = _take_text(row, column, text_column, f"{path}, line {line}", numbers)

@@ -22,10 +22,9 @@ from turncoder.data.columns import Shape, find_shape
 from turncoder.data.corpus import Corpus
 from turncoder.data.records import list_records, name_set, read_records
 from turncoder.data.saved import is_saved, iterate_rows, open_dataset
-from turncoder.data.sentences import split_sentences
+from turncoder.data.sentences import clean, split_sentences
 from turncoder.data.store import Begin, Reader, hash_text, store_rows
 from turncoder.disk import default_cache
-from turncoder.encode.texts import clean
 from turncoder.errors import UserError
 
 __all__ = ["Rows", "hash_rows", "open_pairs", "open_texts"]

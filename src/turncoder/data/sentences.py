@@ -1,9 +1,11 @@
-"""Text to sentences by rule: for any language whose sentences end in a mark, with or without a space after it."""
+"""Text to sentences and words by rule, for languages whose sentences end in a mark, with or without a space after it."""
 # ruff: noqa: RUF001
 
 import re
 
-__all__ = ["count_words", "split_sentences", "split_words"]
+from turncoder.errors import UserError
+
+__all__ = ["clean", "count_words", "split_sentences", "split_words"]
 
 # Marks (Arabic, Devanagari, Urdu and Armenian ones too), what closes after it, and the space that has to follow;
 # or full-width marks, after which there need be none.
@@ -28,6 +30,21 @@ LONGEST = 24  # characters before a mark that are looked at
 WIDE = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # kana and Han: written without spaces
 WORD = re.compile(rf"[{WIDE}]|[^\W{WIDE}]+")
 SPACED = re.compile(rf"[{WIDE}]|[^\s{WIDE}]+")
+
+
+def clean(text: str) -> str:
+    """Give a text that can be UTF-8: half a surrogate pair, which JSON can name, becomes U+FFFD.
+
+    Raises
+    ------
+    UserError
+        It is no text.
+    """
+    if not isinstance(text, str):
+        raise UserError(f"texts: {text!r} is no text; give strings")
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def split_sentences(text: str) -> list[str]:

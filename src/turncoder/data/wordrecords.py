@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from turncoder.data.sentences import clean
 from turncoder.data.wordformats import OURS, Sentence
-from turncoder.encode.texts import clean
 from turncoder.errors import UserError
 
 if TYPE_CHECKING:

@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from turncoder.budget import LEAST_TOKENS, choose_batch_tokens, count_fillers, keep_freed_memory, pad_lengths
 from turncoder.data.batching import budget_batches
+from turncoder.data.sentences import clean
 from turncoder.encode.encoder import check_finite, find_template
 from turncoder.encode.lanes import count_lanes, run_batches
 from turncoder.encode.llm2vec import LLM2VecTransformer
@@ -283,21 +284,6 @@ class BatchEncoder:
             vectors = functional.normalize(vectors, dim=-1)
         check_finite(vectors, self.encoder.dtype)
         return vectors.cpu().numpy()
-
-
-def clean(text: str) -> str:
-    """Give a text that can be UTF-8: half a surrogate pair, which JSON can name, becomes U+FFFD.
-
-    Raises
-    ------
-    UserError
-        It is no text.
-    """
-    if not isinstance(text, str):
-        raise UserError(f"texts: {text!r} is no text; give strings")
-    if text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _leaves_prompt_out(encoder: SentenceTransformer) -> bool:

@@ -24,11 +24,11 @@ from transformers import PreTrainedModel
 from turncoder.config.encoding import EncodeConfig
 from turncoder.data.alignment import Alignment, align_words, choose_bos
 from turncoder.data.rows import Rows, scan_rows
+from turncoder.data.sentences import clean
 from turncoder.data.tokenizer import pad_token_id
 from turncoder.data.vectorfile import VectorFile
 from turncoder.data.words import WordSet, open_words
 from turncoder.encode.encoder import MAX_SEQ_LENGTH, check_flags, open_encoder
-from turncoder.encode.texts import clean
 from turncoder.encode.vectors import lock_output, look_at_output
 from turncoder.errors import UserError
 from turncoder.train.features import read_states

@@ -18,7 +18,7 @@ from turncoder.data.batching import permute
 from turncoder.data.masking import EVALUATION_SEED
 from turncoder.data.records import RECORD_ENDINGS, name_set, read_records, split_tabs
 from turncoder.data.saved import is_saved, iterate_rows, open_dataset
-from turncoder.encode.texts import clean
+from turncoder.data.sentences import clean
 from turncoder.errors import UserError
 from turncoder.evaluate.gluetasks import POSITIVE, TASKS, GlueTask, Job, Part, list_jobs, simplify_name
 

@@ -19,9 +19,9 @@ from scipy.sparse import csr_matrix
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
-from turncoder.data.sentences import split_words
+from turncoder.data.sentences import clean, split_words
 from turncoder.encode.llm2vec import LLM2VecTransformer
-from turncoder.encode.texts import BatchEncoder, Counts, clean
+from turncoder.encode.texts import BatchEncoder, Counts
 from turncoder.evaluate.retrieval import BLOCK, scan_bm25, weigh_words
 from turncoder.samples import show_text
 
