@@ -123,7 +123,7 @@ def open_trial(
     sts: Sts | None,
     pairs: Sequence["Rows"],
     limit: int,
-    remedy: str = "give longer texts, or --sts or --pairs",
+    remedy: str = "give more or longer texts, or --sts or --pairs",
 ) -> Trial:
     """Cut held-out documents into first sentence and rest.
 
@@ -135,8 +135,8 @@ def open_trial(
     documents = split_pairs(texts, limit=limit)
     if len(documents.queries) < FEWEST and sts is None and not pairs:
         raise UserError(
-            f"--text: only {len(documents.queries)} of {len(texts)} held-out documents have a first sentence of 4 to "
-            f"40 words and a rest of 12 or more, which rungs are measured on; {remedy}"
+            f"--text: {len(documents.queries)} of {len(texts)} held-out documents have a first sentence of 4 to 40 "
+            f"words and a rest of 12 or more, and rungs are measured on at least {FEWEST} of those; {remedy}"
         )
     if len(documents.queries) < FEWEST:
         logger.warning(
