@@ -189,7 +189,7 @@ def test_settings_reach_the_encoder(model: Path, source: Path, tmp_path: Path, c
     ):  # fmt: skip
         code, _, err = command(*words, *flags)
         assert code == 0
-        assert ("cut off" in err) == ("--max-seq-length" in flags)
+        assert ("cut off (max_seq_length = 8)" in err) == ("--max-seq-length" in flags)
         found.append(np.load(tmp_path / "out.npy"))
     for one in range(len(found)):
         for other in range(one):
