@@ -89,7 +89,7 @@ class EncodeConfig(OpenKeys):
         set_ = [name for name in names if getattr(self, name) != default[name]]
         if set_:
             remedy = (
-                "it says how a text becomes one vector; leave it away" if self.words else "it goes with --words only"
+                "it says how a text becomes one vector; leave it out" if self.words else "it goes with --words only"
             )
             raise UserError(f"{set_[0]} = {getattr(self, set_[0])!r}: {remedy}")
         if self.words and Path(str(self.output_dir)).suffix != ".parquet":
