@@ -260,7 +260,7 @@ def show(plan: Plan, console: Console) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    for title, lines in (("would write", plan.files), ("rests on", plan.assumptions), ("not seen", plan.unseen)):
+    for title, lines in (("would write", plan.files), ("estimated", plan.assumptions), ("not seen", plan.unseen)):
         for line in lines:
             console.print(f"{title}: {line}", highlight=False, markup=False)
 

@@ -256,7 +256,7 @@ def _encode_to_folder(
     counts = Counts()
     done = sum(count for count, whole in zip(rows, there, strict=True) if whole)
     if done:
-        logger.info("%s: goes on after %s of %s texts", out, _grouped(done), _grouped(source.count))
+        logger.info("%s: resumes after %s of %s texts", out, _grouped(done), _grouped(source.count))
     progress = _Progress(source.count, done, workers)
     missing = ((number, texts, ids) for number, (texts, ids) in enumerate(source.shards(size)) if not there[number])
     with progress.bar:
