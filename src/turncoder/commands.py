@@ -56,14 +56,14 @@ class Info:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Compare runs: tables, pictures, how sure differences are, and how to run everything again."""
+    """Compare runs: tables, plots, significance tests, and how to run everything again."""
 
     output_dir: str | None = None
-    """Where to (--output): REPORT.html, one page with everything, or REPORT.md; default: a table on the terminal."""
+    """Output (--output): REPORT.html, one page with everything, or REPORT.md; default: a table on the terminal."""
     json: bool = False
     """Print the rows as JSON."""
     machamp: tuple[str, ...] = ()
-    """LOGDIR of MaChAmp (logs/NAME or logs/NAME/DATE): its scores in the same table."""
+    """LOGDIR of MaChAmp (logs/NAME or logs/NAME/DATE): add its scores to the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
