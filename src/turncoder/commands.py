@@ -180,7 +180,7 @@ def _check(flags: Check, words: list[str], console: Console) -> int:
     facts = {
         "layers": report.summary,
         "attention": report.implementation,
-        "made so by": ", ".join(report.how) or "nothing: it was so",
+        "conversion": ", ".join(report.how) or "none needed",
         "left padding": report.left_padding,
         "plain AutoModel opens a saved copy": OPENS[report.reopens],
     }
