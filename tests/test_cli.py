@@ -3,6 +3,7 @@ import json
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -83,6 +84,8 @@ def test_help_lists_every_command_and_every_key(command, capsys):
         (["mntp", "--learning_rate", "abc"], ["--learning_rate = 'abc'"]),
         (["mntp"], ["model_name_or_path is missing"]),
         (["mntp", "gone.json"], ["gone.json"]),
+        (["mntp", "someone/a-model", "--train_file", "a.txt"], ["someone/a-model", "--model_name_or_path"]),
+        (["mntp", "list.json"], ["list.json holds a list", "--train_file"]),
         (["mntp", "a.json", "b.json"], ["'b.json'"]),
         (["check"], ["MODEL"]),
         (["check", "a", "b"], ["MODEL"]),
@@ -94,6 +97,7 @@ def test_help_lists_every_command_and_every_key(command, capsys):
 )
 def test_wrong_input_is_one_line_and_exit_code_2(command, words, parts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("list.json").write_text('[{"text": "a"}]')
     code, out, err = command(*words)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")

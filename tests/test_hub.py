@@ -12,7 +12,7 @@ from urllib.error import URLError
 import pytest
 
 from turncoder.cli import main
-from turncoder.hub import find_run, look_for_hub
+from turncoder.hub import find_run, is_model_type, look_for_hub
 
 
 @pytest.fixture
@@ -118,3 +118,10 @@ def test_evaluation_asks_for_what_the_run_was_made_from_and_not_for_the_run(
     assert not asked
     assert main(["words", "--evaluate", "remote/500", "--test_file", "words"]) == 2
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "known"), [("llama", True), ("gpt_neox", True), ("xlm-roberta", True), ("lama", False), ("a/llama", False)]
+)
+def test_architectures_are_known_without_the_hub(name: str, known: bool) -> None:
+    assert is_model_type(name) == known

@@ -12,7 +12,7 @@ from turncoder.model.activations import count_activations, count_passes
 from turncoder.model.adapters import attach_lora, count_parameters
 from turncoder.plan import measure_rate, tell_bytes, tell_time
 from turncoder.skeleton import build_unstored
-from turncoder.train.course import count_steps
+from turncoder.train.course import count_steps, tell_limit
 from turncoder.train.planning import plan_training
 from turncoder.train.stage import will_merge
 
@@ -119,6 +119,17 @@ def test_passes_add_up_from_two_traces():
 )
 def test_steps(keys, rows, expected):
     assert count_steps(configure(**keys), rows) == expected
+
+
+def test_a_limit_that_nobody_set_is_said():
+    assert "stop_after_n_steps = 10,000" in str(tell_limit(configure(max_steps=20_000), 100))
+    assert "25,000 steps" in str(tell_limit(configure(num_train_epochs=2), 100_000))
+    for keys in (
+        {"max_steps": 10_000},
+        {"max_steps": 20_000, "stop_after_n_steps": 1000},
+        {"stop_after_n_steps": None},
+    ):
+        assert tell_limit(configure(**keys), 100) is None
 
 
 def test_bg2vecs_schedule():

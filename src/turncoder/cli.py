@@ -83,7 +83,7 @@ def read_command(words: list[str]) -> tuple[str, Any, list[str]]:
     flags, others = read_flags(command.flags, rest, "[CONFIG]" in command.takes)
     if "[CONFIG]" in command.takes and "config" in flags and not others:
         others.append(str(flags.pop("config")))
-    path = _take_config(command, others)
+    path = _take_config(name, command, others)
     if len(others) > len(command.keys) and (not command.takes or "[CONFIG]" in command.takes):
         raise UserError(
             f"{name} does not know what to do with {others[len(command.keys)]!r}; flags look like --name value"
@@ -110,7 +110,7 @@ def _name_command(words: list[str]) -> tuple[str, list[str]]:
     raise UserError(f"{words[0]} is not a command{near or '; see turncoder --help'}")
 
 
-def _take_config(command: Command, words: list[str]) -> Path | None:
+def _take_config(name: str, command: Command, words: list[str]) -> Path | None:
     """Take the config file from the words.
 
     Beside words that stand for keys it is a last one in ``.toml``, or in ``.json`` unless that stands in the place of
@@ -119,7 +119,13 @@ def _take_config(command: Command, words: list[str]) -> Path | None:
     if "[CONFIG]" not in command.takes or not words:
         return None
     if not command.keys:
-        return Path(words.pop(0))
+        path = Path(words.pop(0))
+        if path.suffix.lower() not in (".toml", ".json"):
+            raise UserError(
+                f"{path} is not a config file, whose name ends in .toml or .json; to {name} a model is named by "
+                "--model_name_or_path"
+            )
+        return path
     suffix, place = Path(words[-1]).suffix, dict(enumerate(command.keys, 1)).get(len(words))
     if suffix == ".toml" or (suffix == ".json" and place not in ("input_file", "pairs_file")):
         return Path(words.pop())

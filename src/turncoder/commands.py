@@ -1,6 +1,5 @@
 """The commands, each a few lines: open, call, print. Nothing heavy is imported before a command needs it."""
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,14 @@ from turncoder.config.glue import GlueConfig
 from turncoder.config.heads import FinetuneConfig, HeadConfig
 from turncoder.config.keys import locate_model
 from turncoder.config.language import LanguageConfig
-from turncoder.config.pretraining import PretrainConfig
+from turncoder.config.pretraining import PretrainConfig, VocabularyKeys
 from turncoder.config.publishing import PublishConfig
 from turncoder.config.sentences import SentencesConfig
 from turncoder.config.stages import MntpConfig, PrepareConfig, SimcseConfig, SupervisedConfig, TurnConfig
 from turncoder.config.values import expand_home
 from turncoder.config.words import WordsConfig
 from turncoder.errors import UnfinishedError, UserError
-from turncoder.hub import find_run, list_parents, look_for_hub
+from turncoder.hub import find_run, is_model_type, list_parents, look_for_hub
 
 __all__ = ["COMMANDS", "Command"]
 
@@ -58,14 +57,14 @@ class Info:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Compare runs: tables, pictures, how sure differences are, and how to run everything again."""
+    """Compare runs: tables, plots, significance tests, and how to run everything again."""
 
     output_dir: str | None = None
-    """Where to (--output): REPORT.html, one page with everything, or REPORT.md; default: a table on the terminal."""
+    """Output (--output): REPORT.html, one page with everything, or REPORT.md; default: a table on the terminal."""
     json: bool = False
     """Print the rows as JSON."""
     machamp: tuple[str, ...] = ()
-    """LOGDIR of MaChAmp (logs/NAME or logs/NAME/DATE): its scores in the same table."""
+    """LOGDIR of MaChAmp (logs/NAME or logs/NAME/DATE): add its scores to the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +126,7 @@ def _turn(config: TurnConfig, words: list[str], console: Console) -> int:
 
 
 def _prepare(config: PrepareConfig, words: list[str], console: Console) -> int:
-    look_for_hub(config.model_name_or_path, config.config_name, config.tokenizer_name, config.dataset_name)
+    look_for_hub(config.model_name_or_path, _name_config(config), config.tokenizer_name, config.dataset_name)
     from turncoder.data.tokenizer import end_documents
     from turncoder.model.backbone import load_model_config
     from turncoder.train.text import choose_block_size, open_blocks, open_tokenizer
@@ -182,7 +181,7 @@ def _check(flags: Check, words: list[str], console: Console) -> int:
     facts = {
         "layers": report.summary,
         "attention": report.implementation,
-        "made so by": ", ".join(report.how) or "nothing: it was so",
+        "conversion": ", ".join(report.how) or "none needed",
         "left padding": report.left_padding,
         "plain AutoModel opens a saved copy": OPENS[report.reopens],
     }
@@ -243,9 +242,13 @@ def _list_models(config: WordsConfig) -> Iterable[str | None]:
     return list_parents(run) if run and not (Path(config.evaluate) / "model").is_dir() else []
 
 
+def _name_config(config: VocabularyKeys) -> str | None:
+    """Give the name of an architecture's config, unless it is that of the architecture itself, such as llama."""
+    return None if config.config_name and is_model_type(config.config_name) else config.config_name
+
+
 def _pretrain(config: PretrainConfig, words: list[str], console: Console) -> int:
-    name = None if re.fullmatch(r"\w*", config.config_name or "") else config.config_name  # llama is a model type
-    look_for_hub(config.model_name_or_path, name, config.tokenizer_name, config.dataset_name)
+    look_for_hub(config.model_name_or_path, _name_config(config), config.tokenizer_name, config.dataset_name)
     import turncoder
     from turncoder.train.pretrainplan import plan_pretrain
 

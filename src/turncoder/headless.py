@@ -85,7 +85,7 @@ def add_head(config: HeadConfig) -> Path:
         put_prior(model, bias_V, prior.temperature)
     told["tied"] = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     if not told["tied"]:
-        logger.info("the head is a weight of its own: %s more", f"{model.get_output_embeddings().weight.numel():,}")
+        logger.info("the head is untied: %s parameters more", f"{model.get_output_embeddings().weight.numel():,}")
     record = read_record(name, **where)
     with replace_folder(out) as made:
         save_language_model(

@@ -1,5 +1,6 @@
 """Whether the hub is needed, and out of reach. Nothing here imports transformers, which is too late to go offline."""
 
+import importlib.util
 import json
 import logging
 import os
@@ -8,7 +9,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["find_run", "is_hub_id", "is_local", "list_parents", "locate_parent", "look_for_hub", "may_be_hub_id"]
+__all__ = [
+    "find_run",
+    "is_hub_id",
+    "is_local",
+    "is_model_type",
+    "list_parents",
+    "locate_parent",
+    "look_for_hub",
+    "may_be_hub_id",
+]
 
 logger = logging.getLogger("turncoder")
 
@@ -41,6 +51,16 @@ def look_for_hub(*names: str | None) -> None:
             return  # so it does, and huggingface_hub brings certificates that this Python may lack
         os.environ["HF_HUB_OFFLINE"] = "1"
         logger.warning("%s cannot be reached: only what is on this machine is used", endpoint)
+
+
+def is_model_type(name: str) -> bool:
+    """Say whether a name is one of transformers' architectures, by their folders: importing it would import torch."""
+    spec = importlib.util.find_spec("transformers")
+    assert spec is not None and spec.origin is not None
+    return (
+        bool(re.fullmatch(r"[\w-]+", name))
+        and (Path(spec.origin).parent / "models" / name.replace("-", "_") / "__init__.py").exists()
+    )
 
 
 def is_local(name: str) -> bool:

@@ -128,7 +128,7 @@ def look_at_mine(config: MineConfig) -> tuple[Path, Candidates]:
         raise UserError(f"PAIRS: {source}: no such file; give a file of pairs, or a hub id")
     where: dict[str, Any] = {"file": str(source)} if source.is_file() else {"dataset_name": str(config.pairs_file)}
     if source.is_file() and config.dataset_config_name:
-        raise UserError(f"dataset_config_name = {config.dataset_config_name!r}: {source} is no hub id; leave it away")
+        raise UserError(f"dataset_config_name = {config.dataset_config_name!r}: {source} is no hub id; leave it out")
     [(rows, _)] = open_pairs(
         **where,
         dataset_config_name=config.dataset_config_name,
@@ -194,7 +194,7 @@ def mine_rows(
         try:
             import faiss  # noqa: F401
         except ImportError as error:
-            raise UserError("use_faiss: faiss is not installed; pip install faiss-cpu, or leave it away") from error
+            raise UserError("use_faiss: faiss is not installed; pip install faiss-cpu, or leave it out") from error
     before = random.getstate()
     random.seed(seed)
     try:

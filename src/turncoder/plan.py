@@ -1,5 +1,6 @@
 """What a run would cost, before anything is spent: parameters, memory, steps, time, disk, files, and three samples."""
 
+import logging
 import math
 import time
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from turncoder.errors import UserError
 from turncoder.hub import is_local
 from turncoder.model.activations import count_passes
 from turncoder.model.adapters import count_parameters
-from turncoder.train.course import count_steps
+from turncoder.train.course import count_steps, tell_limit
 from turncoder.train.stage import will_merge
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
     "note_unseen",
     "show",
 ]
+
+logger = logging.getLogger("turncoder")
 
 GIB = 2**30
 HALF = 0.5
@@ -101,6 +104,8 @@ def add_steps(plan: Plan, config: Any, rows: int | None, row_tokens: float) -> N
     elif rows is None:
         plan.assumptions.append("the corpus is large enough for all steps")
     steps, scheduled = count_steps(config, rows)
+    if limit := tell_limit(config, rows):
+        logger.warning("%s", limit)
     per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     plan.steps = {"steps": steps, "scheduled": scheduled, "rows_per_step": per_step}
     plan.steps["tokens_per_step"] = round(per_step * row_tokens)
@@ -263,7 +268,7 @@ def show(plan: Plan, console: Console) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    for title, lines in (("would write", plan.files), ("rests on", plan.assumptions), ("not seen", plan.unseen)):
+    for title, lines in (("would write", plan.files), ("estimated", plan.assumptions), ("not seen", plan.unseen)):
         for line in lines:
             console.print(f"{title}: {line}", highlight=False, markup=False)
 

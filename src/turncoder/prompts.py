@@ -130,7 +130,9 @@ def read_prompt_file(name: str) -> dict[str, Any]:
         table = json.loads(Path(name).expanduser().read_text(encoding="utf8"))
     except (OSError, ValueError) as error:
         raise UserError(f"prompt_file = {name!r} cannot be read ({error}); give a JSON file, or llm2vec") from error
-    for task, entry in table.items() if isinstance(table, dict) else [("", None)]:
+    if not isinstance(table, dict):
+        raise UserError(f'prompt_file = {name!r} holds no object {{"TASK": "PROMPT"}}, by names or types of tasks')
+    for task, entry in table.items():
         sides = entry if isinstance(entry, dict) else {"query": entry}
         if not set(sides) <= {"query", "document"} or not all(isinstance(one, str) for one in sides.values()):
             raise UserError(

@@ -96,7 +96,7 @@ def test_a_job_that_is_preempted_saves_first_and_goes_on_bit_for_bit(
     assert 20 < paused < 60
     assert slurm.start(number).wait() == 0
     log = read_log("mntp-paused", number)
-    assert f"goes on after step {paused}" in log and status("paused") == "done"
+    assert f"resumes after step {paused}" in log and status("paused") == "done"
     assert equal_weights("paused", "whole")
     record = json.loads(Path("paused/run.json").read_text())
     assert record["command"][:2] == ["turncoder", "mntp"] and slurm.requeued() == [number]
@@ -112,7 +112,7 @@ def test_a_job_that_is_killed_goes_on_from_its_last_checkpoint(
     slurm.signal(signal.SIGKILL)
     assert job.wait() != 0 and not slurm.requeued()
     assert slurm.start(number).wait() == 0  # as SLURM does by itself where a node fails
-    assert re.search(r"goes on after step [34]0", read_log("mntp-killed", number))
+    assert re.search(r"resumes after step [34]0", read_log("mntp-killed", number))
     assert equal_weights("killed", "whole")
 
 
@@ -127,7 +127,7 @@ def test_two_nodes_train_as_one_process_does(slurm: Slurm, submit: Callable[...,
     assert slurm.requeued() == [number]
     assert slurm.start(number, nodes=2).wait() == 0
     log = read_log("mntp-nodes", number)
-    assert re.findall(r"paused after step (\d+)", log) == re.findall(r"goes on after step (\d+)", log) != []
+    assert re.findall(r"paused after step (\d+)", log) == re.findall(r"resumes after step (\d+)", log) != []
     assert json.loads(Path("nodes/run.json").read_text())["processes"] == 2
     ends = [json.loads(Path(run, "metrics.jsonl").read_text().splitlines()[-1]) for run in ("nodes", "whole")]
     assert ends[0]["step"] == ends[1]["step"] == 60
@@ -185,7 +185,7 @@ def test_a_job_on_this_machine_goes_on_after_the_signal(submit: Callable[..., st
     task.send_signal(signal.SIGUSR2)
     wait_for(is_over("mntp-here", number))
     log = read_log("mntp-here", number)
-    assert "paused after step" in log and "goes on after step" in log
+    assert "paused after step" in log and "resumes after step" in log
     assert equal_weights("here", "whole")
 
 

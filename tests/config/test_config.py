@@ -156,6 +156,11 @@ def test_an_old_name_of_a_key_that_is_not_had_is_unknown_as_it_was_typed(caplog)
     [
         (["--learning_rat", "3"], ["--learning_rat", "did you mean --learning_rate?"]),
         (["--adam_beta", "3"], ["did you mean --adam_beta"]),
+        (["--batch_size", "3"], ["--batch_size is not a known flag; did you mean --per_device_train_batch_size?"]),
+        (["--lora_rank", "3"], ["did you mean --lora_r?"]),
+        (["--lr", "3"], ["did you mean --learning_rate?"]),
+        (["--epochs", "3"], ["did you mean --num_train_epochs?"]),
+        (["--model", "m"], ["did you mean --model_name_or_path?"]),
         (["--zzzzqqqq", "3"], ["--zzzzqqqq", "--help"]),
         (["--learning_rate", "abc"], ["--learning_rate", "'abc'", "a number"]),
         (["--lora_r", "2.5"], ["--lora_r", "'2.5'", "whole number"]),

@@ -53,10 +53,12 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(tokens, "SHARD_CHARACTERS", 4000)
 
 
-def test_tokens_are_those_of_tokenising_again(tmp_path, texts, tokenizer):
+def test_tokens_are_those_of_tokenising_again(tmp_path, texts, tokenizer, caplog):
     lines = [texts[0], "", "   ", *texts[1:200], ""]
     path = write(tmp_path, lines)
-    train, validation = prepare(path, tokenizer, tmp_path / "cache", validation_percentage=0)
+    with caplog.at_level("INFO", logger="turncoder"):
+        train, validation = prepare(path, tokenizer, tmp_path / "cache", validation_percentage=0)
+    assert "200 documents (3 empty ones left out), " in caplog.text
     expected = [tokenizer(line)["input_ids"] for line in lines if line.strip()]
     flat = list(itertools.chain(*expected))
     assert len(validation) == 0

@@ -289,7 +289,7 @@ def test_flags_reach_a_model_folder_too(make_model: Callable[..., Path], tmp_pat
     theirs = load_encoder(merged)
     theirs.append(Normalize())
     theirs.save(str(tmp_path / "theirs"))
-    with pytest.raises(UserError, match="leave the flag away"):
+    with pytest.raises(UserError, match="leave the flag out"):
         load_encoder(str(tmp_path / "theirs"), llm2vec=True)
 
 

@@ -131,7 +131,7 @@ def test_a_folder_goes_on_where_it_stopped(
         name.unlink()
     (tmp_path / "whole" / "vectors-00003.npy.partial").write_bytes(b"half")
     _, _, err = command(*words, tmp_path / "whole")
-    assert "goes on after 40 of 62 texts" in err
+    assert "resumes after 40 of 62 texts" in err
     assert read_folder(tmp_path / "whole") == whole
     _, _, err = command(*words, tmp_path / "whole")
     assert "encoded now: 0 texts" in err and read_folder(tmp_path / "whole") == whole
@@ -189,7 +189,7 @@ def test_settings_reach_the_encoder(model: Path, source: Path, tmp_path: Path, c
     ):  # fmt: skip
         code, _, err = command(*words, *flags)
         assert code == 0
-        assert ("cut off" in err) == ("--max-seq-length" in flags)
+        assert ("cut off (max_seq_length = 8)" in err) == ("--max-seq-length" in flags)
         found.append(np.load(tmp_path / "out.npy"))
     for one in range(len(found)):
         for other in range(one):

@@ -483,10 +483,18 @@ def test_wrong_input_is_named(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("text", ["[1]", '{"STS": 3}', '{"STS": {"passage": "x"}}'], ids=["list", "number", "side"])
-def test_a_prompt_file_of_another_shape_is_refused(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "holds no object"),
+        ('{"STS": 3}', "'STS' must be a string, or"),
+        ('{"STS": {"passage": "x"}}', "'STS' must be a string, or"),
+    ],
+    ids=["list", "number", "side"],
+)
+def test_a_prompt_file_of_another_shape_is_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(text, encoding="utf8")
-    with pytest.raises(UserError, match="must be a string, or"):
+    with pytest.raises(UserError, match=message):
         read_prompt_file(str(tmp_path / "p.json"))
 
 

@@ -75,7 +75,7 @@ def test_a_kernel_that_is_not_here_falls_back_with_a_notice_and_a_typo_does_not(
         model = load_language_model(str(stories), attn_implementation="flash_attention_2")
     assert model.config._attn_implementation in ("flash_attention_2", "sdpa")
     if model.config._attn_implementation == "sdpa":
-        assert "flash_attention_2 is not to be had here; sdpa is used" in caplog.text
+        assert "flash_attention_2 is not available here; sdpa is used" in caplog.text
     with pytest.raises(UserError, match="'sdpq' is none of sdpa, eager"):
         load_language_model(str(stories), attn_implementation="sdpq")
 

@@ -69,6 +69,20 @@ def test_a_language_model_keeps_what_its_logits_lack(hub: FakeHub, place: Path, 
     assert (fetched / "unigram.safetensors").exists()
 
 
+def test_a_model_with_its_head_says_how_it_was_trained(place: Path, tmp_path: Path, capsys: Any) -> None:
+    words = ["head", "add", str(place / "headless"), "--untied", "--no-prior", "--output", str(tmp_path / "lm")]
+    assert main(words) == 0
+    publish = ["publish", str(tmp_path / "lm"), "--to", "me/lm", "--license", "mit", "--dry-run"]
+    assert main(publish) == 0
+    card = capsys.readouterr().out
+    assert "pretrain → head add" in card and "turncoder pretrain config.toml" in card and "`text.txt`" in card
+    record = json.loads((tmp_path / "lm/turncoder.json").read_text())
+    record["parents"][0]["started"] = "another day"  # a run of that name, and not the one
+    (tmp_path / "lm/turncoder.json").write_text(json.dumps(record))
+    assert main(publish) == 0
+    assert "turncoder pretrain" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("mode", ["probe", "lora"])
 def test_heads_go_with_the_states_that_they_read(mode: str, hub: FakeHub, place: Path, tmp_path: Path) -> None:
     assert main(["publish", str(place / mode), "--to", "me/tags"]) == 0

@@ -96,7 +96,7 @@ def test_a_head_under_rmsnorm_is_fitted_to_the_text_of_the_run(pretrain, tmp_pat
     assert not told["tied"]
     assert told["divergence"] < 0.8 * told["divergence_before"]
     assert told["cross_entropy"] == pytest.approx(told["cross_entropy_wanted"], abs=0.12)
-    assert f"{told['divergence']:.4f} nats of KL" in said
+    assert f"h E^T + log p, {told['divergence']:.4f} nats a token" in said
     launch(["head", "add", str(run), "--output", str(tmp_path / "start"), "--fit_steps", "0"])
     start = json.loads((tmp_path / "start" / "turncoder.json").read_text())["head"]
     assert start["divergence"] == start["divergence_before"] == pytest.approx(told["divergence_before"])

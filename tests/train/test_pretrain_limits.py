@@ -110,7 +110,7 @@ def test_more_processes_may_share_the_published_pool():
     launch(command("whole", negatives="micro"))
     cut("whole", "cut", processes=2)
     said = launch(command("cut", negatives="micro", gradient_accumulation_steps=2))
-    assert "goes on after step 3" in said
+    assert "resumes after step 3" in said
 
 
 @pytest.mark.parametrize("objective", ["cwt", "cross_entropy"])

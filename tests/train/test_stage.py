@@ -11,6 +11,7 @@ from turncoder.config.stages import SimcseConfig
 from turncoder.data.pairs import Rows
 from turncoder.errors import UserError
 from turncoder.train.contrast import _name_prompts
+from turncoder.train.recording import _tell
 from turncoder.train.running import Run
 from turncoder.train.stage import perform
 
@@ -75,3 +76,15 @@ def make_rows(name: str, **prompts: str) -> Rows:
 )
 def test_every_prompt_that_was_trained_with_is_kept(sets: list[Rows], named: dict[str, str]) -> None:
     assert _name_prompts(sets) == named
+
+
+def test_counts_are_whole_and_small_numbers_have_four_digits() -> None:
+    told = {
+        15494: "15,494",
+        11862.4: "11,862",
+        9999.7: "10,000",
+        9999: "9999",
+        0.0123456: "0.01235",
+        8.2012e-7: "8.201e-07",
+    }
+    assert {value: _tell(value) for value in told} == told

@@ -265,6 +265,7 @@ def test_wrong_input_says_what_and_writes_nothing(
     command = ["turn", str(stories), "--text", str(material["text"]), "--output", str(tmp_path / "out")]
     said = launch([*command, *flags, *more], code=2)
     assert message in said and "Traceback" not in said
+    assert "rows of up to" not in said  # the text is packed after everything was looked at
     assert not (tmp_path / "out").exists()
 
 

@@ -51,7 +51,7 @@ class SlurmConfig:
     gpus: str | None = None
     """GPUs of the job over all nodes, as 4 or a100:4; trainings start a process for each."""
     nodes: int | None = None
-    """Machines; default: 1, or headless-lm's --num_nodes."""
+    """Number of nodes; default: 1, or headless-lm's --num_nodes."""
     nproc_per_node: int | None = None
     """Processes that train on each node; default: one for each of its GPUs, or one."""
     cpus_per_task: int | None = None
@@ -59,13 +59,13 @@ class SlurmConfig:
     mem: str | None = None
     """Memory on each node, as 64G."""
     account: str | None = None
-    """Who is charged."""
+    """Account that is charged."""
     qos: str | None = None
     """Quality of service."""
     constraint: str | None = None
     """Features that nodes must have."""
     array_parallelism: int = 256
-    """Of words --grid: runs that are worked on at once, at most."""
+    """With words --grid: how many runs execute at once, at most."""
     signal_delay_s: int = 120
     """Seconds before the limit at which a training is told to save a checkpoint and go back into the queue."""
     max_num_timeout: int = 10
@@ -77,7 +77,7 @@ class SlurmConfig:
     setup: tuple[str, ...] = ()
     """Lines of shell before the command: "module load cuda" "source venv/bin/activate"."""
     others: dict[str, Any] = field(default_factory=dict)
-    """Options of sbatch that are none of these, as they are."""
+    """Any other option of sbatch."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without SLURM.

@@ -16,7 +16,7 @@ OF_WORDS = ("layer", "alignment", "merge_subwords")
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig(OpenKeys):
-    """Vectors for files of texts: OUT.npy, OUT.parquet, or a folder of shards that an interrupted job goes on with."""
+    """Vectors for files of texts: OUT.npy, OUT.parquet, or a folder of shards, which can be resumed."""
 
     input_file: str | None = None
     """INPUT: a file of texts, a folder of those, a saved data set, or a hub id; for --words also a file of words."""
@@ -25,31 +25,31 @@ class EncodeConfig(OpenKeys):
     split: str | None = None
     """Split of a data set; default: train."""
     output_dir: str | None = None
-    """Where to (--output): OUT.npy, OUT.parquet, or a folder."""
+    """Output (--output): OUT.npy, OUT.parquet, or a folder."""
     text_column: str | None = None
     """Column that holds the text; default: "text", else the first."""
     id_column: str | None = None
     """Column of ids to keep beside the vectors, in .parquet or a folder."""
     prompt: str | None = None
-    """Stands before each text, and is left out of the pooling."""
+    """Put before each text, and not pooled."""
     prompt_name: str | None = None
-    """One of the prompts that the encoder keeps."""
+    """Name of a prompt that is stored in the encoder."""
     normalize: bool = False
-    """Give vectors the length 1."""
+    """Normalise vectors to length 1."""
     words: bool = False
     """One vector per word, with its characters, to OUT.parquet."""
     layer: int = -1
-    """Of --words: which states; 0 is the embeddings, -1 the last."""
+    """With --words: which states; 0 is the embeddings, -1 the last."""
     alignment: Literal["same_token", "previous_token"] = "same_token"
-    """Of --words: a word's own tokens, or those before them, which predict it in LLM2Vec's models."""
+    """With --words: a word's own tokens, or those before them, which predict it in LLM2Vec's models."""
     merge_subwords: bool = True
-    """Of --words: the mean of the tokens of a word; off: the first of them."""
+    """With --words: the mean of the tokens of a word; off: the first of them."""
     batch_tokens: int | None = None
     """Tokens of a batch, padding included; default: found from the free memory."""
     shard_texts: int | None = None
-    """Texts that are read, made distinct, sorted and written together; default: 16384, fewer to keep processes busy."""
+    """Texts that are read, deduplicated, sorted and written together; default: 16384, fewer for many processes."""
     processes: int | None = None
-    """Processes with a model each; default: one per GPU, or one."""
+    """Processes, each with its own copy of the model; default: one per GPU, or one."""
     device: str | None = None
     """cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one."""
     overwrite: bool = False
@@ -89,7 +89,7 @@ class EncodeConfig(OpenKeys):
         set_ = [name for name in names if getattr(self, name) != default[name]]
         if set_:
             remedy = (
-                "it says how a text becomes one vector; leave it away" if self.words else "it goes with --words only"
+                "it says how a text becomes one vector; leave it out" if self.words else "it goes with --words only"
             )
             raise UserError(f"{set_[0]} = {getattr(self, set_[0])!r}: {remedy}")
         if self.words and Path(str(self.output_dir)).suffix != ".parquet":
@@ -98,10 +98,10 @@ class EncodeConfig(OpenKeys):
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig(OpenKeys):
-    """Base model and adapters to one folder that sentence-transformers opens without turncoder."""
+    """Merge a base model and adapters into one folder that sentence-transformers opens without turncoder."""
 
     output_dir: str | None = None
-    """Where to (--output)."""
+    """Output (--output)."""
     overwrite: bool = False
     """Replace what --output names."""
     dry_run: bool = False
@@ -121,13 +121,13 @@ class MergeConfig(OpenKeys):
 
 @dataclass(frozen=True, kw_only=True)
 class MineConfig(OpenKeys):
-    """Hard negatives for a file of pairs: what an encoder takes for near an anchor and is not its positive.
+    """Hard negatives for a file of pairs: texts that an encoder finds close to an anchor and that are not its positive.
 
     The options of sentence-transformers' mine_hard_negatives have its names.
     """
 
     pairs_file: str | None = None
-    """PAIRS: a file of anchors and positives, or a hub id; negatives that it has become candidates."""
+    """PAIRS: a file of anchors and positives, or a hub id; its negatives become candidates."""
     dataset_config_name: str | None = None
     """Configuration of the hub data set."""
     columns: tuple[str, ...] = ()
@@ -135,27 +135,27 @@ class MineConfig(OpenKeys):
     corpus_file: str | None = None
     """Further candidates: a file of texts, a folder of those, a saved data set, or a hub id."""
     output_dir: str | None = None
-    """Where to (--output): OUT.jsonl or OUT.parquet."""
+    """Output (--output): OUT.jsonl or OUT.parquet."""
     query_prompt: str | None = None
-    """Stands before each anchor; default: the encoder's prompt "query"."""
+    """Put before each anchor; default: the encoder's prompt "query"."""
     document_prompt: str | None = None
-    """Stands before each candidate; default: the encoder's prompt "document"."""
+    """Put before each candidate; default: the encoder's prompt "document"."""
     num_negatives: int = 3
-    """Negatives of a row; a row that does not get all of them is left out."""
+    """Negatives per row; a row that does not get all of them is left out."""
     range_min: int = 0
-    """Pass over so many of the nearest candidates."""
+    """Skip this many of the nearest candidates."""
     range_max: int | None = None
-    """Choose among so many of the nearest candidates; default: sentence-transformers' choice."""
+    """Choose among this many of the nearest candidates; default: sentence-transformers' choice."""
     max_score: float | None = None
-    """Pass over candidates that are nearer than this."""
+    """Skip candidates with a higher similarity than this."""
     min_score: float | None = None
-    """Pass over candidates that are further than this."""
+    """Skip candidates with a lower similarity than this."""
     absolute_margin: float | None = None
-    """A negative is further than the positive by this."""
+    """Smallest difference between the similarities of positive and negative."""
     relative_margin: float | None = None
-    """A negative is further than the positive by this share of the positive's score."""
+    """The same as a share of the positive's similarity."""
     sampling_strategy: Literal["top", "random"] = "top"
-    """The nearest ones, or drawn from among them."""
+    """Take the nearest candidates, or draw from among them."""
     use_faiss: bool = False
     """Search with faiss, which must be installed."""
     batch_tokens: int | None = None
@@ -163,7 +163,7 @@ class MineConfig(OpenKeys):
     device: str | None = None
     """cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one."""
     seed: int = 42
-    """Of what is drawn (sampling_strategy = random)."""
+    """Seed for sampling_strategy = random."""
     overwrite: bool = False
     """Replace what --output names."""
     dry_run: bool = False

@@ -36,7 +36,10 @@ def read_file(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: {error}") from None
         raise UserError(f"{path} is not valid {suffix[1:].upper()}: {error}") from None
     if not isinstance(table, dict):
-        raise UserError(f"{path} holds a {type(table).__name__}; a config file is a table of keys")
+        raise UserError(
+            f"{path} holds a {type(table).__name__}, and a config file is a table of keys; a file of texts is named by "
+            "--train_file (turn: --text)"
+        )
     return table
 
 

@@ -16,7 +16,7 @@ __all__ = ["FinetuneConfig", "HeadConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """Give a headless model its head: temperature and unigram prior go into its weights, and any program opens it.
+    """Give a headless model an ordinary head, with temperature and unigram prior in its weights.
 
     Exact where the output embedding has a bias or the last norm is a LayerNorm; under RMSNorm a head of its own is
     fitted to text.
@@ -39,9 +39,9 @@ class HeadConfig:
     text_column: str | None = None
     """Column that holds the text; default: "text", else the first."""
     fit_steps: int = 100
-    """Steps of that fit, of 2,048 tokens each; 0: only its start, which is found by least squares."""
+    """Steps of that fit, of 2,048 tokens each; 0: only its least-squares start."""
     seed: int = 42
-    """Of that fit."""
+    """Seed of that fit."""
     model_revision: str = "main"
     """Branch, tag or commit of a hub id."""
     cache_dir: str | None = None

@@ -174,7 +174,7 @@ class FitKeys:
     num_train_epochs: float = 3
     """Passes over the corpus, unless max_steps is set."""
     max_steps: int = -1
-    """Optimiser steps; overrides num_train_epochs."""
+    """Optimizer steps; overrides num_train_epochs."""
     stop_after_n_steps: int | None = 10000
     """Stop here at the latest; none for no limit."""
     per_device_train_batch_size: int = 8
@@ -182,7 +182,7 @@ class FitKeys:
     per_device_eval_batch_size: int = 8
     """Rows per device and forward pass in evaluation."""
     gradient_accumulation_steps: int = 1
-    """Forward passes per optimiser step."""
+    """Forward passes per optimizer step."""
 
     # optimisation
     learning_rate: float = 5e-5
@@ -202,7 +202,7 @@ class FitKeys:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     seed: int = 42
-    """Masks, order, adapter initialisation and dropout follow from it."""
+    """Seed of masks, order, adapter initialisation and dropout."""
     dataloader_num_workers: int = 0
     """Processes that build batches."""
 
@@ -218,17 +218,17 @@ class FitKeys:
     evaluate_step_zero: bool = True
     """Evaluate the untrained model first, so that the table shows what training gave."""
     early_stopping_patience: int | None = None
-    """Stop after so many evaluations without a lower loss."""
+    """Stop after this many evaluations without a lower loss."""
     save_strategy: Literal["no", "steps", "epoch", "best"] = "steps"
     """When to write a checkpoint."""
     save_steps: float = 500
     """Steps between checkpoints; below 1: a share of all steps."""
     save_total_limit: int | None = None
-    """Keep only so many checkpoints; default: all."""
+    """Keep only this many checkpoints; default: all."""
     logging_steps: float = 500
     """Steps between rows of metrics.jsonl; below 1: a share of all steps."""
     report_to: str = "none"
-    """Trackers beside metrics.jsonl, by commas: tensorboard, wandb, trackio, ..."""
+    """Trackers besides metrics.jsonl, separated by commas: tensorboard, wandb, trackio, ..."""
 
     # what to do
     overwrite: bool = False
@@ -313,7 +313,7 @@ class OpenKeys:
     max_seq_length: int | None = None
     """Tokens of a text that are read; default: what the folder says, else 512."""
     chat_template: bool = False
-    """Put texts through the tokenizer's chat template, as the words of a user."""
+    """Put texts through the tokenizer's chat template, as user messages."""
     llm2vec: bool | None = None
     """LLM2Vec's semantics; default: on where there is an llm2vec_config.json."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
@@ -339,23 +339,23 @@ class ContrastKeys(TrainKeys, DataKeys):
     max_seq_length: int | None = None
     """Tokens of a text that are read; default: what the model's folder says, else 512."""
     chat_template: bool = False
-    """Put texts through the tokenizer's chat template, as the words of a user."""
+    """Put texts through the tokenizer's chat template, as user messages."""
     loss_scale: float | None = None
-    """What cosines are multiplied with before the softmax; default: 20 (50 in LLM2Vec's files)."""
+    """Factor of the cosine similarities before the softmax; default: 20 (50 in LLM2Vec's files)."""
     temperature: float | None = None
-    """1 / loss_scale, for those who think in it."""
+    """The same as 1 / loss_scale."""
     symmetric: bool = False
-    """Also find the anchor among all anchors, given its positive."""
+    """Add the loss in the other direction: from each positive to its anchor."""
     mini_batch_num_tokens: int | None = None
-    """Tokens that go through the model at once, with gradients cached (GradCache): memory for any batch; default: only
-    where the batch would not fit."""
+    """Tokens that go through the model at once, with cached gradients (GradCache), for large batches; default: only if
+    the batch would not fit."""
     matryoshka_dims: tuple[int, ...] = ()
-    """Also train the first so many dimensions of the vectors, for each number given."""
+    """Also train the first N dimensions of the vectors, for each N given."""
     LLM2VEC_DEFAULTS: ClassVar[dict[str, Any]] = {"bidirectional": False, "loss_scale": 50.0}
     """What LLM2Vec's files mean where they say nothing."""
 
     sts_file: str | None = None
-    """Sentence pairs with a score (CSV, TSV, JSONL, Parquet), for Spearman's correlation during training."""
+    """Sentence pairs with a score (CSV, TSV, JSONL, Parquet), to evaluate on during training (Spearman correlation)."""
 
     def __post_init__(self) -> None:
         """Check values; see `DataKeys`."""

@@ -15,7 +15,7 @@ __all__ = ["LanguageConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
-    """LM Evaluation Harness on a causal language model: its tasks by name, and tasks of your own files.
+    """LM Evaluation Harness on a causal language model: its tasks by name, and tasks from your own files.
 
     The same command again, with more tasks or without, scores those that are missing.
     """
@@ -45,16 +45,16 @@ class LanguageConfig:
     num_fewshot: int | None = None
     """Solved examples before each question; default: what the task says, else 0."""
     limit: float | None = None
-    """Score only so many texts of each task, for a first look; below 1: a share of them."""
+    """Score at most this many texts of each task, for a first look; below 1: a share of them."""
     max_seq_length: int | None = None
     """Tokens that are read at once, context included; default: what the model's config.json says."""
 
     batch_size: int | None = None
-    """Texts that go through the model at once; default: so many that their logits take at most 1 GiB, at most 32."""
+    """Batch size; default: as many texts as have at most 1 GiB of logits, at most 32."""
     device: str | None = None
     """cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one."""
     seed: int = 1234
-    """Of the examples that are drawn (num_fewshot); the default is lm-eval's."""
+    """Seed for drawing few-shot examples; the default is lm-eval's."""
 
     output_dir: str | None = None
     """Run folder (--output)."""

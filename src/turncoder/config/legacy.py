@@ -39,6 +39,9 @@ RENAMED = {
 }
 """Old name -> the name it has here (ours, or a TrainingArguments field of today)."""
 
+OF_WORDS = frozenset({"batch_size", "cls_addr"})
+"""Those of them that only files of word tasks have: elsewhere ``batch_size`` may well mean that of training."""
+
 IGNORED = {
     "overwrite_output_dir": "only --overwrite deletes a run; the same command again resumes",
     "save_only_model": "checkpoints always hold what resuming needs",
@@ -208,7 +211,7 @@ def translate(
     _translate_words(raw, origin, notices)
     for name, value in raw.items():
         asks = value not in ASKS_NOTHING.get(name, (None, False, "", [], "False", "false"))
-        old = name not in own
+        old = name not in own and (name not in OF_WORDS or "evaluate" in own)
         if old and name in REFUSED:
             if asks:
                 raise UserError(f"{origin}{name} = {value!r} cannot be honoured: {REFUSED[name]}")

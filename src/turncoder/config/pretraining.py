@@ -87,35 +87,35 @@ class PretrainConfig(FitKeys, VocabularyKeys):
 
     # the loss
     negatives: str = "global"
-    """Of cwt: whose targets a row is contrasted with: micro (of its forward pass), window (of the optimiser step),
+    """With cwt: whose targets a row is contrasted with: micro (of its forward pass), window (of the optimizer step),
     global (also of the other processes), or unigram:N (N draws from the corpus)."""
     temperature: float = 1.0
-    """Of cwt: what logits are divided by."""
+    """With cwt: temperature that logits are divided by."""
     tau: float | None = None
-    """Of cwt: share of log p that is taken from logits in training; 1 is the sampled softmax. Default: 0, the published
-    way; from weights that were not trained so 1, since their logits hold log p already."""
+    """With cwt: share of log p that is subtracted from the logits in training; 1 is sampled softmax. Default: 0, as
+    published; 1 from weights that were trained otherwise, since their logits hold log p already."""
     cwt_weight: float = 1.0
-    """Of both: weight of the contrast."""
+    """With both: weight of the contrast."""
     cross_entropy_weight: float = 1.0
-    """Of both: weight of the cross-entropy."""
+    """With both: weight of the cross-entropy."""
     head_prior: bool = False
-    """Of cross_entropy: log p of the corpus is a fixed bias of the logits."""
+    """With cross_entropy: log p of the corpus is a fixed bias of the logits."""
     sparse_embeddings: bool = False
-    """Of cwt, on CPUs: the optimiser touches only the embeddings in use, so that a step costs the same at any size."""
+    """Of cwt, on CPUs: the optimizer touches only the embeddings in use, so that a step costs the same at any size."""
     vocabulary_budget_mb: int = 256
-    """Largest piece of logits that ever exists, in MB."""
+    """Largest tile of logits, in MB."""
 
     # text
     mlm_probability: float = 0.15
-    """Of mlm: share of tokens that are predicted."""
+    """With mlm: share of tokens that are predicted."""
     mask_share: float = 0.8
     """Of those that are predicted: share that the mask token stands for."""
     random_share: float = 0.1
     """Of those that are predicted: share that a random token stands for; the rest stays as it is."""
     mask_token_type: str = "mask"
-    """Of mlm: mask (the tokenizer's own), blank ("_"), eos, or a token of the vocabulary."""
+    """With mlm: mask (the tokenizer's own), blank ("_"), eos, or a token of the vocabulary."""
     isolate_documents: bool = False
-    """Documents in one block do not see each other."""
+    """Documents in one block do not attend to each other."""
 
     # other defaults than those of LLM2Vec, which starts from trained weights
     learning_rate: float = 1e-3

@@ -26,33 +26,33 @@ class PublishConfig:
     folder: str | None = None
     """FOLDER: a run (mntp, simcse, supervised, turn, words, pretrain, head finetune), or a model folder."""
     to: str | None = None
-    """Repository: OWNER/NAME. It is made if it is not there."""
+    """Repository: OWNER/NAME; created if it does not exist."""
     public: bool = False
-    """Everyone may see it."""
+    """Make the repository public."""
     merged: bool = False
     """The whole model; default: where the run has model/."""
     adapter_only: bool = False
     """The adapter alone (a chain of them as one), which needs its base model; default: where there is no model/."""
     revision: str = "main"
-    """Branch; made from main if it is not there."""
+    """Branch; created from main if it does not exist."""
     commit_message: str | None = None
-    """Of the commit; default: what was uploaded."""
+    """Message of the commit; default: what was uploaded."""
     license: str | None = None
     """Licence of the model, as the hub names it (apache-2.0, cc-by-4.0, other, ...); default: the base model's."""
     license_name: str | None = None
     """With license = other: its name."""
     license_link: str | None = None
-    """With license = other: where it is to be read."""
+    """With license = other: link to its text."""
     data_license: str | None = None
     """Licence of the training data; default: what the card of a data set on the hub says."""
     language: tuple[str, ...] = ()
-    """Codes of its languages (en, bg, ...); default: what the card of the data set says."""
+    """Codes of the model's languages (en, bg, ...); default: what the card of the data set says."""
     base_model: str | None = None
     """Hub id of the base model, where it was trained on a copy in a folder."""
     results: tuple[str, ...] = ()
     """Runs that scored this model (words, evaluate ...): their tables go into the card."""
     card: Literal["keep", "replace"] | None = None
-    """Where the repository has a README.md that was not written by publish: keep it, or replace it."""
+    """If the repository has a README.md that publish did not write: keep it, or replace it."""
     dry_run: bool = False
     """Print files, card and repository; send nothing and ask nothing of the network."""
 

@@ -15,7 +15,7 @@ __all__ = ["SentencesConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class SentencesConfig(OpenKeys):
-    """mteb on any encoder: its tasks by name, tasks of your own files, and what words alone score on them.
+    """mteb on any encoder: its tasks by name, tasks from your own files, and lexical baselines.
 
     The same command again, with more tasks or without, scores those that are missing.
     """
@@ -38,11 +38,11 @@ class SentencesConfig(OpenKeys):
     """Also score BM25, TF-IDF and the mean of the model's own input embeddings on the same data."""
 
     batch_tokens: int | None = None
-    """Tokens of a batch, padding included; default: from the memory that is free."""
+    """Tokens of a batch, padding included; default: derived from the free memory."""
     device: str | None = None
     """cpu, cuda, cuda:1, mps, ...; default: a GPU where there is one."""
     seed: int = 42
-    """Of the examples that classifiers are trained on, and of clusters; the default is mteb's."""
+    """Seed of the training examples of classifiers and of clustering; the default is mteb's."""
 
     output_dir: str | None = None
     """Run folder (--output)."""

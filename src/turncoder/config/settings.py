@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
 
+SHORT = {"lr": "learning_rate"}
+"""What people type from habit, and no rule finds."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -114,20 +117,33 @@ def _gather(cls: type, raw: dict[str, Any], origin: str) -> dict[str, Entry]:
 
 
 def _unknown(name: str, origin: str, ours: list[str], stage: str | None) -> str:
-    """Say which key nobody knows, and the nearest one that exists."""
-    known = [*(n for n in ours if n != "training"), *(legacy_headless.list_names(stage) if stage else ())]
+    """Say which key nobody knows, and the nearest one that exists: of ours before those of others."""
+    own = [one for one in ours if one != "training"]
+    known = [*own, *(legacy_headless.list_names(stage) if stage else ())]
     if "training" in ours:
         known += [*legacy.OLD_NAMES, *training_argument_names()]
     flag = "--" if origin == "--" else ""
-    return (
-        f"{origin}{name} is not a known {'flag' if flag else 'key'}"
-        f"{nearest(name, known, flag) or '; see --help for the names'}"
+    near = (
+        nearest(SHORT.get(name, name), own, flag, cutoff=0.75)
+        or nearest(_find_longer(name, own), own, flag)
+        or nearest(name, known, flag)
     )
+    return f"{origin}{name} is not a known {'flag' if flag else 'key'}{near or '; see --help for the names'}"
 
 
-def nearest(name: str, known: list[str], mark: str = "", most: int = 1) -> str:
+def _find_longer(name: str, known: list[str]) -> str:
+    """Find a name whose words begin with those of a shorter one, such as ``batch_size``; or give nothing."""
+    longer = [
+        one
+        for one in known
+        if len(name) > 2 and all(any(word.startswith(begin) for word in one.split("_")) for begin in name.split("_"))
+    ]
+    return min(longer, key=lambda one: not one.startswith(name), default="")
+
+
+def nearest(name: str, known: list[str], mark: str = "", most: int = 1, cutoff: float = 0.6) -> str:
     """Give ``"; did you mean NAME?"``, with up to ``most`` names, or nothing when no known name is near."""
-    near = difflib.get_close_matches(name, known, n=most, cutoff=0.6)
+    near = difflib.get_close_matches(name, known, n=most, cutoff=cutoff)
     return f"; did you mean {', '.join(mark + one for one in near)}?" if near else ""
 
 

@@ -70,7 +70,7 @@ class MntpConfig(TrainKeys, CorpusKeys):
     bidirectional: bool = True
     """Let attention look both ways; off only for a causal control run."""
     isolate_documents: bool = True
-    """Documents in one block do not see each other."""
+    """Documents in one block do not attend to each other."""
 
     mlm_probability: float = 0.15
     """Share of tokens that are predicted."""
@@ -81,15 +81,15 @@ class MntpConfig(TrainKeys, CorpusKeys):
     clean text, only with --no-bidirectional."""
 
     objective: Literal["cross_entropy", "cwt"] = "cross_entropy"
-    """cross_entropy: over the whole vocabulary, exactly; cwt: over the rows of the head that are labels, weighed
+    """cross_entropy: over the whole vocabulary, exactly; cwt: over the rows of the head that are labels, weighted
     so as to stand for all (sampled softmax)."""
     negatives: str = "global"
-    """Of cwt: whose tokens those are: micro (of the forward pass), window (of the optimiser step), global (also of the
-    other processes), or unigram:N (N draws from the corpus)."""
+    """With cwt: whose tokens those are: micro (of the forward pass), window (of the optimizer step), global (of all
+    processes), or unigram:N (N draws from the corpus)."""
     train_head: bool = False
     """Also train the vocabulary head, which is not kept in the encoder."""
     vocabulary_budget_mb: int = 256
-    """Largest piece of logits that ever exists, in MB."""
+    """Largest tile of logits, in MB."""
 
     LLM2VEC_WAYS: ClassVar[dict[str, Any]] = {
         "isolate_documents": False,
@@ -118,7 +118,7 @@ class MntpConfig(TrainKeys, CorpusKeys):
 
 @dataclass(frozen=True, kw_only=True)
 class SimcseConfig(ContrastKeys):
-    """Unsupervised SimCSE: a text is to be nearest to itself under another dropout, and far from all others.
+    """Unsupervised SimCSE: a text is encoded twice under different dropout; other texts are the negatives.
 
     Any other field of transformers' TrainingArguments: --training.NAME VALUE, or a key of the file.
     """
@@ -132,7 +132,7 @@ class SimcseConfig(ContrastKeys):
     simcse_dropout: float = 0.1
     """Dropout of attention weights, where the architecture has it: what makes the two views differ, beside LoRA's."""
     prompt: str | None = None
-    """Stands before each text, is left out of the pooling, and is kept in the model as its default."""
+    """Put before each text, not pooled, and stored in the model as its default prompt."""
 
     def __post_init__(self) -> None:
         """Check values; see `ContrastKeys`."""
@@ -142,7 +142,7 @@ class SimcseConfig(ContrastKeys):
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedConfig(ContrastKeys):
-    """Supervised contrastive training: anchors are to find their positives among all others and hard negatives.
+    """Supervised contrastive training on pairs, with in-batch and hard negatives.
 
     Any other field of transformers' TrainingArguments: --training.NAME VALUE, or a key of the file.
     """
@@ -153,17 +153,17 @@ class SupervisedConfig(ContrastKeys):
     """Columns that hold anchor, positive and negatives, in this order; default: by their names (anchor or query,
     positive, negative, negative_1, ...)."""
     query_prompt: str | None = None
-    """Stands before each anchor; kept in the model as its prompt "query"."""
+    """Put before each anchor; stored in the model as its prompt "query"."""
     document_prompt: str | None = None
-    """Stands before each positive and negative; kept in the model as its prompt "document"."""
+    """Put before each positive and negative; stored in the model as its prompt "document"."""
     prompts_file: str | None = None
     """JSON: {"SET": {"query": "...", "document": "..."}}, for a folder of sets."""
     multi_dataset_batch_sampler: Literal["proportional", "round_robin"] = "proportional"
-    """How sets take turns: all of each, or in equal parts until the smallest is through. A batch is of one set."""
+    """How sets are sampled: in proportion to their size, or equally until the smallest is used up."""
     teacher_name_or_path: str | None = None
-    """Encoder whose similarities within a batch are learnt besides (distillation); it reads with its own prompts."""
+    """Encoder whose similarities within a batch are distilled; it uses its own prompts."""
     distillation_weight: float = 1.0
-    """Weight of the teacher's part of the loss."""
+    """Weight of the distillation loss."""
 
     def __post_init__(self) -> None:
         """Check values; see `ContrastKeys`."""
@@ -179,7 +179,7 @@ class SupervisedConfig(ContrastKeys):
 
 @dataclass(frozen=True, kw_only=True)
 class TurnConfig:
-    """Decoder to encoder in one command: MNTP, SimCSE, pairs if there are any, and what each step gave.
+    """Decoder to encoder in one command: MNTP, SimCSE, training on pairs if there are any, and scores of each stage.
 
     Sizes are derived from model and text, and printed. A key of a stage: --mntp.NAME VALUE, --simcse.NAME VALUE,
     --supervised.NAME VALUE, or a table of that name in the file.
@@ -202,26 +202,25 @@ class TurnConfig:
     pairs: str | None = None
     """Pairs for supervised training: a file, or a folder of sets."""
     sts: str | None = None
-    """Scored sentence pairs (sentence1, sentence2, score) that every rung is measured on."""
+    """Scored sentence pairs (sentence1, sentence2, score) to evaluate every stage on."""
     words: str | None = None
-    """Tagged words whose labels are read from every rung: a file, a folder of files NAME-train, -dev, -test, or a hub
-    id."""
+    """Tagged words for a probe on every stage: a file, a folder of files NAME-train, -dev, -test, or a hub id."""
     words_config_name: str | None = None
     """Configuration of the hub data set that --words names."""
     words_task: tuple[str, ...] = ()
     """Columns of labels; default: the first of xpos, upos, ner, pos, chunk that there is, or the only one."""
     output_dir: str | None = None
-    """Folder for everything (--output). The same command again goes on where it stopped."""
+    """Folder for everything (--output). The same command again resumes."""
     steps_mntp: int | None = None
-    """Optimiser steps of MNTP, and of its causal control; default: derived."""
+    """Optimizer steps of MNTP, and of its causal control; default: derived."""
     steps_simcse: int | None = None
-    """Optimiser steps of SimCSE; default: derived."""
+    """Optimizer steps of SimCSE; default: derived."""
     steps_supervised: int | None = None
-    """Optimiser steps on the pairs; default: derived."""
+    """Optimizer steps on the pairs; default: derived."""
     max_seq_length: int | None = None
     """Tokens of a block of text; default: derived."""
     eval_documents: int = 1000
-    """Held-out documents whose first sentence is to find the rest, at most."""
+    """Held-out documents in the retrieval test (first sentence to rest), at most."""
     model_revision: str = "main"
     """Branch, tag or commit of a hub id."""
     cache_dir: str | None = None
@@ -229,7 +228,7 @@ class TurnConfig:
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
     seed: int = 42
-    """Of every random choice."""
+    """Seed of every random choice."""
     mntp: dict[str, Any] = field(default_factory=dict)
     """Keys of the MNTP stage: --mntp.NAME VALUE."""
     simcse: dict[str, Any] = field(default_factory=dict)
@@ -259,7 +258,7 @@ class TurnConfig:
 class PrepareConfig(VocabularyKeys):
     """Corpus to packed blocks on disk, where training with the same keys finds them.
 
-    A training config works here too: its other keys are passed over.
+    A training config works here too: its other keys are ignored.
     """
 
     OF_HEADLESS: ClassVar[str] = "prepare"

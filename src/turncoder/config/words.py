@@ -50,13 +50,13 @@ class WordsConfig(TrainKeys):
     train_file: str | None = None
     """Tagged words to train on: CoNLL columns, CoNLL-U, JSONL."""
     validation_file: str | None = None
-    """Tagged words that learning rate, alignment, layer and step are chosen on; default: a share of the sentences."""
+    """Tagged words to choose learning rate, alignment, layer and step on; default: a share of the sentences."""
     test_file: str | None = None
-    """Tagged words that are scored at the end; default: the hub set's test split, else what was chosen on."""
+    """Tagged words to score at the end; default: the hub set's test split, else the validation words."""
     validation_split_percentage: float = 10
-    """Share of the sentences that is chosen on where there is no validation file, in percent."""
+    """Share of the sentences to validate on if there is no validation file, in percent."""
     test_split_percentage: float = 0
-    """Share of the sentences that is scored where no test words are named and the hub set has none, in percent."""
+    """Share of the sentences to test on if there are no test words, in percent."""
     task: tuple[str, ...] = ("pos_tags",)
     """Column of labels: ner_tags, pos_tags, chunk_tags, upos, xpos, a feature, or any other; several train together."""
 
@@ -75,21 +75,21 @@ class WordsConfig(TrainKeys):
     merge_subwords: bool = True
     """A word is the mean of its tokens; off: its first."""
     layer: str = "-1"
-    """State of which layer: -1 (the last, normalised), a number from 0 (the embeddings), all (a probe for each), or mix
-    (a learnt average of all)."""
+    """Layer whose states are used: -1 (the last, normalised), a number from 0 (the embeddings), all (a probe for each),
+    or mix (a learnt average of all)."""
     max_seq_length: int | None = None
     """Tokens that are read at once, at most 512 by default; longer sentences go through in windows that overlap."""
     probe_batch_words: int | None = None
-    """Words of a training step of a probe; default: so many that a pass has 200 steps, at most 1,024."""
+    """Words per training step of a probe; default: as many as make 200 steps per epoch, at most 1,024."""
 
     eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
     """When to evaluate during training."""
     early_stopping_patience: int | None = 3
-    """Stop after so many evaluations without a better score."""
+    """Stop after this many evaluations without a better score."""
     save_strategy: Literal["no", "steps", "epoch", "best"] = "epoch"
     """When to write a checkpoint (lora and full)."""
     save_total_limit: int | None = 1
-    """Keep only so many checkpoints, beside the best."""
+    """Keep only this many checkpoints, besides the best."""
     as_llm2vec: bool = False
     """Lay the learning rate's schedule out as LLM2Vec does."""
 

@@ -162,7 +162,7 @@ def check_column(text_column: str | None, *sources: str | Path | None) -> None:
     """Refuse a column where every source is a file of lines; raises UserError."""
     named = [source for source in sources if source is not None]
     if text_column and all(find_ending(Path(source)) == ".txt" for source in named):
-        raise UserError(f"text_column = {text_column!r}: {named[0]} has lines and no columns; leave the flag away")
+        raise UserError(f"text_column = {text_column!r}: {named[0]} has lines and no columns; leave the flag out")
 
 
 def find_limit(share: float) -> float:

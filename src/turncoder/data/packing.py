@@ -176,11 +176,12 @@ def _report(name: str, manifest: dict[str, Any], train: Blocks, held_out: Blocks
     left = f"the last one has {counts['remainder']} tokens" if counts["remainder"] else "none is short"
     if counts["dropped"]:
         left = f"{counts['dropped']:,} tokens left out, as LLM2Vec does"
+    empty = f" ({manifest['empty']:,} empty ones left out)" if manifest["empty"] else ""
     logger.info(
-        "%s: %s documents (%s empty), %s tokens, %s rows of up to %s for training (%s), %s for validation; in %s",
+        "%s: %s documents%s, %s tokens, %s rows of up to %s for training (%s), %s for validation; in %s",
         name,
         f"{sum(documents for _, documents, _ in manifest['splits'].values()):,}",
-        f"{manifest['empty']:,}",
+        empty,
         f"{sum(tokens for tokens, *_ in manifest['splits'].values()):,}",
         f"{len(train):,}",
         train.block_size,

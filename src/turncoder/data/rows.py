@@ -85,11 +85,9 @@ def scan_rows(
     if path.exists():
         shape["file"] = source
         if dataset_config_name:
-            raise UserError(
-                f"dataset_config_name = {dataset_config_name!r}: {source} is no hub id; leave the flag away"
-            )
+            raise UserError(f"dataset_config_name = {dataset_config_name!r}: {source} is no hub id; leave the flag out")
         if split and not (path / "dataset_dict.json").exists():
-            raise UserError(f"split = {split!r}: {source} has no splits; leave the flag away")
+            raise UserError(f"split = {split!r}: {source} has no splits; leave the flag out")
     elif names_file(source):
         raise UserError(
             f"{key}: {source}: no such file or folder; give a file of texts, a folder of those, or a hub id"

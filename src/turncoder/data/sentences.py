@@ -1,4 +1,4 @@
-"""Text to sentences and words by rule, for languages whose sentences end in a mark, with or without a space after it."""
+"""Text to sentences and words by rule: for languages whose sentences end in a mark, with or without a space behind."""
 # ruff: noqa: RUF001
 
 import re

@@ -296,7 +296,7 @@ def _split_row(path: Path, number: int, line: str, layout: Layout, counts: Count
     if not layout.fits(fields):
         due = f"{'at least ' if layout.kind == 'numbered' else ''}{layout.width}"
         raise UserError(
-            f"{path}, line {number}: {len(fields)} fields at {'tabs' if layout.tabs else 'spaces'}, and {due} are due "
-            f"({line[:40]!r})"
+            f"{path}, line {number}: expected {due} fields separated by {'tabs' if layout.tabs else 'spaces'}, found "
+            f"{len(fields)} ({line[:40]!r})"
         )
     return fields

@@ -193,7 +193,7 @@ def _check_folder(source: Source, where: dict[str, Any], *, chat_template: bool,
     if llm2vec and len(read_modules(source, where)) > 2:
         raise UserError(
             f"--llm2vec: {source.base} has modules besides a model and its pooling, which LLM2Vec does not know; "
-            "leave the flag away"
+            "leave the flag out"
         )
 
 
@@ -211,7 +211,7 @@ def _carry_over(folder: SentenceTransformer, settings: dict[str, Any], named: st
     """Add to LLM2Vec's settings what a folder says of pooling and length, where they are silent."""
     kept: dict[str, Any] = {"max_length": folder.max_seq_length}
     if not isinstance(folder.transformers_model, PreTrainedModel):
-        raise UserError("--llm2vec: the folder has no transformer, and LLM2Vec nothing to read it with; leave it away")
+        raise UserError("--llm2vec: the folder has no transformer, and LLM2Vec nothing to read it with; leave it out")
     mode = next((module.pooling_mode for module in folder if isinstance(module, Pooling)), "mean")
     if isinstance(mode, str) and mode in MODES:
         kept["pooling_mode"] = MODES[mode]
@@ -315,7 +315,7 @@ def wrap_model(
     where = {**where, "revision": revision}
     tokenizer = load_tokenizer(place, **where)  # its messages are better, and the padding is asked of it
     if chat_template and not tokenizer.chat_template:
-        raise UserError(f"--chat_template: the tokenizer of {source.tokenizer} has none; leave the flag away")
+        raise UserError(f"--chat_template: the tokenizer of {source.tokenizer} has none; leave the flag out")
     fit_tokenizer(tokenizer, pooling, ends=settings is None)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id(tokenizer))
@@ -385,7 +385,7 @@ def check_flags(pooling: str | None, dtype: str | None, device: str | None, leng
         raise UserError(f"device = {device!r} is none; choose cpu, cuda, cuda:1, mps, ...") from error
     there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (named.index or 0) >= there.get(named.type, math.inf):
-        raise UserError(f"device = {device!r} is not to be had on this machine; choose cpu, or leave the flag away")
+        raise UserError(f"device = {device!r} is not available on this machine; choose cpu, or drop the flag")
 
 
 def check_finite(states: torch.Tensor, dtype: torch.dtype | None) -> None:

@@ -50,7 +50,7 @@ def set_pooling(encoder: SentenceTransformer, pooling: str) -> None:
     """Choose how an encoder pools; raises UserError where it has no pooling."""
     modules = [module for module in encoder if isinstance(module, Pooling)]
     if not modules:
-        raise UserError(f"pooling = {pooling!r}: this encoder has no pooling to choose; leave the flag away")
+        raise UserError(f"pooling = {pooling!r}: this encoder has no pooling to choose; leave the flag out")
     modules[0].pooling_mode = POOLING[pooling]
     modules[0].include_prompt = modules[0].include_prompt or pools_first(POOLING[pooling])
     modules[0].pooling_output_dimension = modules[0].embedding_dimension

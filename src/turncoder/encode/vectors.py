@@ -83,7 +83,7 @@ def encode_file(config: EncodeConfig) -> Path:
         stack.enter_context(lock_output(out))
         encode_shards = _encode_to_folder if out.suffix not in (".npy", ".parquet") else _encode_to_file
         counts = encode_shards(out, now, texts, workers, spec)
-    _say(out, texts, counts)
+    _say(out, texts, counts, facts["max_seq_length"])
     return out
 
 
@@ -256,7 +256,7 @@ def _encode_to_folder(
     counts = Counts()
     done = sum(count for count, whole in zip(rows, there, strict=True) if whole)
     if done:
-        logger.info("%s: goes on after %s of %s texts", out, _grouped(done), _grouped(source.count))
+        logger.info("%s: resumes after %s of %s texts", out, _grouped(done), _grouped(source.count))
     progress = _Progress(source.count, done, workers)
     missing = ((number, texts, ids) for number, (texts, ids) in enumerate(source.shards(size)) if not there[number])
     with progress.bar:
@@ -304,7 +304,7 @@ def _encode_to_file(
     return counts
 
 
-def _say(out: Path, source: Rows, counts: Counts) -> None:
+def _say(out: Path, source: Rows, counts: Counts, limit: int) -> None:
     padding = 1 - counts.tokens / counts.padded if counts.padded else 0.0
     logger.info(
         "%s: %s vectors; encoded now: %s texts, %s distinct, %s tokens, %.1f %% padding",
@@ -316,7 +316,8 @@ def _say(out: Path, source: Rows, counts: Counts) -> None:
         100 * padding,
     )
     if counts.truncated:
-        logger.warning("%s texts were longer than the limit and cut off (--max_seq_length)", _grouped(counts.truncated))
+        told = "%s texts were longer than the limit and cut off (max_seq_length = %d)"
+        logger.warning(told, _grouped(counts.truncated), limit)
     if counts.blank:
         logger.warning(
             "%s texts are empty or white space: their vectors are what the model makes of its special tokens, zero "

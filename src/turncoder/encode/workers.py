@@ -127,6 +127,7 @@ def _describe(spec: dict[str, Any]) -> dict[str, Any]:
         "fingerprint": digest_encoder(batches),
         "dimension": first.shape[1] if len(first) else batches.width,
         "batch_tokens": batches.batch_tokens,
+        "max_seq_length": batches.limit,
     }
 
 

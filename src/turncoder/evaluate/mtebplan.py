@@ -229,7 +229,7 @@ def estimate(model: EncoderModel, tasks: list[tuple[AbsTask, SentenceFile | None
     estimated = seconds * tokens / max(1, counts.tokens)
     rate = f"{counts.tokens / seconds:,.0f} tokens/s measured on {len(sample)} texts"
     what = f"{total:,} texts of {len(tasks)} task{'s' if len(tasks) > 1 else ''}"
-    logger.info("%s for %s, at %s; scoring comes to it", tell_time(estimated), what, rate)
+    logger.info("%s for %s, at %s, without scoring", tell_time(estimated), what, rate)
     return total, estimated
 
 

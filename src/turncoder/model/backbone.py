@@ -224,7 +224,7 @@ def try_implementations(name: str, asked: str | None, load: Callable[[str], Load
                 f"model_name_or_path: the weights of {name} do not have the shapes that its config.json says"
             ) from error
         if tried:
-            logger.warning("attn_implementation: %s is not to be had here; %s is used", tried[0], choice)
+            logger.warning("attn_implementation: %s is not available here; %s is used", tried[0], choice)
         return loaded
     raise UserError(f"attn_implementation: none of {', '.join(tried)} can be used with {name}")
 

@@ -141,11 +141,11 @@ def write_heads_card(*, name: str, base: str, record: dict[str, Any], published:
 def _write_plain(
     what: str, use: str, caveats: list[str], *, name: str, record: dict[str, Any], published: Published, **header: Any
 ) -> str:
-    parents = record.get("parents", [])
+    parents, stage = record.get("parents", []), "head add" if "head" in record else record.get("stage")
     parts = [
         show_header(record, published, name, **header),
         what,
-        f"- **Made from:** {' → '.join(name_chain(record.get('stage'), parents))}" if parents else "",
+        f"- **Made from:** {' → '.join(name_chain(stage, parents))}" if parents else "",
         "\n## Use",
         use,
         *show_making(record, published),

@@ -102,7 +102,7 @@ def _find_scored(bundle: Bundle, folder: Path, repository: str) -> Path:
     if bundle.home:
         own.add(bundle.home.resolve().parent)  # of a turn, which stands for its last stage
     if scored != repository and place not in own:
-        raise UserError(f"results: {folder} scored {scored}, not {bundle.home or bundle.folder}; leave it away")
+        raise UserError(f"results: {folder} scored {scored}, not {bundle.home or bundle.folder}; leave it out")
     if record.get("status") != "done":
         said = f" ({record['error']})" if record.get("error") else "; the same command as before finishes it"
         raise UserError(f"results: {folder} is {record.get('status')}{said}")

@@ -51,7 +51,7 @@ def _check_run(folder: Path, place: Path, sentences: Digest, language: Digest) -
     if adapters := config.get("adapters"):
         raise UserError(
             f"results: {folder} scored {place.name} with adapters = {', '.join(adapters)}; merge those and publish "
-            "that folder, or leave it away"
+            "that folder, or leave it out"
         )
     if fingerprint is None:
         _check_heads(folder, place, record)
@@ -68,11 +68,11 @@ def _check_run(folder: Path, place: Path, sentences: Digest, language: Digest) -
         said = ", ".join(f"{name} = {value!r}" for name, value in given.items())
         raise UserError(
             f"results: {folder} was scored with {said}, and {place.name} is opened otherwise: score it without, or "
-            "leave it away"
+            "leave it out"
         )
     raise UserError(
         f"results: {folder} scored other weights of {place.name} (fingerprint {fingerprint[:12]}, now {now[:12]}): "
-        "score it again with --overwrite, or leave it away"
+        "score it again with --overwrite, or leave it out"
     )
 
 
@@ -92,7 +92,7 @@ def _check_heads(folder: Path, place: Path, record: dict[str, Any]) -> None:
         if then and since and then != since:
             raise UserError(
                 f"results: {folder} scored {place.name} {said.format(then, since)}: score it again with --overwrite, "
-                "or leave it away"
+                "or leave it out"
             )
     files = (one / "turncoder.json" for one in (place, place / "model"))
     looks = next((read_json(file).get("bidirectional") for file in files if file.exists()), None)
@@ -100,7 +100,7 @@ def _check_heads(folder: Path, place: Path, record: dict[str, Any]) -> None:
     if None not in (looks, asked) and looks != asked:
         raise UserError(
             f"results: {folder} was scored with bidirectional = {asked}, and {place.name} is opened otherwise: score "
-            "it without, or leave it away"
+            "it without, or leave it out"
         )
 
 

@@ -164,13 +164,13 @@ def _read_card(path: Path) -> dict[str, Any]:
 
 def list_steps(bundle: Bundle) -> list[tuple[Path, dict[str, Any]]]:
     """List the runs that led to a model, the oldest first, as far as they are on this machine."""
-    if bundle.home is None:
-        return []
-    found = [(bundle.home, bundle.run)]
-    for parent in bundle.run.get("parents", []):
-        place = Path(locate_parent(parent["name"], found[-1][1]))
-        if (place / "run.json").exists():
-            found.append((place, read_json(place / "run.json")))
+    found = [(bundle.home, bundle.run)] if bundle.home else []
+    for parent in (bundle.run or bundle.record).get("parents", []):
+        place = Path(locate_parent(parent["name"], found[-1][1] if found else {}))
+        run = read_json(place / "run.json") if (place / "run.json").exists() else {}
+        # A model that head add wrote knows its run by name alone, and the folder of that name may be another one
+        if run and (bundle.home or parent.get("started") == run.get("started")):
+            found.append((place, run))
     return found[::-1]
 
 

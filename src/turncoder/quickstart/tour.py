@@ -168,7 +168,7 @@ def _check_input(model: str | None, text: str | Path | None, sizes: Sizes) -> No
         prose = _sample(text, sizes.words)
         if not prose.train or not prose.held_out:
             raise UserError(f"--text {text}: too few texts to hold some out; give at least a few dozen, one per line")
-        open_trial(prose.held_out, None, [], sizes.pairs, "give longer texts")
+        open_trial(prose.held_out, None, [], sizes.pairs, "give more or longer texts")
     if model:
         from turncoder.model.backbone import load_model_config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,9 @@ from turncoder.config.keys import FitKeys
 from turncoder.train.recording import RunCallback, StopAfter, StopEarly
 from turncoder.train.running import Run
 
-__all__ = ["Course", "count_steps", "lay_course"]
+__all__ = ["Course", "count_steps", "lay_course", "tell_limit"]
+
+logger = logging.getLogger("turncoder")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ def lay_course(config: FitKeys, run: Run, rows: int) -> Course:
     processes = PartialState().num_processes
     per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
     steps, scheduled = count_steps(config, rows, processes)
+    if limit := tell_limit(config, rows, processes):
+        logger.warning("%s", limit)
     record = RunCallback(
         run, samples_per_epoch=rows, samples_per_step=per_step, save_total_limit=config.save_total_limit
     )
@@ -76,12 +81,27 @@ def count_steps(config: Any, rows: int | None, processes: int = 1, per_step: int
     tuple of int
         ``(steps, scheduled)``: equal, unless ``as_llm2vec`` keeps LLM2Vec's schedule. 0 when nothing is known.
     """
-    per_step = per_step or config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
-    if config.max_steps > 0:
-        planned = config.max_steps
-    elif rows is not None:
-        planned = math.ceil(rows * config.num_train_epochs / per_step)
-    else:
-        planned = config.stop_after_n_steps or 0
+    planned = _plan_steps(config, rows, processes, per_step)
     steps = min(planned, config.stop_after_n_steps or planned)
     return steps, planned if config.as_llm2vec else steps
+
+
+def tell_limit(config: Any, rows: int | None, processes: int = 1) -> str | None:
+    """Say that a run ends before its steps or epochs, by a limit that nobody has set: LLM2Vec's default."""
+    planned, limit = _plan_steps(config, rows, processes), config.stop_after_n_steps
+    if limit is None or limit != type(config).stop_after_n_steps or planned <= limit:
+        return None
+    return (
+        f"stop_after_n_steps = {limit:,}, its default, ends the run before the {planned:,} steps that are asked for; "
+        "--stop_after_n_steps none sets no limit"
+    )
+
+
+def _plan_steps(config: Any, rows: int | None, processes: int, per_step: int | None = None) -> int:
+    """Count the steps that ``max_steps`` or the epochs ask for; the limit where neither is known."""
+    per_step = per_step or config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+    if config.max_steps > 0:
+        return int(config.max_steps)
+    if rows is not None:
+        return math.ceil(rows * config.num_train_epochs / per_step)
+    return config.stop_after_n_steps or 0

@@ -95,8 +95,8 @@ def fit_prior(
                 config.fit_steps, fitted,
             )  # fmt: skip
     logger.info(
-        "on held-out text the head is %.4f nats of KL a token from h E^T + log p (%.4f before the fit of %d steps); "
-        "its cross-entropy is %.4f, there %.4f",
+        "on held-out text: KL from the exact logits, h E^T + log p, %.4f nats a token (%.4f before the fit of %d "
+        "steps); cross-entropy %.4f, of the exact logits %.4f",
         after, before, config.fit_steps, found, wanted,
     )  # fmt: skip
     return {

@@ -94,7 +94,9 @@ class RunCallback(TrainerCallback):
         if args.disable_tqdm:  # no terminal: plain lines instead of the Trainer's progress bar
             left = max(state.max_steps - state.global_step, 0) * (now - self.started)
             left /= max(state.global_step - self.first_step, 1)
-            told = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "step" and _is_number(value))
+            told = "  ".join(
+                f"{key} {_tell(value)}" for key, value in row.items() if key != "step" and _is_number(value)
+            )
             if state.max_steps:
                 logger.info("step %d/%d  %s  (%s left)", state.global_step, state.max_steps, told, _clock(left))
             else:
@@ -214,6 +216,11 @@ def is_metric(key: str) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _tell(value: float) -> str:
+    """Write a number with four digits, or with all before the point."""
+    return f"{value:,.0f}" if 9999.5 <= abs(value) < 1e12 else f"{value:.4g}"
 
 
 def _clock(seconds: float) -> str:

@@ -188,7 +188,7 @@ def fit(trainer: StageTrainer, run: Run) -> None:
         if step >= course.steps or done == {"planned": course.steps, "steps": step}:
             _restore(trainer, run.resume_from)
             return
-        logger.info("%s: goes on after step %s", run.folder, f"{step:,}")
+        logger.info("%s: resumes after step %s", run.folder, f"{step:,}")
     trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
     course.record.count()
     run.update(trained={"planned": course.steps, "steps": trainer.state.global_step})

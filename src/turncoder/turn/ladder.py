@@ -227,21 +227,22 @@ def _open_all(config: TurnConfig, *, weigh_model: bool = True) -> _Opened:
     shortened = {"max_seq_length": length}
     stages = configure_stages(config, Sizes(shortened, {**shortened, "split_sentences": True}, shortened))
     state = PartialState(cpu=not torch.accelerator.is_available())
+    simcse, supervised = stages["simcse"], stages.get("supervised")
     with state.main_process_first():
-        tokens = open_blocks(stages["mntp"], tokenizer, length)[0].num_tokens
-        simcse, supervised = stages["simcse"], stages.get("supervised")
-        texts, pairs = open_rows(simcse, tokenizer, length, template=simcse.chat_template), []
-        if supervised:
+        pairs = []
+        if supervised:  # before the text, which may take an hour to pack
             template = simcse.chat_template or supervised.chat_template
             pairs = open_rows(supervised, tokenizer, length, "--pairs", template=template)
+        trial = open_trial(held_out, sts, [rows for _, rows in pairs], config.eval_documents)
+        _check_prompts(simcse.prompt, [rows for rows, _ in pairs], trial, tokenizer)
+        tokens = open_blocks(stages["mntp"], tokenizer, length)[0].num_tokens
+        texts = open_rows(simcse, tokenizer, length, template=simcse.chat_template)
     sentences = sum(len(rows) for rows, _ in texts)
     count = sum(len(rows) for rows, _ in pairs)
     sizes = Sizes(reasons=[f"{told}; {parameters / 1e6:,.1f} M parameters, {positions:,} positions"])
     sizes = derive_sizes(config, sizes, parameters, tokens, length, sentences, count)
     sizes.words = tagged
     sizes.reasons += told_words
-    trial = open_trial(held_out, sts, [rows for _, rows in pairs], config.eval_documents)
-    _check_prompts(stages["simcse"].prompt, [rows for rows, _ in pairs], trial, tokenizer)
     return _Opened(sizes, positions, trial)
 
 

@@ -123,7 +123,7 @@ def open_trial(
     sts: Sts | None,
     pairs: Sequence["Rows"],
     limit: int,
-    remedy: str = "give longer texts, or --sts or --pairs",
+    remedy: str = "give more or longer texts, or --sts or --pairs",
 ) -> Trial:
     """Cut held-out documents into first sentence and rest.
 
@@ -135,8 +135,8 @@ def open_trial(
     documents = split_pairs(texts, limit=limit)
     if len(documents.queries) < FEWEST and sts is None and not pairs:
         raise UserError(
-            f"--text: only {len(documents.queries)} of {len(texts)} held-out documents have a first sentence of 4 to "
-            f"40 words and a rest of 12 or more, which rungs are measured on; {remedy}"
+            f"--text: {len(documents.queries)} of {len(texts)} held-out documents have a first sentence of 4 to 40 "
+            f"words and a rest of 12 or more, and rungs are measured on at least {FEWEST} of those; {remedy}"
         )
     if len(documents.queries) < FEWEST:
         logger.warning(
@@ -276,25 +276,25 @@ def explain(rows: Sequence[dict[str, Any]], control: str | None) -> list[str]:
             "row, the state at t-1 predicting token t."
         )
     if any("mrr@10" in row for row in rows):
-        lines.append("MRR@10 and R@1 (recall): the first sentence of a held-out document is to find the rest of it.")
+        lines.append("MRR@10 and R@1 (recall): retrieval of the rest of a held-out document by its first sentence.")
     if any("sts" in row for row in rows):
-        lines.append("STS: Spearman's correlation of cosines with people's scores.")
+        lines.append("STS: Spearman correlation of cosine similarity and gold scores.")
     if any("triplets" in row for row in rows):
         lines.append("Triplets: how often a held-out anchor is nearer to its positive than to its negative.")
     if any("pairs_mrr@10" in row for row in rows):
         lines.append(
-            "Pairs (MRR@10): a held-out anchor is to find its positive among the positives and negatives of its set; "
+            "Pairs (MRR@10): retrieval of a held-out anchor's positive among the positives and negatives of its set; "
             "the mean over sets."
         )
     lines += _explain_probes(rows[-1].get("probes", {}))
     if control:
         lines.append(
             f"'{control}' is the same decoder after as many steps of ordinary causal training on the same text: what "
-            "it gains is the text's doing, not that of turning."
+            "it gains comes from the text, not from turning."
         )
     last = rows[-1]["name"]
     for name, (gain, error) in compare_rungs(rows).items():
-        verdict = "better" if gain > 2 * error else "worse" if gain < -2 * error else "no difference that can be told"
+        verdict = "better" if gain > 2 * error else "worse" if gain < -2 * error else "not significant"
         lines.append(f"MRR@10, '{last}' against '{name}': {gain:+.3f} (standard error {error:.3f}): {verdict}.")
     return lines
 
