@@ -129,7 +129,7 @@ def test_without_a_validation_file_some_sentences_are_held_out_by_their_hash(say
     write_columns(Path("train"), sentences)
     said = say(validation_file=None, test_file=None)
     assert "20 % of" not in said and "by a hash of their text" in said
-    assert "no test_file: the scores are those of the words that were chosen on" in said
+    assert "no test_file: the validation words are scored" in said
     held = {tuple(row[0] for row in rows) for rows in zip(predicted()[::2], predicted()[1::2], strict=True)}
     assert 8 <= len(held) <= 35
     told = read_results()

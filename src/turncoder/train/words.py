@@ -142,7 +142,9 @@ def _finish(
     save_tagger(run.folder, opened, model)
     test = splits.test if splits.test is not None else splits.held_out
     if splits.test is None:
-        logger.warning("no test_file: the words that everything was chosen on are scored, so the scores are too high")
+        logger.warning(
+            "no test_file: the validation words are scored, where all was chosen, so the scores are too high"
+        )
     tagger = load_tagger(run.folder, encoder=encoder)
     results = score_tagger(tagger, test, run.folder, compared=found.compared)
     if config.train_mode != "probe" and (run.folder / "model").exists():
