@@ -100,12 +100,20 @@ class AttentionReport:
 
     def table(self) -> Table:
         """Return the layers as a table for rich."""
-        table = Table("layer", "type", "looks", "window", "before", title=f"{self.architecture}: {self.verdict}")
-        for layer in self.layers:
-            window = "" if layer.window is None else f"+-{layer.window}"
-            before = "" if layer.window_before is None else f"-{layer.window_before}"
-            inside = f" ({', '.join(layer.causal_parts)})" if layer.causal_parts else ""
-            table.add_row(layer.name, layer.kind, layer.direction + inside, window, before)
+        columns = {
+            "layer": [layer.name for layer in self.layers],
+            "type": [layer.kind for layer in self.layers],
+            "looks": [
+                layer.direction + (f" ({', '.join(layer.causal_parts)})" if layer.causal_parts else "")
+                for layer in self.layers
+            ],
+            "window": ["" if layer.window is None else f"+-{layer.window}" for layer in self.layers],
+            "before": ["" if layer.window_before is None else f"-{layer.window_before}" for layer in self.layers],
+        }
+        told = {name: cells for name, cells in columns.items() if any(cells)}
+        table = Table(*told, title=f"{self.architecture}{', converted' if self.how else ''}: {self.verdict}")
+        for cells in zip(*told.values(), strict=True):
+            table.add_row(*cells)
         return table
 
 
