@@ -32,7 +32,7 @@ from turncoder.evaluate.sentences import read_sts
 from turncoder.evaluate.wordfiles import read_predictions
 from turncoder.report.summary import write_report
 from turncoder.train.course import count_steps
-from turncoder.turn import ladder as module
+from turncoder.turn import ladder, opening
 from turncoder.turn.ladder import tell_opening
 from turncoder.turn.sizes import Sizes, configure_stages, derive_sizes
 
@@ -199,8 +199,8 @@ def test_what_is_scored_is_not_scored_again(
     record = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**record, "status": "running"}))
     scored: list[str] = []
-    score = module.score_rung
-    monkeypatch.setattr(module, "score_rung", lambda rung, trial: scored.append(rung.name) or score(rung, trial))
+    score = ladder.score_rung
+    monkeypatch.setattr(ladder, "score_rung", lambda rung, trial: scored.append(rung.name) or score(rung, trial))
     launch(command)
     assert scored == ["+ SimCSE"]
     again = json.loads((folder / "results.json").read_text())["rows"]
@@ -279,7 +279,7 @@ def test_a_text_too_short_to_hold_any_out_is_refused_by_the_flags_of_turn(storie
 def test_dry_run_plans_every_stage_without_weights_and_writes_nothing(
     stories: Path, material: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(module, "load_backbone")
+    monkeypatch.delattr(opening, "load_backbone")
     monkeypatch.setenv("TURNCODER_CACHE", str(tmp_path / "cache"))  # no proof is there yet
     said = launch([*words(stories, material, tmp_path / "out"), "--simcse.lora_r", "5", "--dry-run"])
     assert "MNTP: blocks of 64 tokens" in said and "becomes bidirectional" in said
@@ -294,9 +294,9 @@ def test_the_text_is_packed_once_at_the_length_that_follows_from_it(
     stories: Path, material: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed: list[int] = []
-    pack = module.open_blocks
-    monkeypatch.setattr(module, "open_blocks", lambda *given: packed.append(given[2]) or pack(*given))
-    sizes = module._open_all(TurnConfig(model_name_or_path=str(stories), text=str(material["text"]))).sizes
+    pack = opening.open_blocks
+    monkeypatch.setattr(opening, "open_blocks", lambda *given: packed.append(given[2]) or pack(*given))
+    sizes = opening.open_all(TurnConfig(model_name_or_path=str(stories), text=str(material["text"]))).sizes
     assert packed == [sizes.mntp["max_seq_length"]] == [128]
 
 
@@ -305,7 +305,7 @@ def test_length_of_a_block_follows_from_the_first_megabyte(stories: Path, copies
     texts = ["Once upon a time. " * 40] * 1500 * copies  # some 0.3 million tokens each
     size = sum(len(text) + 1 for text in texts)
     corpus = Corpus("c", lambda: iter(texts), lambda: "c", size=size)
-    assert module._choose_length(corpus, load_tokenizer(str(stories)), 512) == length
+    assert opening._choose_length(corpus, load_tokenizer(str(stories)), 512) == length
 
 
 def test_sizes_follow_model_and_text() -> None:
@@ -388,7 +388,7 @@ def test_rungs_are_opened_alike_and_without_a_model_folder_it_says_how(
     stories: Path, material: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, rungs = tmp_path / "out", []
-    monkeypatch.setattr(module, "score_rung", lambda rung, _: rungs.append(rung) or {"name": rung.name})
+    monkeypatch.setattr(ladder, "score_rung", lambda rung, _: rungs.append(rung) or {"name": rung.name})
     command = ["turn", str(stories), "--text", str(material["text"]), "--output", str(folder), "--steps_mntp", "1"]
     command += ["--steps_simcse", "1", "--mntp.max_seq_length", "48", "--simcse.save_merged", "never"]
     said = launch([*command, "--trust_remote_code", "--cache_dir", str(tmp_path / "hub")])
@@ -413,7 +413,7 @@ def test_where_there_are_no_links_the_model_is_named(
     monkeypatch.setattr(Path, "symlink_to", refuse)
     logging.getLogger("turncoder").propagate = True
     (tmp_path / "simcse/model").mkdir(parents=True)
-    module._link(tmp_path / "model", Path("simcse/model"))
+    ladder._link(tmp_path / "model", Path("simcse/model"))
     assert f"(Operation not supported): the model is {tmp_path / 'simcse/model'}" in caplog.text
     assert tell_opening(tmp_path) == f"SentenceTransformer({str(tmp_path / 'simcse/model')!r})"
 
