@@ -54,6 +54,17 @@ def test_every_shape_gives_the_same_texts(tmp_path, ending, zipped):
     assert list(corpus) == TEXTS, "a corpus can be read again"
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("a.jsonl", '"One."\n""\n"Two."\n'), ("a.json", '["One.", "",\n"Two."]'), ("a.json", '"One." ""\n"Two."')],
+)
+def test_json_may_be_texts_alone(tmp_path, name, written):
+    path = broken(tmp_path, name, written.encode())
+    assert list(open_corpus(file=path)) == ["One.", "", "Two."]
+    with pytest.raises(UserError, match=f'{name}, line 1: expected an object like .* found "One."'):
+        list(open_corpus(file=path, text_column="story"))
+
+
 @pytest.mark.parametrize("ending", [".jsonl", ".json"])
 def test_half_a_surrogate_pair_is_no_character(tmp_path, ending):
     path = broken(tmp_path, f"a{ending}", b'{"text": "whole \\ud83d\\ude00, cut off \\ud83d"}\n')

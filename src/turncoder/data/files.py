@@ -128,8 +128,12 @@ def choose_column(columns: Iterable[str], text_column: str | None, where: str) -
     return names[0]
 
 
-def _take_text(row: Any, column: str | None, text_column: str | None, where: str, numbers: bool) -> tuple[str, Row]:
-    """Take the text out of one JSON object; the first object decides the column."""
+def _take_text(
+    row: Any, column: str | None, text_column: str | None, where: str, numbers: bool
+) -> tuple[str | None, Row]:
+    """Take the text out of one JSON object, or a text alone; the first object decides the column."""
+    if isinstance(row, str) and column is None and text_column is None:
+        return None, row
     if not isinstance(row, dict):
         raise UserError(f'{where}: expected an object like {{"text": "..."}}, found {json.dumps(row)[:40]}')
     if column is None:
