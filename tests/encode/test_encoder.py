@@ -252,7 +252,7 @@ def test_a_device_that_is_not_there_is_refused_at_once(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    with pytest.raises(UserError, match=rf"device = '{wrong}' is not to be had on this machine"):
+    with pytest.raises(UserError, match=rf"device = '{wrong}' is not available on this machine"):
         check_flags(None, None, wrong, None)
     check_flags(None, None, right, None)
 
