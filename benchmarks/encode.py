@@ -488,8 +488,9 @@ def run_turncoder(setting: dict) -> dict:
         return vectors_ND
 
     answer = time_encoding(setting, encoder.transformers_model, encode, ("sentence-transformers",))
-    assert (latest.tokens, latest.padded) == (answer["tokens"], answer["positions"]), (latest, answer)
-    return {**answer, "truncated": latest.truncated}
+    filled = answer["positions"] - latest.padded  # rows that fill batches of few tokens, at most one or two of each
+    assert 0 <= answer["tokens"] - latest.tokens <= filled <= 256 * answer["batches"], (latest, answer)
+    return {**answer, "tokens": latest.tokens, "truncated": latest.truncated}
 
 
 def run_lanes(setting: dict) -> dict:
