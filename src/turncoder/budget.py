@@ -1,7 +1,8 @@
 """How many tokens go through a model together: as many as memory holds, and on CPUs no more than their caches do.
 
-There a row also comes out the same to the last bit, whatever it is read with: products are rounded by the columns that
-it is padded to, and by the rows of its batch only where those have few tokens, or an odd number (docs/decisions.md).
+There a row also comes out the same to the last bit, whatever it is read with, if one thread runs its batch: products
+are rounded by the columns that it is padded to, and by the rows of the batch only where those have few tokens, or no
+multiple of four (docs/decisions.md).
 """
 
 import ctypes

@@ -1,7 +1,8 @@
 """Texts in, vectors out: token-budget batches, longest first, each distinct text once.
 
 A batch holds as many texts as fit into a number of tokens, padding included, so that short texts go by the hundred and
-long ones a few at a time. A vector does not depend on its batch, on a CPU to the last bit.
+long ones a few at a time. A vector does not depend on its batch: on a CPU, where a thread alone runs each batch
+(`turncoder.encode.lanes.count_lanes`), to the last bit.
 
 In the names of tensors: N texts, U distinct ones, B texts of a batch, F that fill it, L tokens, D width.
 """
