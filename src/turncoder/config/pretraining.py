@@ -101,7 +101,7 @@ class PretrainConfig(FitKeys, VocabularyKeys):
     head_prior: bool = False
     """With cross_entropy: log p of the corpus is a fixed bias of the logits."""
     sparse_embeddings: bool = False
-    """With cwt, on CPUs: the optimizer touches only the embeddings in use, so that a step costs the same at any size."""
+    """With cwt, on CPUs: the optimizer touches only the embeddings in use; a step costs the same at any size."""
     vocabulary_budget_mb: int = 256
     """Largest tile of logits, in MB."""
 
