@@ -75,6 +75,17 @@ def test_help_lists_every_command_and_every_key(command, capsys):
     )
 
 
+@pytest.mark.parametrize("words", [["submit"], ["words"], ["report"], ["head", "add"]])
+def test_help_leaves_out_defaults_that_are_nothing(words, capsys):
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "(default: False)" in out
+    assert "(default: None)" not in out
+    assert "(default: )" not in out
+    assert "(default: 256)" in out or words != ["submit"]  # of a group of flags
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [

@@ -2,8 +2,9 @@
 
 import os
 import sys
+from dataclasses import field, fields, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 from rich.console import Console
 
@@ -149,7 +150,24 @@ def _help(name: str, command: Command) -> None:
     import tyro
 
     prog = f"turncoder {name} {command.takes}".strip()
-    tyro.cli(command.flags, prog=prog, args=["--help"], use_underscores=True)
+    tyro.cli(_hide_unset(command.flags), prog=prog, args=["--help"], use_underscores=True)
+
+
+def _hide_unset(flags: type) -> type:
+    """Give the flags without "(default: None)": what follows where one is not given is said by its help."""
+    from tyro.conf import arg
+
+    hints = get_type_hints(flags)
+    shown: list[tuple[str, Any, Any]] = []
+    for one in fields(flags):
+        if one.default in (None, ()):
+            shown.append((one.name, Annotated[hints[one.name], arg(help_behavior_hint="")], field(default=one.default)))
+        elif is_dataclass(hints[one.name]):
+            kind = _hide_unset(hints[one.name])
+            shown.append((one.name, kind, field(default_factory=kind)))
+    hidden = make_dataclass(flags.__name__, shown, bases=(flags,), frozen=True)
+    hidden.__doc__ = flags.__doc__
+    return hidden
 
 
 def _refuse(console: Console, message: str) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, MixtralConfig, MixtralModel
 
 from turncoder.errors import UserError
 from turncoder.model.adapters import attach_lora, choose_targets, count_parameters, load_adapter, merge_adapter
@@ -121,6 +121,14 @@ def test_a_target_that_does_not_exist_is_named(causal_lm: LlamaForCausalLM) -> N
     assert choose_targets(causal_lm.model, ("all-linear",)) == "all-linear"
     with pytest.raises(UserError, match="no module q_porj"):
         choose_targets(causal_lm.model, ("q_porj",))
+
+
+def test_experts_cannot_have_dropout() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = MixtralModel(MixtralConfig(**sizes, num_hidden_layers=1, num_local_experts=2, vocab_size=64))
+    with pytest.raises(UserError, match=r"lora_dropout = 0\.05: .* give lora_dropout = 0 "):
+        attach_lora(model, r=4, alpha=None, dropout=0.05, targets=None)
+    attach_lora(model, r=4, alpha=None, dropout=0.0, targets=None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

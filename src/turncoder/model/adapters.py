@@ -73,6 +73,9 @@ def attach_lora(
     try:
         model = get_peft_model(backbone, config, autocast_adapter_dtype=True)
     except (ValueError, NotImplementedError) as error:
+        if "lora_dropout" in str(error):  # experts are parameters, not layers that something could stand before
+            remedy = "adapters of this model's experts cannot have dropout; give lora_dropout = 0"
+            raise UserError(f"lora_dropout = {dropout}: {remedy} ({first_line(error)})") from error
         raise UserError(f"lora_target_modules: {first_line(error)}") from error
     if not torch.cuda.is_available():  # measured on CPUs only; GPUs fuse dropout anyway
         drop_sparsely(model)
