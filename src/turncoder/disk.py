@@ -3,11 +3,14 @@
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["default_cache", "replace_file", "replace_folder", "write_atomically"]
+from turncoder.errors import UserError
+
+__all__ = ["default_cache", "hold_folder", "replace_file", "replace_folder", "write_atomically"]
 
 
 def default_cache() -> Path:
@@ -68,3 +71,39 @@ def replace_folder(folder: Path) -> Iterator[Path]:
             old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def hold_folder(folder: Path, wait_s: float = 0) -> Iterator[None]:
+    """Keep other processes out of a folder; a process that dies lets go of it.
+
+    The folder itself is locked, not a file in it: nothing is left behind, and it may be renamed meanwhile. Without
+    effect on Windows, and on file systems without locks.
+
+    Raises
+    ------
+    UserError
+        Another process holds it, and goes on to for ``wait_s`` seconds.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        until = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    remedy = "wait for its end, or name another folder"
+                    raise UserError(f"--output {folder}: another process is writing this run; {remedy}") from None
+                time.sleep(0.2)
+            except OSError:  # no locks there
+                break
+        yield
+    finally:
+        os.close(handle)

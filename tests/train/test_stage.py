@@ -1,6 +1,8 @@
 """What stages share: a run that fails is undone only where nothing is lost, and prompts have their names."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from turncoder.config.sentences import SentencesConfig
 from turncoder.config.stages import SimcseConfig
 from turncoder.data.pairs import Rows
 from turncoder.errors import UserError
+from turncoder.train import running
 from turncoder.train.contrast import _name_prompts
 from turncoder.train.recording import _tell
 from turncoder.train.running import Run
@@ -57,6 +60,55 @@ def test_commands_that_add_to_a_run_are_kept(tmp_path: Path, monkeypatch: pytest
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["command"] == ["turncoder", "sts=a"]
     assert [one["command"] for one in record["added"]] == [["turncoder", "sts=b"]]
+
+
+HOLD = """
+import pathlib, sys, time
+from turncoder.disk import hold_folder
+with hold_folder(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_that_another_process_writes_is_left_alone(
+    overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SimcseConfig(model_name_or_path="m", train_file="t", output_dir=str(tmp_path / "run"))
+    with pytest.raises(KeyboardInterrupt):
+        perform(config, "turn", interrupt)
+    again = SimcseConfig(model_name_or_path="m", train_file="t", output_dir=str(tmp_path / "run"), overwrite=overwrite)
+    before = (tmp_path / "run/run.json").read_text()
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        monkeypatch.setattr(running, "ENDING_S", 0.3)
+        with pytest.raises(UserError, match=r"--output .*run: another process is writing this run; wait for its end"):
+            perform(again, "turn", lambda config, run: None)
+        assert (tmp_path / "run/run.json").read_text() == before
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+        other.kill()
+    perform(again, "turn", lambda config, run: None)  # a killed process lets go
+    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "done"
+
+
+def test_a_new_run_is_held_and_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "ENDING_S", 0)
+    config = SimcseConfig(model_name_or_path="m", train_file="t", output_dir=str(tmp_path / "run"))
+
+    def work(config: SimcseConfig, run: Run) -> None:
+        with pytest.raises(UserError, match="another process"):
+            perform(config, "turn", interrupt)
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            perform(config, "turn", work)
+
+
+def interrupt(config: SimcseConfig, run: Run) -> None:
+    run.log({"step": 1})
+    raise KeyboardInterrupt
 
 
 def make_rows(name: str, **prompts: str) -> Rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -88,10 +89,16 @@ def perform(config: Any, stage: str, work: Callable[[Any, Run], None]) -> Path:
     Path
         The run folder.
     """
-    run = open_run(config, stage)
-    if run.finished:
-        logger.warning("%s is done already; --overwrite starts anew", run.folder)
-        return run.folder
+    with ExitStack() as held:
+        run = open_run(config, stage, held)
+        if run.finished:
+            logger.warning("%s is done already; --overwrite starts anew", run.folder)
+        else:
+            _work(config, run, work)
+    return run.folder
+
+
+def _work(config: Any, run: Run, work: Callable[[Any, Run], None]) -> None:
     try:
         work(config, run)
     except KeyboardInterrupt:
@@ -110,7 +117,6 @@ def perform(config: Any, stage: str, work: Callable[[Any, Run], None]) -> Path:
     run.record.pop("error", None)
     run.update(status="done", memory=measure_memory())
     _leave_report(run)
-    return run.folder
 
 
 def _leave_report(run: Run) -> None:
