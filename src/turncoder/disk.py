@@ -1,5 +1,6 @@
 """Where things are kept on disk, and how they get there: under their name when they are whole, and not before."""
 
+import logging
 import os
 import secrets
 import shutil
@@ -11,6 +12,8 @@ from pathlib import Path
 from turncoder.errors import UserError
 
 __all__ = ["default_cache", "hold_folder", "replace_file", "replace_folder", "write_atomically"]
+
+logger = logging.getLogger("turncoder")
 
 
 def default_cache() -> Path:
@@ -92,15 +95,18 @@ def hold_folder(folder: Path, wait_s: float = 0) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        until = time.monotonic() + wait_s
+        began, told = time.monotonic(), False
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() >= until:
+                if time.monotonic() >= began + wait_s:
                     remedy = "wait for its end, or name another folder"
                     raise UserError(f"--output {folder}: another process is writing this run; {remedy}") from None
+                if not told:
+                    logger.warning("%s: another process is writing this run; waiting up to %g s", folder, wait_s)
+                told = True
                 time.sleep(0.2)
             except OSError:  # no locks there
                 break

@@ -73,7 +73,7 @@ with hold_folder(pathlib.Path(sys.argv[1])):
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_run_that_another_process_writes_is_left_alone(
-    overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = SimcseConfig(model_name_or_path="m", train_file="t", output_dir=str(tmp_path / "run"))
     with pytest.raises(KeyboardInterrupt):
@@ -85,6 +85,7 @@ def test_a_run_that_another_process_writes_is_left_alone(
         monkeypatch.setattr(running, "ENDING_S", 0.3)
         with pytest.raises(UserError, match=r"--output .*run: another process is writing this run; wait for its end"):
             perform(again, "turn", lambda config, run: None)
+        assert "waiting up to 0.3 s" in caplog.text
         assert (tmp_path / "run/run.json").read_text() == before
         assert [path.name for path in tmp_path.iterdir()] == ["run"]
         other.kill()
