@@ -8,8 +8,8 @@ and let mteb score the same tasks, made of the same files: STS-B dev, SciFact, B
 a side is a process of its own that imports its libraries and warms up, and is then timed from the opening of the model
 to the last score; the sides take turns, medians over the rounds. mteb runs with its default of 32
 texts a batch, and at another batch size too; turncoder with its defaults without baselines, with them, and with a
-twentieth of the tokens a batch. Scores must be the same to 1e-4. results/sentences_epyc.json is the first line on a
-processor without AVX-512.
+twentieth of the tokens a batch. Scores must be the same to 1e-4. results/sentences_epyc.json is one round of the
+first line on a processor without AVX-512.
 """
 
 from __future__ import annotations

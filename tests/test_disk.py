@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from turncoder.disk import default_cache, replace_file, replace_folder, write_atomically
+from turncoder.disk import default_cache, lock_output, replace_file, replace_folder, write_atomically
+from turncoder.errors import UserError
 
 
 def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
@@ -89,3 +90,21 @@ def test_the_cache_lies_where_the_user_says(
     if named is not None:
         monkeypatch.setenv("TURNCODER_CACHE", named)
     assert default_cache() == tmp_path / expected
+
+
+def test_a_third_job_keeps_out_while_a_second_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from filelock import FileLock
+
+    second, release = FileLock(tmp_path / ".out.lock", timeout=0), FileLock.release
+
+    def release_to_the_second(self: FileLock, force: bool = False) -> None:
+        release(self, force)
+        monkeypatch.setattr(FileLock, "release", release)
+        second.acquire()
+
+    monkeypatch.setattr(FileLock, "release", release_to_the_second)
+    with lock_output(tmp_path / "out"):
+        pass
+    with pytest.raises(UserError, match="another job is writing there"), lock_output(tmp_path / "out"):
+        pass
+    second.release()

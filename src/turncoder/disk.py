@@ -4,14 +4,13 @@ import logging
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from turncoder.errors import UserError
 
-__all__ = ["default_cache", "hold_folder", "replace_file", "replace_folder", "write_atomically"]
+__all__ = ["default_cache", "lock_output", "replace_file", "replace_folder", "write_atomically"]
 
 logger = logging.getLogger("turncoder")
 
@@ -77,39 +76,39 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def hold_folder(folder: Path, wait_s: float = 0) -> Iterator[None]:
-    """Keep other processes out of a folder; a process that dies lets go of it.
+def lock_output(out: Path, wait_s: float = 0) -> Iterator[None]:
+    """Keep a second job out of a folder; what is killed leaves no lock behind.
 
-    The folder itself is locked, not a file in it: nothing is left behind, and it may be renamed meanwhile. Without
-    effect on Windows, and on file systems without locks.
+    The lock is a file beside the folder, so that this may be renamed or not be there yet.
+
+    Parameters
+    ----------
+    out
+        The folder.
+    wait_s
+        Seconds that another job has to end.
 
     Raises
     ------
     UserError
-        Another process holds it, and goes on to for ``wait_s`` seconds.
+        Another job is writing there.
     """
+    from filelock import FileLock, Timeout
+
+    path = out.with_name(f".{out.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
     try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if wait_s:
+                logger.warning("%s: another job is writing there; waiting up to %g s", out, wait_s)
+            lock.acquire(timeout=wait_s)
+    except Timeout as error:
+        raise UserError(f"--output {out}: another job is writing there; wait, or choose another place") from error
     try:
-        began, told = time.monotonic(), False
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= began + wait_s:
-                    remedy = "wait for its end, or name another folder"
-                    raise UserError(f"--output {folder}: another process is writing this run; {remedy}") from None
-                if not told:
-                    logger.warning("%s: another process is writing this run; waiting up to %g s", folder, wait_s)
-                told = True
-                time.sleep(0.2)
-            except OSError:  # no locks there
-                break
         yield
     finally:
-        os.close(handle)
+        path.unlink(missing_ok=True)  # while it is held: whoever has opened it tries again with a new one
+        lock.release()

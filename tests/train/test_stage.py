@@ -12,7 +12,7 @@ from turncoder.config.sentences import SentencesConfig
 from turncoder.config.stages import SimcseConfig
 from turncoder.data.pairs import Rows
 from turncoder.errors import UserError
-from turncoder.train import running
+from turncoder.train import stage
 from turncoder.train.contrast import _name_prompts
 from turncoder.train.recording import _tell
 from turncoder.train.running import Run
@@ -64,8 +64,8 @@ def test_commands_that_add_to_a_run_are_kept(tmp_path: Path, monkeypatch: pytest
 
 HOLD = """
 import pathlib, sys, time
-from turncoder.disk import hold_folder
-with hold_folder(pathlib.Path(sys.argv[1])):
+from turncoder.disk import lock_output
+with lock_output(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -82,23 +82,24 @@ def test_a_run_that_another_process_writes_is_left_alone(
     before = (tmp_path / "run/run.json").read_text()
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
-        monkeypatch.setattr(running, "ENDING_S", 0.3)
-        with pytest.raises(UserError, match=r"--output .*run: another process is writing this run; wait for its end"):
+        monkeypatch.setattr(stage, "ENDING_S", 0.3)
+        with pytest.raises(UserError, match=r"--output .*run: another job is writing there; wait, or choose"):
             perform(again, "turn", lambda config, run: None)
         assert "waiting up to 0.3 s" in caplog.text
         assert (tmp_path / "run/run.json").read_text() == before
-        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+        assert {path.name for path in tmp_path.iterdir()} == {"run", ".run.lock"}
         other.kill()
     perform(again, "turn", lambda config, run: None)  # a killed process lets go
     assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "done"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_new_run_is_held_and_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "ENDING_S", 0)
+    monkeypatch.setattr(stage, "ENDING_S", 0)
     config = SimcseConfig(model_name_or_path="m", train_file="t", output_dir=str(tmp_path / "run"))
 
     def work(config: SimcseConfig, run: Run) -> None:
-        with pytest.raises(UserError, match="another process"):
+        with pytest.raises(UserError, match="another job"):
             perform(config, "turn", interrupt)
         raise KeyboardInterrupt
 

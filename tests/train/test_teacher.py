@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def test_a_batch_has_the_teachers_vectors(place: Path, prompts: dict[str, str]) 
     teacher = open_teacher(config)
     assert teacher is not None
     teacher.prompts = prompts
-    lessons = ask_teacher(teacher, sets, open_run(config, "supervised", ExitStack()))
+    lessons = ask_teacher(teacher, sets, open_run(config, "supervised"))
     prompted = bool(prompts)
     distinct = {
         (prompted and name == "anchor", text) for name in sets[0].data.column_names for text in sets[0].data[name]

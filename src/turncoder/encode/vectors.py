@@ -11,25 +11,24 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from turncoder.config.encoding import EncodeConfig
 from turncoder.config.stages import ACTIONS, differences, to_dict
 from turncoder.data.rows import Rows, scan_rows
 from turncoder.data.vectorfile import VectorFile, is_whole
-from turncoder.disk import write_atomically
+from turncoder.disk import lock_output, write_atomically
 from turncoder.encode.encoder import check_flags
 from turncoder.encode.texts import SHARD_TEXTS, Counts
 from turncoder.encode.workers import Workers
 from turncoder.errors import UserError
 from turncoder.progress import NOTICE_SECONDS, open_bar
 
-__all__ = ["describe_job", "encode_file", "lock_output", "look_at_job", "look_at_output", "name_shards"]
+__all__ = ["describe_job", "encode_file", "look_at_job", "look_at_output", "name_shards"]
 
 logger = logging.getLogger("turncoder")
 
@@ -163,23 +162,6 @@ def look_at_output(out: Path, config: EncodeConfig) -> dict[str, Any] | None:
     if not isinstance(manifest, dict) or not {"format", "shard_texts", "batch_tokens", "dimension"} <= set(manifest):
         raise UserError(f"--output {out} is a folder with other things in it; choose a new one")
     return None if config.overwrite else manifest
-
-
-@contextmanager
-def lock_output(out: Path) -> Iterator[None]:
-    """Keep a second job out of a folder; what is killed leaves no lock behind."""
-    path = out.with_name(f".{out.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(f"--output {out}: another job is writing there; wait, or choose another place") from error
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)  # while it is held: whoever has opened it tries again with a new one
-        lock.release()
 
 
 def _clear(out: Path) -> None:

@@ -28,8 +28,9 @@ from turncoder.data.sentences import clean
 from turncoder.data.tokenizer import pad_token_id
 from turncoder.data.vectorfile import VectorFile
 from turncoder.data.words import WordSet, open_words
+from turncoder.disk import lock_output
 from turncoder.encode.encoder import MAX_SEQ_LENGTH, check_flags, open_encoder
-from turncoder.encode.vectors import lock_output, look_at_output
+from turncoder.encode.vectors import look_at_output
 from turncoder.errors import UserError
 from turncoder.train.features import read_states
 

@@ -11,18 +11,15 @@ import dataclasses
 import json
 import logging
 import shutil
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
 from turncoder.config.keys import FitKeys
 from turncoder.config.stages import to_toml
 from turncoder.data.files import refuse_file
-from turncoder.disk import hold_folder, write_atomically
+from turncoder.disk import write_atomically
 from turncoder.errors import UserError
 from turncoder.train.record import new_record, tell_config, tell_defaults
 from turncoder.train.resuming import check_rows, check_same, failed_early, wants_more
@@ -39,7 +36,6 @@ __all__ = [
 logger = logging.getLogger("turncoder")
 
 MARKER = "complete"
-ENDING_S = 15  # processes that read for one that was killed notice it and leave
 
 
 @dataclasses.dataclass
@@ -149,8 +145,8 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def open_run(config: FitKeys, stage: str, held: ExitStack) -> Run:
-    """Create the run folder, or open it again to resume; no other process may write to it meanwhile.
+def open_run(config: FitKeys, stage: str) -> Run:
+    """Create the run folder, or open it again to resume.
 
     Parameters
     ----------
@@ -158,8 +154,6 @@ def open_run(config: FitKeys, stage: str, held: ExitStack) -> Run:
         The resolved configuration; ``output_dir`` names the folder.
     stage
         The command, such as ``mntp``.
-    held
-        Lets go of the folder when it is closed.
 
     Returns
     -------
@@ -169,12 +163,9 @@ def open_run(config: FitKeys, stage: str, held: ExitStack) -> Run:
     Raises
     ------
     UserError
-        No folder named, a folder that is not a run, a run of another stage, or a configuration that changed; a run
-        that another process is writing.
+        No folder named, a folder that is not a run, a run of another stage, or a configuration that changed.
     """
-    state = PartialState(cpu=not torch.accelerator.is_available())  # without this, torchrun on CPUs is not seen
-    if config.output_dir and Path(config.output_dir).is_dir():
-        _hold(Path(config.output_dir), held, wait_s=ENDING_S)
+    state = PartialState()
     old = read_earlier(config, stage)
     state.wait_for_everyone()  # everyone has seen the folder as it was
     run = Run(Path(str(config.output_dir)), new_record(config, stage))
@@ -195,37 +186,15 @@ def open_run(config: FitKeys, stage: str, held: ExitStack) -> Run:
         return run
     if state.is_main_process:
         run.folder.mkdir(parents=True, exist_ok=True)
-    if old is None:
-        held.close()
-        _hold(run.folder, held)  # which may be a new folder
-    if state.is_main_process:
-        _clear(run, anew=old is None)
+        if old is None:
+            run.metrics.unlink(missing_ok=True)
         write_atomically(run.folder / "config.toml", to_toml(config))
+        for partial in run.checkpoints.glob("checkpoint-*"):
+            if not (partial / MARKER).exists():
+                shutil.rmtree(partial)  # cut off by a kill: it never was a checkpoint
     run.update(status="running")
     state.wait_for_everyone()
     return run
-
-
-def _clear(run: Run, *, anew: bool) -> None:
-    """Delete what a run that is not there left, and what a kill cut off: it never was a checkpoint."""
-    if anew:
-        run.metrics.unlink(missing_ok=True)
-    for partial in run.checkpoints.glob("checkpoint-*"):
-        if not (partial / MARKER).exists():
-            shutil.rmtree(partial)
-
-
-def _hold(folder: Path, held: ExitStack, wait_s: float = 0) -> None:
-    """Hold a folder in the main process, for all of them."""
-    refused: list[str | None] = [None]
-    if PartialState().is_main_process:
-        try:
-            held.enter_context(hold_folder(folder, wait_s))
-        except UserError as error:
-            refused = [str(error)]
-    broadcast_object_list(refused)
-    if refused[0]:
-        raise UserError(refused[0])
 
 
 def read_earlier(config: Any, stage: str) -> dict[str, Any] | None:

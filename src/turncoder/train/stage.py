@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from turncoder.artifact import save_encoder
 from turncoder.config.keys import TrainKeys
-from turncoder.disk import replace_folder
+from turncoder.data.files import refuse_file
+from turncoder.disk import lock_output, replace_folder
 from turncoder.encode.pooling import name_pooling
 from turncoder.errors import UnfinishedError, UserError, first_line
 from turncoder.info import measure_memory
@@ -52,6 +54,7 @@ TOLD = (
     "lora_alpha", "lora_dropout", "mlm_probability", "simcse_dropout", "loss_scale", "temperature", "seed",
 )  # fmt: skip
 """Keys that a model card shows."""
+ENDING_S = 15  # processes that read for one that was killed notice it and leave
 HEAD_PREFIX = "vocabulary_head_"
 MERGED_BYTES = 10 * 2**30  # save_merged=auto keeps merged models up to this size
 
@@ -89,13 +92,31 @@ def perform(config: Any, stage: str, work: Callable[[Any, Run], None]) -> Path:
     Path
         The run folder.
     """
-    with ExitStack() as held:
-        run = open_run(config, stage, held)
+    with _lock_run(config.output_dir):
+        run = open_run(config, stage)
         if run.finished:
             logger.warning("%s is done already; --overwrite starts anew", run.folder)
         else:
             _work(config, run, work)
     return run.folder
+
+
+@contextmanager
+def _lock_run(folder: str | None) -> Iterator[None]:
+    """Keep other commands out of a run folder: the main process does, for all of them."""
+    state = PartialState(cpu=not torch.accelerator.is_available())  # without this, torchrun on CPUs is not seen
+    refused: list[str | None] = [None]
+    with ExitStack() as held:
+        if folder and state.is_main_process:
+            try:
+                refuse_file(Path(folder))
+                held.enter_context(lock_output(Path(folder), ENDING_S))
+            except UserError as error:
+                refused = [str(error)]
+        broadcast_object_list(refused)
+        if refused[0]:
+            raise UserError(refused[0])
+        yield
 
 
 def _work(config: Any, run: Run, work: Callable[[Any, Run], None]) -> None:
